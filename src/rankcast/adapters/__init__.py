@@ -1,0 +1,1 @@
+"""What is sent: low-rank adapters in SVD form whose ranks change between any two steps."""

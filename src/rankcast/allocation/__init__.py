@@ -1,0 +1,1 @@
+"""Everything that answers "which ranks?" behind one protocol."""

@@ -1,0 +1,68 @@
+"""Everything rankcast raises on purpose.
+
+RankcastError
+├── LinkError                     an impossible link: NaN SNR, no bandwidth, no time
+│   └── InfeasibleDeadlineError   not even the smallest plan arrives; names the shortfall
+├── DataError                     a data set that cannot be learned from
+├── ModelError                    a base model that cannot carry adapters
+├── ConfigError                   a setting that does not exist or makes no sense
+└── CheckpointError               a run that cannot be continued or loaded
+
+Each message says what was wrong and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RankcastError(Exception):
+    """Base of every error that rankcast raises on purpose."""
+
+
+class LinkError(RankcastError, ValueError):
+    """A link state outside physics: NaN or infinite SNR, bandwidth or deadline not positive."""
+
+
+class InfeasibleDeadlineError(LinkError):
+    """The smallest allowed plan does not fit the deadline (Eq. 7).
+
+    Attributes:
+        payload_bits: bits of the smallest plan.
+        budget_bits: bits that the link carries before the deadline.
+    """
+
+    def __init__(self, payload_bits: float, budget_bits: float) -> None:
+        """Word the shortfall from the two bit counts."""
+        self.payload_bits = float(payload_bits)
+        self.budget_bits = float(budget_bits)
+        factor = payload_bits / budget_bits if budget_bits > 0 else float("inf")
+        super().__init__(
+            f"The smallest plan needs {payload_bits:,.0f} bits, but the link carries only "
+            f"{budget_bits:,.0f} before the deadline: short by {payload_bits - budget_bits:,.0f} "
+            f"bits (a factor of {factor:.3g}). Give it more time, more bandwidth, or allow a "
+            f"smaller minimum rank."
+        )
+
+
+class DataError(RankcastError, ValueError):
+    """A data set with a missing column, empty text, one class, or a label out of range."""
+
+
+class ModelError(RankcastError, ValueError):
+    """A base model without projections to adapt, or whose shape an adapter does not match."""
+
+
+class ConfigError(RankcastError, ValueError):
+    """A setting that does not exist or whose value makes no sense."""
+
+
+class CheckpointError(RankcastError, RuntimeError):
+    """A checkpoint that is truncated or belongs to another model or configuration."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the closest known word, or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""

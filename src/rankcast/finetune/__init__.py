@@ -1,0 +1,1 @@
+"""What is learned from: text, objectives, and the learner behind the MDP."""

@@ -1,0 +1,83 @@
+"""The protocol between the MDP and whatever is being fine-tuned.
+
+Two implementations: `rankcast.finetune.transformer.TransformerLearner`, the live model, and
+`rankcast.finetune.synthetic.SyntheticLearner`, a utility with a known optimum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one training step under a plan revealed, for B environments.
+
+    Attributes:
+        task_loss: (B,) U(r_t), the loss of this batch under the plan.
+        reference_loss: (B,) the loss of the same batch under full rank, or None if it was not
+            measured. The difference of the two has a small fraction of the noise of either.
+    """
+
+    task_loss: FloatArray
+    reference_loss: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Loss and accuracy over one held-out split.
+
+    Attributes:
+        loss: mean task loss.
+        accuracy: share of right answers in [0, 1] (of next tokens for a causal model).
+        n_examples: how many were judged.
+    """
+
+    loss: float
+    accuracy: float
+    n_examples: int
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A model, or a stand-in for one, that trains under a rank vector.
+
+    One step of the MDP is `next_text()` (part of the observation), `apply(ranks)`, `step()`.
+    """
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """The projections and their largest rank."""
+        ...
+
+    @property
+    def n_envs(self) -> int:
+        """B, the number of environments stepped at once; 1 for a live model."""
+        ...
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode; a live model keeps what it has learned."""
+        ...
+
+    def next_text(self) -> TextStats:
+        """Return the statistics of the batch that the next `step` will train on."""
+        ...
+
+    def apply(self, ranks: IntArray) -> None:
+        """Put (B, N) ranks in force."""
+        ...
+
+    def step(self) -> StepResult:
+        """Train one step under the ranks in force and report its loss."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue bit-exactly."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        ...

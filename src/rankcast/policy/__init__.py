@@ -1,0 +1,1 @@
+"""AirLLM: PPO proposes, a conditional DDIM refines."""
