@@ -80,7 +80,7 @@ COMMANDS = {
     "demo": lambda *args: run("rankcast", "demo", *args),
     "test": lambda *args: run("python", "-m", "pytest", *args),
     "check": check,
-    "bench": lambda *args: run("python", "-m", "pytest", "benchmarks", "-p", "no:xdist", *args),
+    "bench": lambda *args: run("python", "-m", "pytest", "benchmarks", "-n", "0", *args),
     "docs": lambda *args: run("python", "-m", "pytest", "tests/architecture/test_docs.py", *args),
     "run": lambda *args: run("rankcast", *args),
 }

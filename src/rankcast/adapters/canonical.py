@@ -1,0 +1,174 @@
+"""Sort components so that the first r of them are the best version of rank r (Eckart–Young)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankcast.adapters.svd import ElasticAdapter
+from rankcast.errors import DataError, ModelError
+
+
+@torch.no_grad()
+def canonicalise(adapter: ElasticAdapter, second_moments: Sequence[Tensor] | None = None) -> None:
+    """Rewrite every P Λ Q, unchanged as a product, so that each prefix is its best truncation.
+
+    Best means least ‖ΔW − ΔW_r‖_F, or, given C = E[x xᵀ] of each projection's input, least
+    E‖(ΔW − ΔW_r) x‖². P gets orthonormal columns and Λ falls without C. With C the rows of Q have
+    unit length and are not orthogonal. An optimiser's moments no longer fit afterwards: call
+    `PrefixAdamW.reset_state()`.
+
+    Args:
+        adapter: changed in place; all `r_max` components take part, whatever ranks are in force.
+        second_moments: N tensors, (d_in, d_in) or the diagonal (d_in,); None weighs all alike.
+
+    Raises:
+        ModelError: second moments that do not fit the projections.
+    """
+    if second_moments is not None:
+        _check_moments(adapter, second_moments)
+    for i, (Q, lam, P) in enumerate(adapter.factors()):
+        moment = None if second_moments is None else second_moments[i].to(Q.device, torch.float64)
+        left, values, right = sorted_factors(P.double(), lam.double().view(-1), Q.double(), moment)
+        P.copy_(left)
+        lam.copy_(values[:, None])
+        Q.copy_(right)
+
+
+def sorted_factors(
+    P: Tensor, lam: Tensor, Q: Tensor, second_moment: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return P', Λ', Q' with P'Λ'Q' = PΛQ whose every prefix is the best truncation.
+
+    With U the left singular vectors of PΛQ C^½, the best rank-r version is U_r U_rᵀ PΛQ: a
+    projection, which needs no inverse of C. The matrix of (d_out, d_in) is never formed.
+
+    Args:
+        P: (d_out, r).
+        lam: (r,).
+        Q: (r, d_in).
+        second_moment: C, (d_in, d_in) or its diagonal (d_in,); None stands for the identity.
+    """
+    r = len(lam)
+    basis_out, core_out = torch.linalg.qr(P * lam)  # (d_out, k), (k, r)
+    if second_moment is None:
+        core = core_out @ torch.linalg.qr(Q.mT).R.mT
+    else:
+        weighted = Q * second_moment if second_moment.ndim == 1 else Q @ second_moment
+        core = core_out @ _square_root(weighted @ Q.mT)
+    U = torch.linalg.svd(core, full_matrices=True).U  # (k, k)
+    rows = U.mT @ core_out @ Q
+    values = torch.linalg.vector_norm(rows, dim=1)
+    alive = values > 1e-12 * values.max().clamp_min(1e-30)
+    right = torch.where(alive[:, None], rows / values.clamp_min(1e-30)[:, None], 0.0)
+    values = torch.where(alive, values, 0.0)
+    right = _fill(right, alive, Q)
+    pad = r - len(values)  # d_out below r: the rest stays zero
+    left = torch.nn.functional.pad(basis_out @ U, (0, pad))
+    return left, torch.nn.functional.pad(values, (0, pad)), _pad_rows(right, pad)
+
+
+def collect_second_moments(
+    adapter: ElasticAdapter, batches: Iterable[Any], *, full: bool = False
+) -> list[Tensor]:
+    """Return E[x xᵀ] of the input of each projection under the ranks in force.
+
+    Args:
+        adapter: run in eval mode and without gradients.
+        batches: what the model takes, mappings of keyword arguments or single tensors. Positions
+            that an `attention_mask` switches off do not count.
+        full: whole matrices (d_in, d_in) instead of diagonals (d_in,).
+
+    Raises:
+        DataError: no batch.
+    """
+    sums = [
+        torch.zeros((p.d_in, p.d_in) if full else (p.d_in,), dtype=torch.float64)
+        for p in adapter.layout.projections
+    ]
+    seen = [0] * len(sums)
+    mask: list[Tensor | None] = [None]
+    hooks = [
+        layer.register_forward_pre_hook(_recorder(i, sums, seen, mask, full=full))
+        for i, layer in enumerate(adapter.layers)
+    ]
+    training = adapter.model.training
+    adapter.model.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                keywords = isinstance(batch, Mapping)
+                mask[0] = batch.get("attention_mask") if keywords else None
+                _ = adapter.model(**batch) if keywords else adapter.model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        adapter.model.train(training)
+    if not all(seen):
+        raise DataError("Second moments need at least one batch that passes every projection.")
+    return [total / count for total, count in zip(sums, seen, strict=True)]
+
+
+def _recorder(
+    index: int, sums: list[Tensor], seen: list[int], mask: list[Tensor | None], *, full: bool
+) -> Callable[[Any, tuple[Tensor, ...]], None]:
+    """Return a hook that adds the inputs of one projection to its sum."""
+
+    def record(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach()
+        attended = mask[0]
+        if attended is not None and attended.shape == x.shape[:-1]:
+            x = x[attended.bool()]
+        x = x.reshape(-1, x.shape[-1]).float()
+        moment = x.mT @ x if full else x.square().sum(0)
+        sums[index] += moment.to("cpu", torch.float64)
+        seen[index] += len(x)
+
+    return record
+
+
+def _check_moments(adapter: ElasticAdapter, moments: Sequence[Tensor]) -> None:
+    """Raise unless there is one moment of the right width for each projection."""
+    projections = adapter.layout.projections
+    if len(moments) != len(projections):
+        raise ModelError(
+            f"There are {len(projections)} projections but {len(moments)} second moments; "
+            f"collect them with this adapter."
+        )
+    for p, moment in zip(projections, moments, strict=True):
+        if tuple(moment.shape) not in ((p.d_in,), (p.d_in, p.d_in)):
+            raise ModelError(
+                f"{p.name} takes {p.d_in} inputs, so its second moment has shape ({p.d_in},) or "
+                f"({p.d_in}, {p.d_in}), not {tuple(moment.shape)}."
+            )
+
+
+def _square_root(matrix: Tensor) -> Tensor:
+    """Return B with B Bᵀ = matrix for a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def _fill(right: Tensor, alive: Tensor, Q: Tensor) -> Tensor:
+    """Give each component of value zero a unit row, so that training can bring it to life.
+
+    The rows are orthogonal to those of the living components and within the span of the old Q as
+    far as that goes.
+    """
+    n_dead = int((~alive).sum())
+    if not n_dead:
+        return right
+    living = right[alive]
+    basis = torch.linalg.qr(torch.cat([living, Q]).mT).Q.mT
+    spare = basis[len(living) : len(living) + n_dead]
+    filled = right.clone()
+    filled[~alive] = _pad_rows(spare, n_dead - len(spare))
+    return filled
+
+
+def _pad_rows(rows: Tensor, count: int) -> Tensor:
+    """Append `count` rows of zeros."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, count))

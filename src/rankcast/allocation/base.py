@@ -1,0 +1,148 @@
+"""The question that every allocator answers, and the guarantee that each answer keeps.
+
+Shapes: `B` links, `N` projections, `R` = r_max. A *component* is one unit of rank of one
+projection; `gains` (N, R) or (B, N, R) holds the loss that each component removes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+
+from rankcast.errors import ConfigError, InfeasibleDeadlineError, nearest
+from rankcast.link.payload import LinkCostModel
+from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Observation
+
+DeadlineRule = Literal["enforce", "penalise"]
+"""Whether Eq. 7 is a constraint (default) or, as in the paper's reward, only a price."""
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """Anything that answers "which ranks?"."""
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and plots."""
+        ...
+
+    def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
+        """Return (B, N) ranks, feasible for each link of the observation.
+
+        Raises:
+            InfeasibleDeadlineError: not even the smallest plan arrives in time.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class AllocationProblem:
+    """Eq. 9: minimise U(r) + λ·η(r) subject to the deadline and the bounds on every rank.
+
+    Attributes:
+        layout: the projections and r_max.
+        link_costs: turns ranks and a link into η.
+        link_weight: λ.
+        min_rank: smallest rank allowed. The paper has 1 in Eq. 9 and 0 in its action space; 0 here.
+        deadline: whether a plan must arrive in time or only pays for being late.
+
+    Raises:
+        ConfigError: a negative λ, a minimum rank outside 0..r_max, or an unknown rule.
+    """
+
+    layout: AdapterLayout
+    link_costs: LinkCostModel
+    link_weight: float = 0.1
+    min_rank: int = 0
+    deadline: DeadlineRule = "enforce"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no sense."""
+        if not self.link_weight >= 0:
+            raise ConfigError(f"link_weight (λ) must be at least 0, got {self.link_weight}.")
+        if not 0 <= self.min_rank <= self.layout.r_max:
+            raise ConfigError(
+                f"min_rank must lie in 0..r_max = {self.layout.r_max}, got {self.min_rank}."
+            )
+        if self.deadline not in get_args(DeadlineRule):
+            hint = nearest(self.deadline, get_args(DeadlineRule))
+            raise ConfigError(f"There is no deadline rule {self.deadline!r}{hint}.")
+
+    def cost_per_rank(self, link: LinkState) -> FloatArray:
+        """Return (B, N): η of one more rank of each projection."""
+        return self.link_costs.cost_per_rank(link)
+
+    def objective(self, task_loss: FloatArray, ranks: IntArray, link: LinkState) -> FloatArray:
+        """Return (B,) U(r) + λ·η(r), what Eq. 9 minimises."""
+        return task_loss + self.link_weight * self.link_costs.link_cost(ranks, link)
+
+    def feasible(
+        self, ranks: IntArray, link: LinkState, gains: FloatArray | None = None
+    ) -> IntArray:
+        """Return the (B, N) ranks brought within bounds and, if the rule says so, the deadline.
+
+        Components leave in order of least gain per bit when gains are known. Without gains every
+        projection shrinks by about the same share of its rank. What already fits is returned
+        unchanged.
+
+        Raises:
+            InfeasibleDeadlineError: the smallest plan is too large for some link.
+        """
+        bounded = np.clip(np.asarray(ranks, dtype=np.int64), self.min_rank, self.layout.r_max)
+        if self.deadline == "penalise":
+            return bounded
+        cost = self.cost_per_rank(link)
+        late = (bounded * cost).sum(axis=1) > 1.0
+        if not late.any():
+            return bounded
+        self.require_feasible(link)
+        i = np.arange(1, self.layout.r_max + 1)
+        if gains is None:
+            worth = -i / np.maximum(bounded, 1)[..., None]
+        else:
+            worth = np.broadcast_to(gains, (*bounded.shape, len(i))) / cost[..., None]
+        kept = keep_within_budget(worth, cost, bounded, self.min_rank)
+        return np.where(late[:, None], kept, bounded)
+
+    def require_feasible(self, link: LinkState) -> None:
+        """Check that the smallest plan arrives on every link.
+
+        Raises:
+            InfeasibleDeadlineError: it does not; the message names the worst link's shortfall.
+        """
+        smallest = self.min_rank * self.link_costs.bits_per_rank().sum()
+        budget = self.link_costs.budget_bits(link).min()
+        if self.deadline == "enforce" and smallest > budget:
+            raise InfeasibleDeadlineError(float(smallest), float(budget))
+
+
+def keep_within_budget(
+    worth: FloatArray, cost: FloatArray, ranks: IntArray, min_rank: int = 0
+) -> IntArray:
+    """Keep the worthiest components of each plan until their cost reaches 1.
+
+    Args:
+        worth: (B, N, R) priority of each component. Components of a projection can only be kept in
+            order, so a component counts for no more than the ones before it.
+        cost: (B, N) η of one component.
+        ranks: (B, N) upper bound on each rank.
+        min_rank: components that are kept whatever they are worth.
+
+    Returns:
+        (B, N) ranks with Σ cost·rank ≤ 1, if the minimum allows it.
+    """
+    i = np.arange(1, worth.shape[2] + 1)
+    optional = np.where(i <= ranks[..., None], worth, -np.inf)
+    priority = np.minimum.accumulate(np.where(i <= min_rank, np.inf, optional), axis=2)
+    flat = priority.reshape(len(worth), -1)
+    order = np.argsort(-flat, axis=1, kind="stable")
+    spent = np.take_along_axis(
+        np.broadcast_to(cost[..., None], worth.shape).reshape(len(worth), -1), order, axis=1
+    ).cumsum(axis=1)
+    kept = np.zeros(flat.shape, dtype=bool)
+    # Room for the rounding of the running sum, so that a budget met exactly is not cut.
+    np.put_along_axis(kept, order, spent <= 1.0 + 1e-12, axis=1)
+    kept = (kept & (flat > -np.inf)).reshape(worth.shape) | (i <= min_rank)
+    return kept.sum(axis=2)

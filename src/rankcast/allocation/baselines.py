@@ -1,0 +1,102 @@
+"""The simple answers: one rank for all, random ranks, and the solver on what is believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankcast.allocation.base import AllocationProblem
+from rankcast.allocation.solve import waterfill
+from rankcast.allocation.utility import BayesianUtility
+from rankcast.records import FloatArray, IntArray, Observation
+
+
+@dataclass(frozen=True)
+class UniformAllocator:
+    """One rank for every projection: the given one, or the largest that arrives in time.
+
+    Attributes:
+        problem: layout, λ and deadline.
+        rank: the rank wanted; None asks for r_max. Where it does not fit, the largest that does.
+    """
+
+    problem: AllocationProblem
+    rank: int | None = None
+
+    @property
+    def name(self) -> str:
+        """`uniform`, with the rank if it is fixed."""
+        return "uniform" if self.rank is None else f"uniform-{self.rank}"
+
+    def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
+        """Return (B, N) equal ranks; `rng` is not used."""
+        del rng
+        problem, link = self.problem, observation.link
+        wanted = problem.layout.r_max if self.rank is None else self.rank
+        ranks = np.full(link.size, wanted, dtype=np.int64)
+        if problem.deadline == "enforce":
+            problem.require_feasible(link)
+            fits = np.floor(1.0 / problem.cost_per_rank(link).sum(axis=1) + 1e-12).astype(np.int64)
+            ranks = np.maximum(np.minimum(ranks, fits), problem.min_rank)
+        return np.repeat(ranks[:, None], problem.layout.n_projections, axis=1)
+
+
+@dataclass(frozen=True)
+class RandomAllocator:
+    """Every rank drawn uniformly from min_rank..r_max, then brought within the deadline."""
+
+    problem: AllocationProblem
+    name: str = "random"
+
+    def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
+        """Return (B, N) random ranks."""
+        shape = (observation.link.size, self.problem.layout.n_projections)
+        ranks = rng.integers(self.problem.min_rank, self.problem.layout.r_max + 1, size=shape)
+        return self.problem.feasible(ranks, observation.link)
+
+
+@dataclass(frozen=True)
+class KnownUtilityAllocator:
+    """The oracle: water-filling on gains that are known.
+
+    Attributes:
+        problem: layout, λ and deadline.
+        gains: (N, R) true gains, decreasing along R.
+        name: for tables.
+    """
+
+    problem: AllocationProblem
+    gains: FloatArray
+    name: str = "oracle"
+
+    def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
+        """Return the (B, N) optimum; `rng` is not used."""
+        del rng
+        return waterfill(self.gains, self.problem, observation.link)
+
+
+@dataclass(frozen=True)
+class BeliefAllocator:
+    """The exact solver on a learned utility.
+
+    Attributes:
+        problem: layout, λ and deadline.
+        utility: the belief; it goes on learning outside.
+        width: 0 solves for the expected gains; above 0 for a fresh draw per link (Thompson
+            sampling; 1 is the full width of the belief).
+        name: for tables.
+    """
+
+    problem: AllocationProblem
+    utility: BayesianUtility
+    width: float = 0.0
+    name: str = "solver"
+
+    def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
+        """Return (B, N) ranks."""
+        if self.width == 0.0:
+            gains = self.utility.mean_gains()
+        else:
+            gains = self.utility.sample_gains(rng, observation.link.size, self.width)
+        return waterfill(gains, self.problem, observation.link)

@@ -1,0 +1,212 @@
+"""What a plan is worth, learned from noisy losses: a Bayesian linear utility.
+
+U(r | H, ρ) = b·(1, H, ρ) - Σ_m Σ_{i ≤ r_m} g_{m,i} with a Gaussian belief over b and g. Gains are
+correlated along the rank of a projection and decrease along it; the latter is imposed on whatever
+leaves the belief, by isotonic projection. A draw from the belief, solved exactly, is a plan of
+Thompson sampling.
+
+The paper has no such model: it observes R_t and differentiates nothing (docs/paper-map.md, Eq. 19).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+from rankcast.errors import CheckpointError, ConfigError
+from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
+
+N_BASELINE = 3  # intercept, lexical entropy, OOV rate
+
+
+@dataclass(frozen=True, slots=True)
+class UtilityConfig:
+    """The prior belief and the noise.
+
+    Attributes:
+        total_gain: loss [nats] that full rank is expected to remove; ln 2, the loss of a guess
+            between two classes, unless something better is known.
+        relative_std: standard deviation of a gain, as a multiple of its mean.
+        rank_correlation: correlation between the gains of neighbouring ranks.
+        rank_decay: ranks over which the expected gain falls by a factor of e.
+        noise_std: standard deviation of one observed loss [nats].
+        paired_noise_std: likewise of the difference between a plan and full rank on one batch.
+        forgetting: share of the evidence that is kept at each update; below 1 where the model
+            under the utility is itself learning.
+    """
+
+    total_gain: float = 0.7
+    relative_std: float = 2.0
+    rank_correlation: float = 0.95
+    rank_decay: float = 4.0
+    noise_std: float = 0.05
+    paired_noise_std: float = 0.02
+    forgetting: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their range."""
+        positive = ("total_gain", "relative_std", "rank_decay", "noise_std", "paired_noise_std")
+        bad = [name for name in positive if not getattr(self, name) > 0]
+        if bad or not 0 <= self.rank_correlation < 1 or not 0 < self.forgetting <= 1:
+            raise ConfigError(
+                f"The utility needs positive {', '.join(positive)}, rank_correlation in [0, 1) "
+                f"and forgetting in (0, 1]; got {self}."
+            )
+
+
+class BayesianUtility:
+    """A Gaussian belief over the gains of all components, updated with every observed loss.
+
+    Ranks above 8 share gains within doubling bins (9–16, 17–32, …), so that the belief grows with
+    log r_max. An update costs O(D²) per observation and a draw O(D³), D = 3 + N·bins.
+
+    Args:
+        layout: the projections and r_max.
+        config: prior and noise.
+    """
+
+    def __init__(self, layout: AdapterLayout, config: UtilityConfig | None = None) -> None:
+        self.layout, self.config = layout, config or UtilityConfig()
+        edges = np.array(_bin_edges(layout.r_max))
+        self._widths = np.diff(edges).astype(np.float64)
+        self._starts = edges[:-1]
+        mean, precision = self._prior()
+        self._prior_precision = precision
+        self._prior_information = precision @ mean
+        self._precision = precision.copy()
+        self._information = self._prior_information.copy()
+
+    def update(
+        self,
+        ranks: IntArray,
+        task_loss: FloatArray,
+        text: TextStats,
+        reference_loss: FloatArray | None = None,
+    ) -> None:
+        """Learn from the losses of (B, N) plans.
+
+        Args:
+            ranks: (B, N) plans.
+            task_loss: (B,) observed U(r).
+            text: (B,) statistics of the batches.
+            reference_loss: (B,) loss of the same batches under full rank. If given, the pair is
+                used: its difference holds less noise and no baseline.
+        """
+        active = self._counts(ranks)
+        if reference_loss is None:
+            features = np.concatenate([_baseline(text), -active], axis=1)
+            target, noise = np.asarray(task_loss), self.config.noise_std
+        else:
+            missing = np.tile(self._widths, self.layout.n_projections) - active
+            features = np.concatenate([np.zeros((len(ranks), N_BASELINE)), missing], axis=1)
+            target, noise = np.asarray(task_loss) - reference_loss, self.config.paired_noise_std
+        keep = self.config.forgetting ** len(ranks)
+        if keep < 1.0:
+            self._precision += (1.0 - keep) * (self._prior_precision - self._precision)
+            self._information += (1.0 - keep) * (self._prior_information - self._information)
+        self._precision += features.T @ features / noise**2
+        self._information += features.T @ target / noise**2
+
+    def mean_gains(self) -> FloatArray:
+        """Return (N, R) expected gains, decreasing along R and not negative."""
+        return self._to_gains(self._mean()[None])[0]
+
+    def sample_gains(self, rng: np.random.Generator, size: int, width: float = 1.0) -> FloatArray:
+        """Return (size, N, R) draws; `width` scales their distance from the mean."""
+        factor, lower = cho_factor(self._precision, lower=True)
+        mean = cho_solve((factor, lower), self._information)
+        normal = rng.standard_normal((len(mean), size))
+        spread = solve_triangular(factor, normal, lower=True, trans="T")
+        return self._to_gains(mean + width * spread.T)
+
+    def predict(self, ranks: IntArray, text: TextStats) -> FloatArray:
+        """Return (B,) expected task loss under the linear belief (without isotonic projection)."""
+        return np.concatenate([_baseline(text), -self._counts(ranks)], axis=1) @ self._mean()
+
+    def state_dict(self) -> dict[str, FloatArray]:
+        """Return what is needed to continue."""
+        return {"precision": self._precision.copy(), "information": self._information.copy()}
+
+    def load_state_dict(self, state: dict[str, FloatArray]) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            CheckpointError: the state belongs to another layout.
+        """
+        if np.shape(state["precision"]) != self._precision.shape:
+            raise CheckpointError(
+                f"The saved utility has {len(state['information'])} unknowns, this layout has "
+                f"{len(self._information)}; load it with the model and r_max it was trained with."
+            )
+        self._precision = np.array(state["precision"], dtype=np.float64)
+        self._information = np.array(state["information"], dtype=np.float64)
+
+    def _prior(self) -> tuple[FloatArray, FloatArray]:
+        """Return mean (D,) and precision (D, D)."""
+        c, n = self.config, self.layout.n_projections
+        middle = self._starts + (self._widths - 1) / 2
+        shape = np.exp(-middle / c.rank_decay)
+        mean = c.total_gain / (n * (shape * self._widths).sum()) * shape
+        distance = np.abs(np.subtract.outer(middle, middle))
+        covariance = (c.relative_std**2 * np.outer(mean, mean)) * c.rank_correlation**distance
+        block = np.linalg.inv(covariance)
+        precision = np.zeros((N_BASELINE + n * len(mean),) * 2)
+        # A wide prior on the baseline, in nats per nat of entropy and per unit of OOV rate.
+        precision[:N_BASELINE, :N_BASELINE] = np.diag([0.25, 25.0, 25.0])
+        for m in range(n):
+            at = slice(N_BASELINE + m * len(mean), N_BASELINE + (m + 1) * len(mean))
+            precision[at, at] = (block + block.T) / 2
+        baseline = np.zeros(N_BASELINE)
+        baseline[0] = 2 * c.total_gain
+        return np.concatenate([baseline, np.tile(mean, n)]), precision
+
+    def _mean(self) -> FloatArray:
+        return cho_solve(cho_factor(self._precision, lower=True), self._information)
+
+    def _counts(self, ranks: IntArray) -> FloatArray:
+        """Return (B, N·bins): how many components of each bin are active."""
+        ranks = np.asarray(ranks)
+        active = np.clip(ranks[..., None] - self._starts, 0, self._widths)
+        return active.reshape(len(ranks), -1)
+
+    def _to_gains(self, beliefs: FloatArray) -> FloatArray:
+        n = self.layout.n_projections
+        binned = beliefs[:, N_BASELINE:].reshape(len(beliefs), n, -1)
+        decreasing = np.maximum(isotonic_decreasing(binned, self._widths), 0.0)
+        return np.repeat(decreasing, self._widths.astype(int), axis=2)
+
+
+def isotonic_decreasing(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return the weighted least-squares decreasing fit along the last axis.
+
+    By the min-max formula, fit_i = min_{a ≤ i} max_{b ≥ i} mean(values[a..b]): for the few bins
+    of a projection it is faster than pool-adjacent-violators called once per row.
+
+    Args:
+        values: (..., K).
+        weights: (K,) positive.
+    """
+    k = len(weights)
+    zero = np.zeros((*values.shape[:-1], 1))
+    sums = np.concatenate([zero, np.cumsum(values * weights, axis=-1)], axis=-1)
+    mass = np.concatenate([[0.0], np.cumsum(weights)])
+    fit = np.full(values.shape, np.inf)
+    for a in range(k):
+        means = (sums[..., a + 1 :] - sums[..., a : a + 1]) / (mass[a + 1 :] - mass[a])
+        best = np.maximum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]
+        fit[..., a:] = np.minimum(fit[..., a:], best)
+    return fit
+
+
+def _baseline(text: TextStats) -> FloatArray:
+    return np.column_stack([np.ones_like(text.oov_rate), text.lexical_entropy, text.oov_rate])
+
+
+def _bin_edges(r_max: int) -> list[int]:
+    """Return 0, 1, …, 8, 16, 32, … up to r_max."""
+    edges = list(range(min(r_max, 8) + 1))
+    while edges[-1] < r_max:
+        edges.append(min(2 * edges[-1], r_max))
+    return edges

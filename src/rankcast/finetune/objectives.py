@@ -1,0 +1,106 @@
+"""What the model is asked to do: classify a text, or predict its next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor
+
+from rankcast.errors import ConfigError, DataError
+from rankcast.finetune.batching import Batch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How each text of a batch fared.
+
+    Attributes:
+        loss: (B,) summed cross-entropy of its predictions [nats].
+        correct: (B,) how many of them were right.
+        count: (B,) how many there were.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    count: Tensor
+
+
+class Objective(Protocol):
+    """A way to turn logits into losses."""
+
+    @property
+    def task_type(self) -> str:
+        """PEFT's name for it."""
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """Return how many predictions a batch asks for, known before it is run."""
+        ...
+
+    def judge(self, logits: Tensor, batch: Batch) -> Judged:
+        """Return loss and number of right answers of each text."""
+        ...
+
+
+@dataclass(frozen=True)
+class SequenceClassification:
+    """One of `n_labels` classes for each text.
+
+    Raises:
+        ConfigError: fewer than two classes.
+    """
+
+    n_labels: int
+    task_type: str = "SEQ_CLS"
+
+    def __post_init__(self) -> None:
+        """Refuse a classifier that has nothing to choose."""
+        if self.n_labels < 2:
+            raise ConfigError(f"A classifier needs at least two classes, got {self.n_labels}.")
+
+    def count(self, batch: Batch) -> int:
+        """Return B: one prediction a text."""
+        return len(_labels(batch))
+
+    def judge(self, logits: Tensor, batch: Batch) -> Judged:
+        """Return the cross-entropy of (B, n_labels) logits."""
+        labels = _labels(batch)
+        loss = F.cross_entropy(logits.float(), labels, reduction="none")
+        return Judged(loss, (logits.argmax(-1) == labels).long(), torch.ones_like(labels))
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """The next token, everywhere in the text."""
+
+    task_type: str = "CAUSAL_LM"
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of tokens that have another before them."""
+        return int(batch.attention_mask[:, 1:].sum())
+
+    def judge(self, logits: Tensor, batch: Batch) -> Judged:
+        """Return the summed cross-entropy of (B, S, V) logits shifted by one."""
+        mask = batch.attention_mask[:, 1:].bool()
+        target = batch.input_ids[:, 1:].masked_fill(~mask, IGNORED)
+        ahead = logits[:, :-1].float()
+        loss = F.cross_entropy(
+            ahead.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        correct = (ahead.argmax(-1) == target).sum(-1)
+        return Judged(loss.view_as(target).sum(-1), correct, mask.sum(-1))
+
+
+def _labels(batch: Batch) -> Tensor:
+    """Return the labels of a batch."""
+    if batch.labels is None:
+        raise DataError(
+            "Classification needs labels, and this split has none: name the label column, use "
+            "another split, or set the objective to causal."
+        )
+    return batch.labels

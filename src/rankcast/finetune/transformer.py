@@ -1,0 +1,307 @@
+"""The live model: a frozen transformer whose adapters train under a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankcast.adapters.svd import ElasticAdapter
+from rankcast.errors import CheckpointError, DataError, ModelError, RankcastError
+from rankcast.finetune.base_models import load_model
+from rankcast.finetune.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
+from rankcast.finetune.config import FinetuneConfig
+from rankcast.finetune.learner import Evaluation, StepResult
+from rankcast.finetune.objectives import CausalLM, Judged, Objective, SequenceClassification
+from rankcast.finetune.optimisation import Optimisation, make_accelerator
+from rankcast.finetune.texts import DatasetSplits
+from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
+
+
+class TransformerLearner:
+    """A `Learner` that fine-tunes a transformer; B = 1.
+
+    The same code runs on a CPU, a GPU, and several under torchrun, where every process has to make
+    the same calls in the same order. Randomness is derived from the seed and the step, so that
+    the global generators are left alone and a run continues bit-exactly.
+
+    Args:
+        config: the model and how it is trained.
+        data: what it learns from.
+        accelerator: an `accelerate.Accelerator`; None makes one.
+
+    Raises:
+        ModelError: the base model cannot be loaded or adapted.
+        DataError: a classifier without labels, or fewer texts than processes.
+        ConfigError: a batch that the processes cannot share evenly, or an unavailable precision.
+    """
+
+    def __init__(
+        self, config: FinetuneConfig, data: DatasetSplits, accelerator: Any = None
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.accelerator = accelerator or make_accelerator(config.mixed_precision)
+        self._objective = _objective(config, data)
+        base = load_model(
+            config.model,
+            self._objective,
+            config.seed,
+            train_pooler=config.train_pooler,
+            base_dropout=config.base_dropout,
+            train_texts=data.train.texts,
+        )
+        self.tokenizer = base.tokenizer
+        self.adapter = ElasticAdapter.attach(
+            base.model,
+            r_max=config.r_max,
+            kinds=config.kinds,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            modules_to_save=base.head,
+            task_type=self._objective.task_type,
+            seed=config.seed,
+        )
+        self.adapter.model.to(self.accelerator.device)
+        self.optimisation = Optimisation(self.adapter, config, self.accelerator)
+        self._max_length = min(config.max_length, base.max_length)
+        self._splits: dict[str, TokenisedDataset] = {}
+        self._batches = BucketedBatches(
+            self._tokenised("train").lengths,
+            config.batch_size,
+            config.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """The projections and their largest rank."""
+        return self.adapter.layout
+
+    @property
+    def n_envs(self) -> int:
+        """B: 1, there is one model."""
+        return 1
+
+    @property
+    def n_steps(self) -> int:
+        """Training steps taken so far."""
+        return self.optimisation.n_steps
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode: nothing to do, because the model keeps what it has learned."""
+
+    def next_text(self) -> TextStats:
+        """Return the statistics of the batch that the next `step` will train on."""
+        return self._tokenised("train").text_stats(self._batches.peek())
+
+    def apply(self, ranks: IntArray) -> None:
+        """Put (1, N) ranks in force; those of the first process, if there are several.
+
+        Raises:
+            ModelError: another shape.
+            ConfigError: a rank that is no integer or outside 0..r_max.
+        """
+        plan = np.asarray(ranks)
+        if plan.shape != (1, self.layout.n_projections):
+            raise ModelError(
+                f"This model takes the ranks of {self.layout.n_projections} projections, shape "
+                f"(1, {self.layout.n_projections}), got shape {plan.shape}."
+            )
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast  # noqa: PLC0415
+
+            here = torch.as_tensor(plan, device=self.accelerator.device)
+            plan = broadcast(here).cpu().numpy()
+        self.adapter.set_ranks(plan[0])
+
+    def step(self) -> StepResult:
+        """Train one batch under the ranks in force; losses are from before the update.
+
+        Raises:
+            RankcastError: the loss or its gradients are not finite.
+        """
+        parts = self._parts(self._batches.peek())
+        plan = self.adapter.ranks
+        trained = self._training_ranks(plan)
+        noisy = self.config.dropout > 0 or self.config.base_dropout
+        reference = task = None
+        if self.config.measure_reference:
+            reference = self._loss(parts, np.full_like(plan, self.layout.r_max))
+        if trained is not plan or (noisy and reference is not None):
+            task = self._loss(parts, plan)
+        with self.adapter.at_ranks(trained), self._dropout_generator(noisy):
+            loss = self._train(parts)
+        self._batches.advance()
+        return StepResult(
+            task_loss=np.array([loss if task is None else task]),
+            reference_loss=None if reference is None else np.array([reference]),
+        )
+
+    def evaluate(
+        self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
+    ) -> Evaluation:
+        """Judge a split under (N,) ranks; None stands for those in force.
+
+        Args:
+            split: `train`, `validation` or `test`.
+            ranks: (N,) ranks to judge.
+            max_examples: judge so many texts, always the same ones; None for all.
+
+        Raises:
+            DataError: no such split, or one without labels for a classifier.
+        """
+        loss, correct, count = self._judge_split(split, ranks, max_examples)
+        total = max(count.sum(), 1)
+        return Evaluation(float(loss.sum() / total), float(correct.sum() / total), len(count))
+
+    def predictions(
+        self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
+    ) -> FloatArray:
+        """Return (n,) share of right answers of each text, in order: 0 or 1 for a classifier."""
+        _, correct, count = self._judge_split(split, ranks, max_examples)
+        return correct / np.maximum(count, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return adapters, head, moments, schedule, place in the data and ranks in force."""
+        return {
+            "adapter": self.adapter.state_dict(),
+            "optimisation": self.optimisation.state_dict(),
+            "batches": self._batches.state_dict(),
+            "ranks": self.adapter.ranks.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            CheckpointError: the state is incomplete, or of another model or data set.
+        """
+        missing = {"adapter", "optimisation", "batches", "ranks"} - state.keys()
+        if missing:
+            raise CheckpointError(f"The learner's state lacks {', '.join(sorted(missing))}.")
+        self._batches.load_state_dict(state["batches"])
+        self.adapter.load_state_dict(state["adapter"])
+        self.optimisation.load_state_dict(state["optimisation"])
+        self.adapter.set_ranks(np.array(state["ranks"], dtype=np.int64))
+
+    def _tokenised(self, split: str) -> TokenisedDataset:
+        """Tokenise a split the first time it is asked for."""
+        if split not in self._splits:
+            self._splits[split] = tokenise(self.data[split], self.tokenizer, self._max_length)
+        return self._splits[split]
+
+    def _parts(self, batch: IntArray) -> list[Batch]:
+        """Collate this process's share of a batch, in the parts of gradient accumulation."""
+        share = self._batches.share(batch)
+        pieces = np.array_split(share, min(self.config.grad_accumulation, len(share)))
+        tokens, device = self._tokenised("train"), self.accelerator.device
+        return [tokens.collate(piece, batch).to(device) for piece in pieces]
+
+    def _training_ranks(self, plan: IntArray) -> IntArray:
+        """Return the plan, or with probability `nested_prob` ranks drawn evenly from 0..r_max."""
+        rng = np.random.default_rng([self.config.seed, self.n_steps])
+        if rng.random() >= self.config.nested_prob:
+            return plan
+        return rng.integers(0, self.layout.r_max + 1, size=plan.shape)
+
+    def _judge(self, batch: Batch) -> Judged:
+        """Run the model on a batch in the precision of this run."""
+        with self.accelerator.autocast():
+            output = self.adapter.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask
+            )
+        return self._objective.judge(output.logits, batch)
+
+    def _train(self, parts: list[Batch]) -> float:
+        """Take one optimiser step on Eq. 3's regulariser and the mean loss; return the loss."""
+        self.adapter.model.train()
+        total = self._sum(sum(self._objective.count(part) for part in parts))
+        summed = torch.zeros((), device=self.accelerator.device)
+        for part in parts:
+            loss = self._judge(part).loss.sum() / total
+            self.optimisation.backward(loss)
+            summed += loss.detach()
+        mean = self._sum(summed)
+        if not np.isfinite(mean):
+            raise RankcastError(
+                f"The loss is {mean} at step {self.n_steps}: the training has diverged. Lower the "
+                f"learning rate (now {self.config.lr}) or use bf16 or no mixed precision."
+            )
+        if self.config.orthogonality_weight > 0:
+            weight = self.config.orthogonality_weight / self.accelerator.num_processes
+            self.optimisation.backward(weight * self.adapter.orthogonality())
+        self.optimisation.step()
+        return mean
+
+    @torch.no_grad()
+    def _loss(self, parts: list[Batch], ranks: IntArray) -> float:
+        """Return the mean loss of a batch under some ranks, without dropout."""
+        self.adapter.model.eval()
+        total = self._sum(sum(self._objective.count(part) for part in parts))
+        with self.adapter.at_ranks(ranks):
+            return (
+                self._sum(torch.stack([self._judge(part).loss.sum() for part in parts]).sum())
+                / total
+            )
+
+    @torch.no_grad()
+    def _judge_split(
+        self, split: str, ranks: IntArray | None, max_examples: int | None
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return (n,) loss, right answers and predictions of each text, over all processes."""
+        tokens = self._tokenised(split)
+        indices = np.arange(len(tokens))
+        if max_examples is not None and max_examples < len(tokens):
+            rng = np.random.default_rng(self.config.seed)
+            indices = np.sort(rng.choice(indices, size=max_examples, replace=False))
+        table = torch.zeros(3, len(tokens), device=self.accelerator.device)
+        device, n_processes = self.accelerator.device, self.accelerator.num_processes
+        self.adapter.model.eval()
+        with self.adapter.at_ranks(self.adapter.ranks if ranks is None else ranks):
+            for number, chosen in enumerate(tokens.in_order(self.config.eval_batch_size, indices)):
+                if number % n_processes == self.accelerator.process_index:
+                    judged = self._judge(tokens.collate(chosen).to(device))
+                    rows = torch.stack([judged.loss, judged.correct, judged.count])
+                    table[:, torch.from_numpy(chosen).to(device)] = rows
+        table = self.accelerator.reduce(table, reduction="sum")[:, torch.from_numpy(indices)]
+        loss, correct, count = table.double().cpu().numpy()
+        return loss, correct, count
+
+    def _sum(self, value: Tensor | int) -> float:
+        """Return the sum of a number over all processes."""
+        tensor = torch.as_tensor(value, device=self.accelerator.device)
+        return float(self.accelerator.reduce(tensor, reduction="sum"))
+
+    @contextmanager
+    def _dropout_generator(self, needed: bool) -> Iterator[None]:
+        """Let dropout draw from the seed, the step and the process, and nothing else."""
+        if not needed:
+            yield
+            return
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            key = [self.config.seed, self.n_steps, self.accelerator.process_index]
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+            yield
+
+
+def _objective(config: FinetuneConfig, data: DatasetSplits) -> Objective:
+    """Return the objective for the data.
+
+    Raises:
+        DataError: a classifier without labels.
+    """
+    if config.objective == "causal":
+        return CausalLM()
+    if data.train.labels is None:
+        raise DataError(
+            "The training texts have no labels: name the label column, or set the objective to "
+            "causal."
+        )
+    return SequenceClassification(data.train.n_labels)

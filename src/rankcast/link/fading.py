@@ -1,0 +1,280 @@
+"""How SNR moves from one decision to the next: seeded, vectorised, resumable processes.
+
+What h does *between* decisions is here; what it does *during* one transfer is the rate model's
+business (`rankcast.link.capacity`). Compare `coherence_time_s` with the deadline and the time
+between decisions:
+
+| the device | process | rate model |
+|---|---|---|
+| as in the paper (Table II) | `IidSnr` | `Awgn` |
+| nothing moves | `StaticSnr` | `Awgn` if SNR is measured, `Outage` if only its mean is |
+| coherence time above the deadline | `BlockFadingSnr` (|h|² is inside SNR) | `Awgn` |
+| coherence time far below it (walking, driving) | `GaussMarkovSnr` (shadowing only) | `Ergodic` |
+
+At 1.5 m/s and 3.5 GHz the coherence time is 24 ms, so the paper's 1 s deadline spans about forty.
+Combining `BlockFadingSnr` with `Ergodic` or `Outage` would count the fading twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankcast.errors import CheckpointError, LinkError
+from rankcast.link.gains import Fading
+from rankcast.records import FloatArray, IntArray
+
+_LIGHT_M_S = 299_792_458.0
+_SMALLEST_GAIN = 1e-12  # -120 dB: keeps the deepest fade finite in dB
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SnrState:
+    """Where B processes stand; together with the generator's state, all that resuming needs.
+
+    Attributes:
+        snr_db: (B,) SNR now [dB].
+        age: (B,) steps for which the present draw has been in force, 0 on the step that drew it.
+    """
+
+    snr_db: FloatArray
+    age: IntArray
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return named copies of the arrays, for a checkpoint."""
+        return {field.name: getattr(self, field.name).copy() for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Rebuild a state from `to_arrays()`.
+
+        Raises:
+            CheckpointError: an array is missing, or their shapes differ.
+        """
+        missing = [field.name for field in fields(cls) if field.name not in arrays]
+        if missing:
+            raise CheckpointError(f"The stored SNR process lacks {', '.join(missing)}.")
+        snr_db = np.array(arrays["snr_db"], dtype=np.float64)
+        age = np.array(arrays["age"], dtype=np.int64)
+        if snr_db.ndim != 1 or snr_db.shape != age.shape:
+            raise CheckpointError(
+                f"The stored SNR process must hold vectors of one length, "
+                f"got {snr_db.shape} and {age.shape}."
+            )
+        return cls(snr_db, age)
+
+
+@runtime_checkable
+class SnrProcess(Protocol):
+    """B independent SNR sequences drawn from one generator.
+
+    A process holds no state of its own: the same state and generator give the same next state.
+    """
+
+    def start(self, rng: np.random.Generator, size: int) -> SnrState:
+        """Draw the first SNR of `size` sequences from the stationary distribution.
+
+        Raises:
+            LinkError: size is below 1.
+        """
+        ...
+
+    def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:
+        """Return the state one decision later; the given one is left as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class StaticSnr:
+    """The same SNR at every step.
+
+    Attributes:
+        snr_db: SNR [dB].
+
+    Raises:
+        LinkError: SNR is not finite.
+    """
+
+    snr_db: float
+
+    def __post_init__(self) -> None:
+        """Refuse an SNR that is no number."""
+        _check_finite("SNR", self.snr_db)
+
+    def start(self, rng: np.random.Generator, size: int) -> SnrState:  # noqa: ARG002 - protocol
+        """Return `size` copies."""
+        return _fresh(np.full(_checked_size(size), self.snr_db, dtype=np.float64))
+
+    def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:  # noqa: ARG002
+        """Return the same SNR, one step older."""
+        return SnrState(state.snr_db, state.age + 1)
+
+
+@dataclass(frozen=True)
+class IidSnr:
+    """A new value at every step, uniformly from a list: the paper's (Table II).
+
+    Attributes:
+        values_db: the values [dB].
+
+    Raises:
+        LinkError: no values, or one that is not finite.
+    """
+
+    values_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0)
+
+    def __post_init__(self) -> None:
+        """Refuse an empty list and values that are no numbers."""
+        if not self.values_db:
+            raise LinkError("IidSnr needs at least one value in dB.")
+        _check_finite("Every SNR value", *self.values_db)
+
+    def start(self, rng: np.random.Generator, size: int) -> SnrState:
+        """Draw `size` values."""
+        values = np.asarray(self.values_db, dtype=np.float64)
+        return _fresh(values[rng.integers(len(values), size=_checked_size(size))])
+
+    def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:
+        """Draw again; the state decides only how many."""
+        return self.start(rng, len(state.snr_db))
+
+
+@dataclass(frozen=True)
+class BlockFadingSnr:
+    """Small-scale fading that holds for a block of steps and is then redrawn (Sec. III-A).
+
+    Attributes:
+        mean_snr_db: SNR at the mean power gain [dB].
+        fading: distribution of |h|².
+        block_length: steps of a block, at least 1; coherence time over decision interval.
+
+    Raises:
+        LinkError: mean SNR not finite, or an impossible block length.
+    """
+
+    mean_snr_db: float
+    fading: Fading
+    block_length: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a mean that is no number and a block without steps."""
+        _check_finite("Mean SNR", self.mean_snr_db)
+        if self.block_length < 1 or self.block_length != int(self.block_length):
+            raise LinkError(
+                f"A fading block lasts a whole number of steps, at least 1, "
+                f"got {self.block_length}."
+            )
+
+    def start(self, rng: np.random.Generator, size: int) -> SnrState:
+        """Draw `size` gains, each at a random point of its block."""
+        snr_db = self._draw(rng, _checked_size(size))
+        return SnrState(snr_db, rng.integers(self.block_length, size=size))
+
+    def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:
+        """Redraw the gains whose block is over."""
+        due = state.age + 1 >= self.block_length
+        snr_db = state.snr_db.copy()
+        snr_db[due] = self._draw(rng, int(due.sum()))
+        return SnrState(snr_db, np.where(due, 0, state.age + 1))
+
+    def _draw(self, rng: np.random.Generator, size: int) -> FloatArray:
+        gain = np.maximum(self.fading.sample(rng, size), _SMALLEST_GAIN)
+        return self.mean_snr_db + 10.0 * np.log10(gain)
+
+
+@dataclass(frozen=True)
+class GaussMarkovSnr:
+    """Shadowing: a first-order autoregressive process in dB, stationary from the first step.
+
+    x' - μ = ρ·(x - μ) + √(1 - ρ²)·σ·n with n ~ N(0, 1), so that x ~ N(μ, σ²) at every step
+    (M. Gudmundson, Correlation model for shadow fading in mobile radio systems, 1991).
+
+    Attributes:
+        mean_db: μ [dB].
+        std_db: σ ≥ 0 [dB]; 3GPP TR 38.901 has 4/6 dB for UMa and 4/7.82 dB for UMi (LOS/NLOS).
+        correlation: ρ in [0, 1] between decisions; see `shadowing_correlation`.
+
+    Raises:
+        LinkError: a mean that is not finite, σ below 0, or ρ outside [0, 1].
+    """
+
+    mean_db: float
+    std_db: float
+    correlation: float
+
+    def __post_init__(self) -> None:
+        """Refuse parameters without a stationary distribution."""
+        _check_finite("Mean SNR", self.mean_db)
+        if not (math.isfinite(self.std_db) and self.std_db >= 0):
+            raise LinkError(f"The standard deviation must be at least 0 dB, got {self.std_db}.")
+        if not 0.0 <= self.correlation <= 1.0:
+            raise LinkError(f"The correlation must lie in [0, 1], got {self.correlation}.")
+
+    def start(self, rng: np.random.Generator, size: int) -> SnrState:
+        """Draw `size` values from N(μ, σ²)."""
+        return _fresh(self.mean_db + self.std_db * rng.standard_normal(_checked_size(size)))
+
+    def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:
+        """Take one autoregressive step."""
+        innovation = math.sqrt(1.0 - self.correlation**2) * self.std_db
+        noise = rng.standard_normal(len(state.snr_db))
+        deviation = self.correlation * (state.snr_db - self.mean_db) + innovation * noise
+        return _fresh(self.mean_db + deviation)
+
+
+def shadowing_correlation(speed_m_s: float, step_s: float, decorrelation_m: float) -> float:
+    """Return ρ = e^{-v·Δt/d_corr} for `GaussMarkovSnr` (Gudmundson, 1991).
+
+    Args:
+        speed_m_s: speed of the device [m/s].
+        step_s: time between decisions [s].
+        decorrelation_m: d_corr [m]; 3GPP TR 38.901 has 37/50 m for UMa, 10/13 m for UMi (LOS/NLOS).
+
+    Raises:
+        LinkError: a negative or infinite value, or no decorrelation distance.
+    """
+    if not (0 <= speed_m_s < math.inf and 0 <= step_s < math.inf and decorrelation_m > 0):
+        raise LinkError(
+            f"Speed and step must be at least 0 and the decorrelation distance positive, "
+            f"got {speed_m_s} m/s, {step_s} s, {decorrelation_m} m."
+        )
+    return math.exp(-speed_m_s * step_s / decorrelation_m)
+
+
+def coherence_time_s(speed_m_s: float, carrier_hz: float) -> float:
+    """Return 0.423/f_d [s] with the Doppler spread f_d = v·f_c/c (Rappaport, Eq. 5.40.c).
+
+    Args:
+        speed_m_s: speed of the device or of what surrounds it [m/s]; 0 gives infinity.
+        carrier_hz: carrier frequency [Hz].
+
+    Raises:
+        LinkError: a negative speed, or a carrier that is not positive.
+    """
+    if not (0 <= speed_m_s < math.inf and 0 < carrier_hz < math.inf):
+        raise LinkError(
+            f"Speed must be at least 0 and the carrier positive, "
+            f"got {speed_m_s} m/s and {carrier_hz} Hz."
+        )
+    doppler_hz = speed_m_s * carrier_hz / _LIGHT_M_S
+    return 0.423 / doppler_hz if doppler_hz > 0 else math.inf
+
+
+def _fresh(snr_db: FloatArray) -> SnrState:
+    return SnrState(snr_db, np.zeros(len(snr_db), dtype=np.int64))
+
+
+def _checked_size(size: int) -> int:
+    if size < 1:
+        raise LinkError(f"A process needs at least one sequence, got size {size}.")
+    return size
+
+
+def _check_finite(name: str, *values_db: float) -> None:
+    if not all(math.isfinite(value) for value in values_db):
+        raise LinkError(f"{name} must be a finite number of dB, got {values_db}.")
