@@ -22,6 +22,7 @@ CONFIG = FinetuneConfig(
     model="tiny",
     lr=2e-2,
     r_max=4,
+    alpha=4.0,
     total_steps=40,
     warmup_steps=2,
     batch_size=16,
@@ -297,7 +298,7 @@ def test_models_from_a_folder(tmp_path: Path, architecture: Any, causal: Any, he
     tokenizer.eos_token = "[SEP]"  # noqa: S105
     tokenizer.save_pretrained(tmp_path)
     objective = CausalLM() if causal else SequenceClassification(3)
-    base = load_model(str(tmp_path), objective, seed=0)
+    base = load_model(str(tmp_path), objective, seed=0, train_pooler=True)
     assert base.head == head
     assert base.tokenizer.pad_token_id == base.model.config.pad_token_id == 3
     assert base.max_length <= 64

@@ -15,7 +15,7 @@ from rankcast.finetune.config import FinetuneConfig
 from rankcast.finetune.transformer import TransformerLearner
 
 CONFIG = FinetuneConfig(
-    model="tiny", lr=1e-3, r_max=4, batch_size=8, warmup_steps=0, mixed_precision="no"
+    model="tiny", lr=1e-3, r_max=4, alpha=4.0, batch_size=8, warmup_steps=0, mixed_precision="no"
 )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def load_model(
     objective: Objective,
     seed: int,
     *,
-    train_pooler: bool = True,
+    train_pooler: bool = False,
     base_dropout: bool = False,
     train_texts: Sequence[str] = (),
 ) -> BaseModel:
@@ -118,14 +119,31 @@ def _build(source: str, objective: Objective, config: Any, seed: int) -> Any:
             return auto.from_config(config)
         where = _minilm_folder() if source == "minilm" else source
         try:
-            return auto.from_pretrained(
-                where,
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=classifies,  # a head made for other classes is replaced
-            )
+            with _quietly():
+                return auto.from_pretrained(
+                    where,
+                    config=config,
+                    dtype=torch.float32,
+                    ignore_mismatched_sizes=classifies,  # a head of other classes is replaced
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise _not_loaded(source, error) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hide the library's report that the head is new, and its progress bar."""
+    from transformers.utils import logging  # noqa: PLC0415
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _not_loaded(source: str, error: Exception) -> ModelError:

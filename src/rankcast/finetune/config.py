@@ -46,10 +46,10 @@ class FinetuneConfig:
     objective: Literal["classification", "causal"] = "classification"
     kinds: tuple[str, ...] | None = None
     r_max: int = 8
-    alpha: float | None = None
+    alpha: float | None = 32.0
     dropout: float = 0.0
     base_dropout: bool = False
-    train_pooler: bool = True
+    train_pooler: bool = False
     lr: float = 2e-3
     weight_decay: float = 0.01
     warmup_steps: int = 20

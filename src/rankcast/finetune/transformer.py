@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rankcast.adapters.svd import ElasticAdapter
 from rankcast.errors import CheckpointError, DataError, ModelError, RankcastError
@@ -16,8 +15,9 @@ from rankcast.finetune.base_models import load_model
 from rankcast.finetune.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
 from rankcast.finetune.config import FinetuneConfig
 from rankcast.finetune.learner import Evaluation, StepResult
-from rankcast.finetune.objectives import CausalLM, Judged, Objective, SequenceClassification
+from rankcast.finetune.objectives import CausalLM, Objective, SequenceClassification
 from rankcast.finetune.optimisation import Optimisation, make_accelerator
+from rankcast.finetune.scoring import Scorer
 from rankcast.finetune.texts import DatasetSplits
 from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
 
@@ -67,6 +67,7 @@ class TransformerLearner:
             seed=config.seed,
         )
         self.adapter.model.to(self.accelerator.device)
+        self._scorer = Scorer(self.adapter, self._objective, config, self.accelerator)
         self.optimisation = Optimisation(self.adapter, config, self.accelerator)
         self._max_length = min(config.max_length, base.max_length)
         self._splits: dict[str, TokenisedDataset] = {}
@@ -132,9 +133,9 @@ class TransformerLearner:
         noisy = self.config.dropout > 0 or self.config.base_dropout
         reference = task = None
         if self.config.measure_reference:
-            reference = self._loss(parts, np.full_like(plan, self.layout.r_max))
+            reference = self._scorer.mean_loss(parts, np.full_like(plan, self.layout.r_max))
         if trained is not plan or (noisy and reference is not None):
-            task = self._loss(parts, plan)
+            task = self._scorer.mean_loss(parts, plan)
         with self.adapter.at_ranks(trained), self._dropout_generator(noisy):
             loss = self._train(parts)
         self._batches.advance()
@@ -210,24 +211,16 @@ class TransformerLearner:
             return plan
         return rng.integers(0, self.layout.r_max + 1, size=plan.shape)
 
-    def _judge(self, batch: Batch) -> Judged:
-        """Run the model on a batch in the precision of this run."""
-        with self.accelerator.autocast():
-            output = self.adapter.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask
-            )
-        return self._objective.judge(output.logits, batch)
-
     def _train(self, parts: list[Batch]) -> float:
         """Take one optimiser step on Eq. 3's regulariser and the mean loss; return the loss."""
         self.adapter.model.train()
-        total = self._sum(sum(self._objective.count(part) for part in parts))
+        total = self._scorer.n_predictions(parts)
         summed = torch.zeros((), device=self.accelerator.device)
         for part in parts:
-            loss = self._judge(part).loss.sum() / total
+            loss = self._scorer.judge(part).loss.sum() / total
             self.optimisation.backward(loss)
             summed += loss.detach()
-        mean = self._sum(summed)
+        mean = self._scorer.total(summed)
         if not np.isfinite(mean):
             raise RankcastError(
                 f"The loss is {mean} at step {self.n_steps}: the training has diverged. Lower the "
@@ -239,44 +232,12 @@ class TransformerLearner:
         self.optimisation.step()
         return mean
 
-    @torch.no_grad()
-    def _loss(self, parts: list[Batch], ranks: IntArray) -> float:
-        """Return the mean loss of a batch under some ranks, without dropout."""
-        self.adapter.model.eval()
-        total = self._sum(sum(self._objective.count(part) for part in parts))
-        with self.adapter.at_ranks(ranks):
-            return (
-                self._sum(torch.stack([self._judge(part).loss.sum() for part in parts]).sum())
-                / total
-            )
-
-    @torch.no_grad()
     def _judge_split(
         self, split: str, ranks: IntArray | None, max_examples: int | None
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return (n,) loss, right answers and predictions of each text, over all processes."""
-        tokens = self._tokenised(split)
-        indices = np.arange(len(tokens))
-        if max_examples is not None and max_examples < len(tokens):
-            rng = np.random.default_rng(self.config.seed)
-            indices = np.sort(rng.choice(indices, size=max_examples, replace=False))
-        table = torch.zeros(3, len(tokens), device=self.accelerator.device)
-        device, n_processes = self.accelerator.device, self.accelerator.num_processes
-        self.adapter.model.eval()
-        with self.adapter.at_ranks(self.adapter.ranks if ranks is None else ranks):
-            for number, chosen in enumerate(tokens.in_order(self.config.eval_batch_size, indices)):
-                if number % n_processes == self.accelerator.process_index:
-                    judged = self._judge(tokens.collate(chosen).to(device))
-                    rows = torch.stack([judged.loss, judged.correct, judged.count])
-                    table[:, torch.from_numpy(chosen).to(device)] = rows
-        table = self.accelerator.reduce(table, reduction="sum")[:, torch.from_numpy(indices)]
-        loss, correct, count = table.double().cpu().numpy()
-        return loss, correct, count
-
-    def _sum(self, value: Tensor | int) -> float:
-        """Return the sum of a number over all processes."""
-        tensor = torch.as_tensor(value, device=self.accelerator.device)
-        return float(self.accelerator.reduce(tensor, reduction="sum"))
+        """Return (n,) loss, right answers and predictions of each text of a split."""
+        chosen = self.adapter.ranks if ranks is None else ranks
+        return self._scorer.judge_texts(self._tokenised(split), chosen, max_examples)
 
     @contextmanager
     def _dropout_generator(self, needed: bool) -> Iterator[None]:

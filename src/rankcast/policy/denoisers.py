@@ -1,7 +1,8 @@
 """The networks f_ψ that predict noise, clean code or velocity (Eq. 15).
 
 Shapes: `B` samples, `N` projections, `C` numbers of condition. Both networks hold a learned null
-condition, which takes the place of the condition where `drop` says that it is hidden.
+condition, which takes the place of the condition where `drop` says that it is hidden. The first
+`n_visible` numbers are never hidden: the state is always known, PPO's proposal may be left out.
 """
 
 from __future__ import annotations
@@ -47,16 +48,24 @@ class ResidualMlpDenoiser(nn.Module):
         hidden: width d_latent.
         blocks: how many residual blocks; the paper has two.
         time_dim: width of e_τ, even.
+        n_visible: how many numbers of the condition are never hidden.
 
     Raises:
         ConfigError: a size that is not positive, or an odd time_dim.
     """
 
     def __init__(
-        self, n: int, condition_dim: int, hidden: int = 512, blocks: int = 2, time_dim: int = 64
+        self,
+        n: int,
+        condition_dim: int,
+        hidden: int = 512,
+        blocks: int = 2,
+        time_dim: int = 64,
+        n_visible: int = 0,
     ) -> None:
         super().__init__()
         _check_sizes(n, condition_dim, time_dim, hidden=hidden, blocks=blocks)
+        self.n_visible = n_visible
         self.n, self.condition_dim, self.time_dim = n, condition_dim, time_dim
         self.input = nn.Linear(n + time_dim + condition_dim, hidden)
         self.blocks = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
@@ -67,7 +76,7 @@ class ResidualMlpDenoiser(nn.Module):
         self, x: Tensor, tau: Tensor, condition: Tensor, drop: Tensor | None = None
     ) -> Tensor:
         """Return the (B, N) output; see `Denoiser`."""
-        shown = _hide(condition, self.null_condition, drop)
+        shown = hide(condition, self.null_condition, drop, self.n_visible)
         embedded = time_embedding(tau, self.time_dim).to(x.dtype)
         h = functional.silu(self.input(torch.cat([x, embedded, shown], dim=-1)))
         for block in self.blocks:
@@ -92,6 +101,7 @@ class UNetDenoiser(nn.Module):
         channels: C_in, the width of the first level.
         max_channels: largest width.
         time_dim: width of e_τ, even.
+        n_visible: how many numbers of the condition are never hidden.
 
     Raises:
         ConfigError: a size that is not positive, N below 2, an even kernel, or an odd time_dim.
@@ -107,8 +117,10 @@ class UNetDenoiser(nn.Module):
         channels: int = 16,
         max_channels: int = 128,
         time_dim: int = 64,
+        n_visible: int = 0,
     ) -> None:
         super().__init__()
+        self.n_visible = n_visible
         _check_sizes(n, condition_dim, time_dim, depth=depth, kernel=kernel, channels=channels)
         if n < 2 or kernel % 2 == 0 or max_channels < channels:
             raise ConfigError(
@@ -140,7 +152,7 @@ class UNetDenoiser(nn.Module):
         self, x: Tensor, tau: Tensor, condition: Tensor, drop: Tensor | None = None
     ) -> Tensor:
         """Return the (B, N) output; see `Denoiser`."""
-        shown = _hide(condition, self.null_condition, drop)
+        shown = hide(condition, self.null_condition, drop, self.n_visible)
         embedded = time_embedding(tau, self.time_dim).to(x.dtype)
         context = self.embed(torch.cat([embedded, shown], dim=-1))
         h = self.entry(functional.pad(x, (0, self.padded - self.n)).unsqueeze(1))
@@ -173,8 +185,12 @@ class _ConvBlock(nn.Module):
         return self.skip(x) + self.conv_out(functional.silu(self.norm_out(h)))
 
 
-def _hide(condition: Tensor, null: Tensor, drop: Tensor | None) -> Tensor:
-    return condition if drop is None else torch.where(drop.unsqueeze(-1), null, condition)
+def hide(condition: Tensor, null: Tensor, drop: Tensor | None, n_visible: int) -> Tensor:
+    """Return the condition (B, C) with null (C,) past `n_visible` where `drop` (B,) says so."""
+    if drop is None:
+        return condition
+    hideable = torch.arange(condition.shape[-1], device=condition.device) >= n_visible
+    return torch.where(drop.unsqueeze(-1) & hideable, null, condition)
 
 
 def _check_sizes(n: int, condition_dim: int, time_dim: int, **others: int) -> None:

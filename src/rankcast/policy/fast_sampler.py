@@ -47,6 +47,7 @@ class FastSampler:
     _x_weight: Float32Array
     _condition_weight: Float32Array
     _null_condition: Float32Array
+    _n_visible: int
     _blocks: tuple[tuple[Float32Array, Float32Array], ...]
     _output: tuple[Float32Array, Float32Array]
     _steps: tuple[_FoldedStep, ...]
@@ -83,6 +84,7 @@ class FastSampler:
             _x_weight=_array(weight[:n]),
             _condition_weight=_array(weight[n + t :]),
             _null_condition=_array(state["null_condition"]),
+            _n_visible=denoiser.n_visible,
             _blocks=tuple(
                 (_array(0.5 * state[f"{name}.weight"].T), _array(0.5 * state[f"{name}.bias"]))
                 for name in names
@@ -125,7 +127,8 @@ class FastSampler:
     def _condition_part(self, shown: Float32Array) -> Float32Array:
         """Return (R, H) with R = B, or R = 2B (conditional rows first) under guidance."""
         if self._guidance_scale != 1.0:
-            hidden = np.broadcast_to(self._null_condition, shown.shape)
+            hidden = shown.copy()
+            hidden[:, self._n_visible :] = self._null_condition[self._n_visible :]
             shown = np.concatenate([shown, hidden])
         return shown @ self._condition_weight
 

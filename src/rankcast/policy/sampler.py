@@ -182,8 +182,8 @@ def ddpm_sample(
 def guided_predict(denoiser: Denoiser, condition: Tensor, guidance_scale: float) -> Predict:
     """Return `predict` under classifier-free guidance, ε̃ = ε_uncond + w·(ε_cond - ε_uncond).
 
-    Both terms come from one batched call of 2B rows; w = 1 needs only the conditional one. The
-    rule is applied to the model's output whatever its type, which is the same thing because x̂_0
+    Both terms come from one batched call of 2B rows; w = 1 needs only the conditional one, w = 0
+    only the other. The rule is applied to the model's output whatever its type, which is the same thing because x̂_0
     and ε̂ are affine in it.
 
     Args:
@@ -194,6 +194,9 @@ def guided_predict(denoiser: Denoiser, condition: Tensor, guidance_scale: float)
     n_samples = len(condition)
     if guidance_scale == 1.0:
         return lambda x, tau: denoiser(x, tau, condition, None)
+    if guidance_scale == 0.0:
+        hidden = torch.ones(n_samples, dtype=torch.bool, device=condition.device)
+        return lambda x, tau: denoiser(x, tau, condition, hidden)
     both = torch.cat([condition, condition])
     drop = torch.arange(2 * n_samples, device=condition.device) >= n_samples
 

@@ -1,0 +1,150 @@
+"""What the denoiser is shown: plans solved exactly from the learned utility.
+
+Sampling a denoiser that was taught on plans solved from draws of the belief *is* amortised
+Thompson sampling: broad where the utility is uncertain, sharp where it is known. Half of the plans
+are of that kind ("explore"). The other half is solved from the expected gains, under prices that
+vary by group, so that the denoiser learns the best plan for *every* coarse description and PPO's
+proposal keeps a meaning when the belief has become sharp.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankcast.allocation.base import AllocationProblem
+from rankcast.allocation.solve import waterfill
+from rankcast.allocation.utility import BayesianUtility
+from rankcast.policy.coarse import CoarseDescription, state_features
+from rankcast.records import FloatArray, IntArray, LinkState, Observation, TextStats
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherConfig:
+    """How plans for teaching are made.
+
+    Attributes:
+        plans: plans per lesson, half of them for exploring.
+        explore_width: share of the belief's width from which exploring plans are drawn.
+        group_price_spread: spread (of the logarithm) of the price factors per group.
+        wide_links: share of links drawn from the whole range of `rankcast allocate`; the rest are
+            links that were met.
+        memory: how many states are remembered.
+    """
+
+    plans: int = 512
+    explore_width: float = 0.8
+    group_price_spread: float = 0.3
+    wide_links: float = 0.25
+    memory: int = 2000
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """M plans with what the denoiser and the actor are to know of them.
+
+    Attributes:
+        ranks: (M, N) plans, feasible.
+        features: (M, 4) state features.
+        coarse: (M, K) descriptions of the plans.
+        explore: (M,) whether the plan comes from a draw of the belief.
+        best_coarse: (M, K) description of the plan solved from the expected gains, what the actor
+            is shown.
+        link: the M links.
+    """
+
+    ranks: IntArray
+    features: FloatArray
+    coarse: FloatArray
+    explore: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    best_coarse: FloatArray
+    link: LinkState
+
+
+class Teacher:
+    """Remembers the states that were met, and solves plans for them from the belief.
+
+    Args:
+        problem: layout, λ and deadline rule.
+        utility: the belief.
+        describe: the coarse description.
+        config: how plans are made.
+    """
+
+    def __init__(
+        self,
+        problem: AllocationProblem,
+        utility: BayesianUtility,
+        describe: CoarseDescription,
+        config: TeacherConfig | None = None,
+    ) -> None:
+        self.problem, self.utility, self.describe = problem, utility, describe
+        self.config = config or TeacherConfig()
+        self._states: deque[tuple[float, ...]] = deque(maxlen=self.config.memory)
+
+    def remember(self, observation: Observation) -> None:
+        """Keep B states to solve plans for."""
+        link, text = observation.link, observation.text
+        columns = (
+            link.snr_db, link.bandwidth_hz, link.deadline_s, text.lexical_entropy, text.oov_rate,
+        )  # fmt: skip
+        self._states.extend(zip(*(c.tolist() for c in columns), strict=True))
+
+    def lesson(self, rng: np.random.Generator) -> Lesson:
+        """Return a fresh set of solved plans."""
+        c = self.config
+        observation = self._states_to_teach(rng, c.plans)
+        explore = np.arange(c.plans) % 2 == 0
+        gains = np.repeat(self.utility.mean_gains()[None], c.plans, axis=0)
+        best = waterfill(gains, self.problem, observation.link)
+        if c.group_price_spread > 0.0:
+            members = self.describe.weights > 0
+            factors = rng.normal(0.0, c.group_price_spread, (c.plans, self.describe.size))
+            gains *= np.exp(factors @ members)[..., None]
+        gains[explore] = self.utility.sample_gains(rng, int(explore.sum()), c.explore_width)
+        ranks = waterfill(gains, self.problem, observation.link)
+        return Lesson(
+            ranks,
+            state_features(observation, self.problem),
+            self.describe(ranks),
+            explore,
+            self.describe(best),
+            observation.link,
+        )
+
+    def state_dict(self) -> dict[str, FloatArray]:
+        """Return the remembered states."""
+        return {"states": np.array(self._states, dtype=np.float64).reshape(-1, 5)}
+
+    def load_state_dict(self, state: dict[str, FloatArray]) -> None:
+        """Continue from `state_dict()`."""
+        self._states.clear()
+        self._states.extend(tuple(row) for row in np.asarray(state["states"]).tolist())
+
+    def _states_to_teach(self, rng: np.random.Generator, size: int) -> Observation:
+        """Return states that were met, and some from the whole range of links."""
+        met = np.array(self._states, dtype=np.float64).reshape(-1, 5)
+        rows = np.column_stack(
+            [
+                rng.uniform(-10.0, 25.0, size),
+                10.0 ** rng.uniform(5.0, 8.3, size),
+                10.0 ** rng.uniform(-1.0, 1.0, size),
+                rng.uniform(1.0, 4.0, size),
+                rng.uniform(0.0, 0.5, size),
+            ]
+        )
+        if len(met):
+            wide = rng.random(size) < self.config.wide_links
+            rows = np.where(wide[:, None], rows, met[rng.integers(len(met), size=size)])
+        # Links too poor for the smallest plan teach nothing.
+        link = LinkState(rows[:, 0], rows[:, 1], rows[:, 2])
+        if self.problem.deadline == "enforce" and self.problem.min_rank > 0:
+            smallest = self.problem.min_rank * self.problem.cost_per_rank(link).sum(axis=1)
+            rows = rows[smallest <= 1.0][rng.integers((smallest <= 1.0).sum(), size=size)]
+            link = LinkState(rows[:, 0], rows[:, 1], rows[:, 2])
+        n = self.problem.layout.n_projections
+        return Observation(
+            link, TextStats(rows[:, 3], rows[:, 4]), np.zeros((size, n), dtype=np.int64)
+        )
