@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,8 @@ from rankcast.link.payload import LinkCostModel
 from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Observation
 
 N_STATE = 5  # entries of the observation vector that precede the ranks
+_LOW = (-60.0, 0.0, -6.0, 0.0, 0.0)
+_HIGH = (60.0, 12.0, 6.0, 20.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,16 @@ class EnvConfig:
 def observation_space(layout: AdapterLayout) -> gym.spaces.Box:
     """Return the space of one observation vector (5 + N,)."""
     n = layout.n_projections
-    low = np.array([-60.0, 0.0, -6.0, 0.0, 0.0, *[0.0] * n], dtype=np.float32)
-    high = np.array([60.0, 12.0, 6.0, 20.0, 1.0, *[1.0] * n], dtype=np.float32)
+    low = np.array([*_LOW, *[0.0] * n], dtype=np.float32)
+    high = np.array([*_HIGH, *[1.0] * n], dtype=np.float32)
     return gym.spaces.Box(low, high, dtype=np.float32)
 
 
 def to_vector(observation: Observation, r_max: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return the (B, 5 + N) float32 vector of an observation; see `RankAllocationEnv`."""
+    """Return the (B, 5 + N) float32 vector of an observation; see `RankAllocationEnv`.
+
+    What lies beyond the space, such as a very deep fade, is shown as its bound.
+    """
     link, text = observation.link, observation.text
     head = np.column_stack(
         [
@@ -64,6 +69,7 @@ def to_vector(observation: Observation, r_max: int) -> np.ndarray[Any, np.dtype[
             text.oov_rate,
         ]
     )
+    head = np.clip(head, _LOW, _HIGH)
     return np.concatenate([head, observation.ranks / r_max], axis=1).astype(np.float32)
 
 
@@ -79,7 +85,6 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         config: bandwidth, deadline, λ and horizon.
         stop: maps the (B,) rewards of a step to whether each copy has reached its goal (the
             paper's early stopping); this terminates an episode, where the horizon truncates it.
-        on_step: sees every step's result.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # noqa: RUF012 - Gymnasium's own declaration
@@ -113,14 +118,7 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         Raises:
             ConfigError: before the first reset.
         """
-        if self._snr is None:
-            raise ConfigError("The environment has no state yet; call reset() first.")
-        link = LinkState(
-            self._snr.snr_db,
-            np.full(self.num_envs, self.config.bandwidth_hz),
-            np.full(self.num_envs, self.config.deadline_s),
-        )
-        return Observation(link, self.learner.next_text(), self._ranks.copy())
+        return Observation(self._link(), self.learner.next_text(), self._ranks.copy())
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -132,18 +130,23 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if seed is not None:
             self._np_random = np.random.default_rng(seed)
             self._ranks = np.zeros_like(self._ranks)
-        self.learner.reset(seed)
+        # Another stream than the link's: one seed for both would tie the noise to the SNR.
+        self.learner.reset(None if seed is None else _seed_of_learner(seed))
         self._snr = self.process.start(self.np_random, self.num_envs)
         self._step = 0
         return to_vector(self.observe(), self.layout.r_max), {}
 
     def step(self, actions: Any) -> tuple[Any, FloatArray, Any, Any, dict[str, Any]]:
-        """Put the (B, N) ranks in force, train one step, pay for the link (Eq. 10)."""
-        before = self.observe()
-        self._ranks = np.array(actions, dtype=np.int64).reshape(self._ranks.shape)
+        """Put the (B, N) ranks in force, train one step, pay for the link (Eq. 10).
+
+        Raises:
+            ConfigError: actions outside the action space, or no reset before.
+        """
+        link = self._link()
+        self._ranks = self._checked(actions)
         self.learner.apply(self._ranks)
         result = self.learner.step()
-        link_cost = self.link_costs.link_cost(self._ranks, before.link)
+        link_cost = self.link_costs.link_cost(self._ranks, link)
         reward = -result.task_loss - self.config.link_weight * link_cost
         self._step += 1
         assert self._snr is not None
@@ -171,6 +174,29 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._snr = None if state["snr"] is None else SnrState.from_arrays(state["snr"])
         self._ranks = np.array(state["ranks"])
         self._step = int(state["step"])
+
+    def _link(self) -> LinkState:
+        """Return the B links of this moment."""
+        if self._snr is None:
+            raise ConfigError("The environment has no state yet; call reset() first.")
+        config = self.config
+        return LinkState(
+            self._snr.snr_db,
+            np.full(self.num_envs, config.bandwidth_hz),
+            np.full(self.num_envs, config.deadline_s),
+        )
+
+    def _checked(self, actions: Any) -> IntArray:
+        """Return the actions as (B, N) ranks, or raise `ConfigError`."""
+        given = np.asarray(actions)
+        ranks = given.astype(np.int64)
+        inside = given.shape == self._ranks.shape and (given == ranks).all()
+        if not (inside and (ranks >= 0).all() and (ranks <= self.layout.r_max).all()):
+            raise ConfigError(
+                f"Actions are whole ranks in 0..{self.layout.r_max} of shape {self._ranks.shape}, "
+                f"got {given!r}."
+            )
+        return ranks
 
 
 class RankAllocationEnv(gym.Env[Any, Any]):
@@ -208,7 +234,7 @@ class RankAllocationEnv(gym.Env[Any, Any]):
         render_mode: none is supported.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own declaration
 
     def __init__(
         self,
@@ -216,6 +242,7 @@ class RankAllocationEnv(gym.Env[Any, Any]):
         process: SnrProcess | None = None,
         link_costs: LinkCostModel | None = None,
         config: EnvConfig | None = None,
+        *,
         stop: Callable[[FloatArray], np.ndarray[Any, np.dtype[np.bool_]]] | None = None,
         utility_seed: int = 0,
         render_mode: str | None = None,
@@ -252,11 +279,6 @@ class RankAllocationEnv(gym.Env[Any, Any]):
         Raises:
             ConfigError: an action outside the action space.
         """
-        if not self.action_space.contains(np.asarray(action, dtype=np.int64)):
-            raise ConfigError(
-                f"An action holds {len(self.batched.layout.projections)} ranks in "
-                f"0..{self.batched.layout.r_max}, got {action!r}."
-            )
         vector, reward, terminated, truncated, info = self.batched.step(np.asarray(action)[None])
         single = {name: value[0] for name, value in info.items()}
         return vector[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), single
@@ -272,9 +294,11 @@ def synthetic_learner(seed: int = 0, n_envs: int = 1) -> SyntheticLearner:
 def register() -> None:
     """Register `rankcast/RankAllocation-v0` with Gymnasium; importing this module does it."""
     if "rankcast/RankAllocation-v0" not in gym.registry:
-        gym.register(
-            "rankcast/RankAllocation-v0", entry_point="rankcast.env:RankAllocationEnv"
-        )
+        gym.register("rankcast/RankAllocation-v0", entry_point="rankcast.env:RankAllocationEnv")
+
+
+def _seed_of_learner(seed: int) -> int:
+    return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
 
 
 def _info(result: StepResult, link_cost: FloatArray) -> dict[str, Any]:

@@ -102,7 +102,9 @@ class LinkState:
             ("deadline", "seconds", deadline),
         ):
             if not (np.isfinite(value).all() and (value > 0).all()):
-                raise LinkError(f"{name} must be a positive number of {unit}, got {value.tolist()}.")
+                raise LinkError(
+                    f"{name} must be a positive number of {unit}, got {value.tolist()}."
+                )
         object.__setattr__(self, "snr_db", snr)
         object.__setattr__(self, "bandwidth_hz", bandwidth)
         object.__setattr__(self, "deadline_s", deadline)

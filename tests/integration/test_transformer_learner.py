@@ -104,8 +104,8 @@ def test_the_reference_is_the_same_batch_at_full_rank() -> None:
     batch = live._batches.peek()
     indices = {text: i for i, text in enumerate(DATA.train.texts)}
     assert len(indices) == len(DATA.train)
-    full = live._judge_split("train", np.full(12, 4), None)[0][batch].mean()
-    none = live._judge_split("train", np.zeros(12, dtype=int), None)[0][batch].mean()
+    full = live.judge_texts("train", np.full(12, 4), None)[0][batch].mean()
+    none = live.judge_texts("train", np.zeros(12, dtype=int), None)[0][batch].mean()
     (result,) = run(live, 1, rank=0)
     assert result.reference_loss is not None
     assert result.reference_loss[0] == pytest.approx(full, rel=1e-5)

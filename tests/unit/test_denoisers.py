@@ -164,3 +164,31 @@ def test_fast_sampler_refuses_wrong_widths() -> None:
         fast.sample(normal(2, 9), normal(2, 3))
     with pytest.raises(ConfigError, match=r"\(B, 3\)"):
         fast.sample(normal(2, 10), normal(1, 3))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_visible_conditions_are_never_hidden_and_the_fast_sampler_agrees(scale: float) -> None:
+    from rankcast.policy.fast_sampler import FastSampler
+    from rankcast.policy.sampler import ddim_sample, guided_predict
+    from rankcast.policy.schedule import NoiseSchedule
+
+    generator = torch.Generator().manual_seed(0)
+    denoiser = ResidualMlpDenoiser(6, 5, hidden=16, n_visible=2)
+    torch.nn.init.constant_(denoiser.null_condition, 0.7)
+    schedule = NoiseSchedule.named("scaled_linear", 100)
+    x_T = torch.randn(3, 6, generator=generator)
+    condition = torch.randn(3, 5, generator=generator)
+    eager = ddim_sample(
+        guided_predict(denoiser, condition, scale), x_T, schedule, steps=5, prediction="x0"
+    )
+    fast = FastSampler.from_denoiser(denoiser, schedule, 5, scale, "x0").sample(x_T, condition)
+    torch.testing.assert_close(fast, eager, atol=1e-4, rtol=0)
+
+    other = condition.clone()
+    other[:, 2:] += 1.0  # what may be hidden
+    hidden = torch.ones(3, dtype=torch.bool)
+    tau = torch.zeros(3, dtype=torch.long)
+    same = denoiser(x_T, tau, other, hidden)
+    torch.testing.assert_close(same, denoiser(x_T, tau, condition, hidden))
+    other[:, 0] += 1.0  # what never is
+    assert not torch.allclose(denoiser(x_T, tau, other, hidden), same)

@@ -89,12 +89,18 @@ class AllocationProblem:
 
         Raises:
             InfeasibleDeadlineError: the smallest plan is too large for some link.
+            ConfigError: another shape than one plan for each link.
         """
         bounded = np.clip(np.asarray(ranks, dtype=np.int64), self.min_rank, self.layout.r_max)
+        if bounded.shape != (link.size, self.layout.n_projections):
+            raise ConfigError(
+                f"Ranks must have shape ({link.size}, {self.layout.n_projections}) for {link.size} "
+                f"links, got {bounded.shape}."
+            )
         if self.deadline == "penalise":
             return bounded
-        cost = self.cost_per_rank(link)
-        late = (bounded * cost).sum(axis=1) > 1.0
+        budget = self.link_costs.budget_bits(link)
+        late = self.link_costs.payload_bits(bounded) > budget
         if not late.any():
             return bounded
         self.require_feasible(link)
@@ -102,8 +108,9 @@ class AllocationProblem:
         if gains is None:
             worth = -i / np.maximum(bounded, 1)[..., None]
         else:
-            worth = np.broadcast_to(gains, (*bounded.shape, len(i))) / cost[..., None]
-        kept = keep_within_budget(worth, cost, bounded, self.min_rank)
+            worth = np.broadcast_to(gains, (*bounded.shape, len(i)))
+            worth = worth / self.link_costs.bits_per_rank()[:, None]
+        kept = keep_within_budget(worth, self.link_costs, budget, bounded, self.min_rank)
         return np.where(late[:, None], kept, bounded)
 
     def require_feasible(self, link: LinkState) -> None:
@@ -112,37 +119,42 @@ class AllocationProblem:
         Raises:
             InfeasibleDeadlineError: it does not; the message names the worst link's shortfall.
         """
-        smallest = self.min_rank * self.link_costs.bits_per_rank().sum()
+        n = self.layout.n_projections
+        smallest = self.link_costs.payload_bits(np.full(n, self.min_rank, dtype=np.int64))
         budget = self.link_costs.budget_bits(link).min()
         if self.deadline == "enforce" and smallest > budget:
             raise InfeasibleDeadlineError(float(smallest), float(budget))
 
 
 def keep_within_budget(
-    worth: FloatArray, cost: FloatArray, ranks: IntArray, min_rank: int = 0
+    worth: FloatArray,
+    link_costs: LinkCostModel,
+    budget_bits: FloatArray,
+    ranks: IntArray,
+    min_rank: int = 0,
 ) -> IntArray:
-    """Keep the worthiest components of each plan until their cost reaches 1.
+    """Keep the worthiest components of each plan until its budget is used up.
 
     Args:
         worth: (B, N, R) priority of each component. Components of a projection can only be kept in
             order, so a component counts for no more than the ones before it.
-        cost: (B, N) η of one component.
+        link_costs: what a component weighs.
+        budget_bits: (B,) bits that may be sent.
         ranks: (B, N) upper bound on each rank.
         min_rank: components that are kept whatever they are worth.
 
     Returns:
-        (B, N) ranks with Σ cost·rank ≤ 1, if the minimum allows it.
+        (B, N) ranks whose payload is at most the budget, if the minimum allows it.
     """
     i = np.arange(1, worth.shape[2] + 1)
     optional = np.where(i <= ranks[..., None], worth, -np.inf)
     priority = np.minimum.accumulate(np.where(i <= min_rank, np.inf, optional), axis=2)
     flat = priority.reshape(len(worth), -1)
     order = np.argsort(-flat, axis=1, kind="stable")
-    spent = np.take_along_axis(
-        np.broadcast_to(cost[..., None], worth.shape).reshape(len(worth), -1), order, axis=1
-    ).cumsum(axis=1)
+    # Whole parameters add up without rounding, so that "fits" means what it means for a plan.
+    params = np.repeat(link_costs.params_per_rank, len(i))[order].cumsum(axis=1)
+    fits = params * np.float64(link_costs.bits_per_param) <= budget_bits[:, None]
     kept = np.zeros(flat.shape, dtype=bool)
-    # Room for the rounding of the running sum, so that a budget met exactly is not cut.
-    np.put_along_axis(kept, order, spent <= 1.0 + 1e-12, axis=1)
+    np.put_along_axis(kept, order, fits, axis=1)
     kept = (kept & (flat > -np.inf)).reshape(worth.shape) | (i <= min_rank)
     return kept.sum(axis=2)

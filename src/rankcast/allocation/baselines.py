@@ -9,6 +9,7 @@ import numpy as np
 from rankcast.allocation.base import AllocationProblem
 from rankcast.allocation.solve import waterfill
 from rankcast.allocation.utility import BayesianUtility
+from rankcast.errors import ConfigError
 from rankcast.records import FloatArray, IntArray, Observation
 
 
@@ -19,10 +20,19 @@ class UniformAllocator:
     Attributes:
         problem: layout, λ and deadline.
         rank: the rank wanted; None asks for r_max. Where it does not fit, the largest that does.
+
+    Raises:
+        ConfigError: a rank outside min_rank..r_max.
     """
 
     problem: AllocationProblem
     rank: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a rank that no plan may have."""
+        low, high = self.problem.min_rank, self.problem.layout.r_max
+        if self.rank is not None and not low <= self.rank <= high:
+            raise ConfigError(f"The uniform rank must lie in {low}..{high}, got {self.rank}.")
 
     @property
     def name(self) -> str:
@@ -37,8 +47,11 @@ class UniformAllocator:
         ranks = np.full(link.size, wanted, dtype=np.int64)
         if problem.deadline == "enforce":
             problem.require_feasible(link)
-            fits = np.floor(1.0 / problem.cost_per_rank(link).sum(axis=1) + 1e-12).astype(np.int64)
-            ranks = np.maximum(np.minimum(ranks, fits), problem.min_rank)
+            every = np.arange(problem.layout.r_max + 1)[:, None]
+            plans = np.repeat(every, problem.layout.n_projections, axis=1)
+            payload = problem.link_costs.payload_bits(plans)
+            fits = np.searchsorted(payload, problem.link_costs.budget_bits(link), side="right") - 1
+            ranks = np.minimum(ranks, fits)
         return np.repeat(ranks[:, None], problem.layout.n_projections, axis=1)
 
 

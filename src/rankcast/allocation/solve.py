@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import block_diag, csr_array, vstack
 
 from rankcast.allocation.base import AllocationProblem
-from rankcast.errors import ConfigError, InfeasibleDeadlineError
+from rankcast.errors import ConfigError, RankcastError
 from rankcast.records import FloatArray, IntArray, LinkState
 
 
@@ -44,6 +46,7 @@ def knapsack(values: FloatArray, problem: AllocationProblem, link: LinkState) ->
     Raises:
         ConfigError: values of another shape, or not finite.
         InfeasibleDeadlineError: the smallest plan is too large for some link.
+        RankcastError: the solver gave up.
     """
     n, choices = problem.layout.n_projections, problem.layout.r_max + 1
     values = np.asarray(values, dtype=np.float64)
@@ -53,21 +56,43 @@ def knapsack(values: FloatArray, problem: AllocationProblem, link: LinkState) ->
             f"0..r_max: ({n}, {choices}), got {values.shape}."
         )
     problem.require_feasible(link)
+    costs = problem.cost_per_rank(link)
+    plans = [
+        _choose(problem.link_weight * cost[:, None] * np.arange(choices) - values, problem, limit)
+        for cost, limit in zip(costs, _whole_params(problem, link), strict=True)
+    ]
+    # The solver's tolerance may let pass what is a hair too large.
+    return problem.feasible(np.array(plans), link, np.diff(values, axis=1))
+
+
+def _choose(regret: FloatArray, problem: AllocationProblem, limit: float) -> IntArray:
+    """Return the (N,) ranks of least total regret, (N, R + 1), within a limit of parameters."""
+    n, choices = regret.shape
     one_choice = csr_array(block_diag([np.ones((1, choices))] * n))
-    allowed = np.tile(np.arange(choices) >= problem.min_rank, n).astype(np.float64)
-    plans = []
-    for cost in problem.cost_per_rank(link):
-        spent = (cost[:, None] * np.arange(choices)).ravel()
-        limit = 1.0 if problem.deadline == "enforce" else np.inf
-        rows = vstack([one_choice, csr_array(spent[None, :])])
-        solution = milp(
-            problem.link_weight * spent - values.ravel(),
-            constraints=LinearConstraint(rows, [*np.ones(n), -np.inf], [*np.ones(n), limit]),
-            bounds=Bounds(0.0, allowed),
-            integrality=np.ones(n * choices),
-            options={"mip_rel_gap": 1e-9},
-        )
-        if solution.x is None:
-            raise InfeasibleDeadlineError(problem.min_rank * cost.sum(), limit)
-        plans.append(solution.x.reshape(n, choices).argmax(axis=1))
-    return np.array(plans, dtype=np.int64)
+    allowed: Any = np.tile(np.arange(choices) >= problem.min_rank, n).astype(np.float64)
+    params = (problem.link_costs.params_per_rank[:, None] * np.arange(choices)).ravel()
+    # HiGHS stops at an absolute gap of 1e-6, which must be little beside the values.
+    scale = 1e3 / max(float(np.abs(regret).max()), 1e-30)
+    rows = vstack([one_choice, csr_array(params[None, :].astype(np.float64))])
+    least: Any = np.append(np.ones(n), -np.inf)
+    most: Any = np.append(np.ones(n), limit)
+    solution = milp(
+        regret.ravel() * scale,
+        constraints=LinearConstraint(rows, least, most),
+        bounds=Bounds(0.0, allowed),
+        integrality=np.ones(n * choices),
+        options={"mip_rel_gap": 1e-9},
+    )
+    if solution.x is None:
+        raise RankcastError(f"The knapsack was not solved: {solution.message}")
+    return solution.x.reshape(n, choices).argmax(axis=1)
+
+
+def _whole_params(problem: AllocationProblem, link: LinkState) -> FloatArray:
+    """Return (B,) how many parameters fit, exactly; infinite where the deadline is no limit."""
+    budget, bits = problem.link_costs.budget_bits(link), problem.link_costs.bits_per_param
+    if problem.deadline == "penalise":
+        return np.full(link.size, np.inf)
+    whole = np.floor(budget / bits)
+    whole = np.where(whole * bits > budget, whole - 1, whole)
+    return np.where((whole + 1) * bits <= budget, whole + 1, whole)

@@ -38,7 +38,7 @@ class UtilityConfig:
     """
 
     total_gain: float = 0.7
-    relative_std: float = 2.0
+    relative_std: float = 1.5
     rank_correlation: float = 0.95
     rank_decay: float = 4.0
     noise_std: float = 0.05
@@ -77,6 +77,7 @@ class BayesianUtility:
         self._prior_information = precision @ mean
         self._precision = precision.copy()
         self._information = self._prior_information.copy()
+        self._factor: FloatArray | None = None
 
     def update(
         self,
@@ -108,6 +109,7 @@ class BayesianUtility:
             self._information += (1.0 - keep) * (self._prior_information - self._information)
         self._precision += features.T @ features / noise**2
         self._information += features.T @ target / noise**2
+        self._factor = None
 
     def mean_gains(self) -> FloatArray:
         """Return (N, R) expected gains, decreasing along R and not negative."""
@@ -118,7 +120,7 @@ class BayesianUtility:
         factor, lower = cho_factor(self._precision, lower=True)
         mean = cho_solve((factor, lower), self._information)
         normal = rng.standard_normal((len(mean), size))
-        spread = solve_triangular(factor, normal, lower=True, trans="T")
+        spread = solve_triangular(factor, normal, lower=True, trans=1)
         return self._to_gains(mean + width * spread.T)
 
     def predict(self, ranks: IntArray, text: TextStats) -> FloatArray:
@@ -142,6 +144,7 @@ class BayesianUtility:
             )
         self._precision = np.array(state["precision"], dtype=np.float64)
         self._information = np.array(state["information"], dtype=np.float64)
+        self._factor = None
 
     def _prior(self) -> tuple[FloatArray, FloatArray]:
         """Return mean (D,) and precision (D, D)."""
@@ -163,13 +166,19 @@ class BayesianUtility:
         return np.concatenate([baseline, np.tile(mean, n)]), precision
 
     def _mean(self) -> FloatArray:
-        return cho_solve(cho_factor(self._precision, lower=True), self._information)
+        return cho_solve((self._cholesky(), True), self._information)
+
+    def _cholesky(self) -> FloatArray:
+        """Return the lower factor L of the precision, L·Lᵀ."""
+        if self._factor is None:
+            self._factor = np.asarray(cho_factor(self._precision, lower=True)[0])
+        return self._factor
 
     def _counts(self, ranks: IntArray) -> FloatArray:
         """Return (B, N·bins): how many components of each bin are active."""
         ranks = np.asarray(ranks)
         active = np.clip(ranks[..., None] - self._starts, 0, self._widths)
-        return active.reshape(len(ranks), -1)
+        return active.reshape(len(ranks), -1).astype(np.float64)
 
     def _to_gains(self, beliefs: FloatArray) -> FloatArray:
         n = self.layout.n_projections

@@ -157,7 +157,7 @@ class TransformerLearner:
         Raises:
             DataError: no such split, or one without labels for a classifier.
         """
-        loss, correct, count = self._judge_split(split, ranks, max_examples)
+        loss, correct, count = self.judge_texts(split, ranks, max_examples)
         total = max(count.sum(), 1)
         return Evaluation(float(loss.sum() / total), float(correct.sum() / total), len(count))
 
@@ -165,7 +165,7 @@ class TransformerLearner:
         self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
     ) -> FloatArray:
         """Return (n,) share of right answers of each text, in order: 0 or 1 for a classifier."""
-        _, correct, count = self._judge_split(split, ranks, max_examples)
+        _, correct, count = self.judge_texts(split, ranks, max_examples)
         return correct / np.maximum(count, 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,10 +232,10 @@ class TransformerLearner:
         self.optimisation.step()
         return mean
 
-    def _judge_split(
+    def judge_texts(
         self, split: str, ranks: IntArray | None, max_examples: int | None
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return (n,) loss, right answers and predictions of each text of a split."""
+        """Return (n,) summed loss, right answers and predictions of each text of a split."""
         chosen = self.adapter.ranks if ranks is None else ranks
         return self._scorer.judge_texts(self._tokenised(split), chosen, max_examples)
 

@@ -23,6 +23,7 @@ from rankcast.policy.coarse import (
     state_features,
 )
 from rankcast.policy.denoisers import ResidualMlpDenoiser, UNetDenoiser
+from rankcast.policy.fast_sampler import FastSampler
 from rankcast.policy.ppo import PpoConfig
 from rankcast.policy.rank_code import decode
 from rankcast.policy.sampler import ddim_sample, ddpm_sample, guided_predict
@@ -57,7 +58,7 @@ class PolicyConfig:
     proposal: Proposal = "ppo"
     refinement: Refinement = "ddim"
     denoiser: DenoiserName = "mlp"
-    hidden: int = 256
+    hidden: int = 128
     blocks: int = 2
     unet_depth: int = 6
     unet_kernel: int = 3
@@ -67,7 +68,7 @@ class PolicyConfig:
     depth_groups: int = 3
     diffusion: DiffusionConfig = field(
         default_factory=lambda: DiffusionConfig(
-            inference_steps=10, prediction="x0", batch_size=128, learning_rate=1e-3
+            inference_steps=10, prediction="x0", batch_size=64, learning_rate=1e-3
         )
     )
     ppo: PpoConfig = field(default_factory=PpoConfig)
@@ -129,6 +130,11 @@ class AirLLM:
         self.denoiser = self._build_denoiser(seed)
         # What acts is a running mean of the trained weights: it does not follow every batch.
         self.acting_denoiser = self._build_denoiser(seed)
+        self._fast: FastSampler | None = None
+
+    def weights_changed(self) -> None:
+        """Forget what was folded from the acting denoiser's weights; call it after changing them."""
+        self._fast = None
 
     @property
     def name(self) -> str:
@@ -191,6 +197,10 @@ class AirLLM:
         d, shape = self.config.diffusion, (len(condition), self.problem.layout.n_projections)
         x_T = torch.randn(shape, generator=generator)
         scale = 0.0 if self.config.proposal == "none" else d.guidance_scale
+        network = self.acting_denoiser
+        foldable = isinstance(network, ResidualMlpDenoiser) and d.eta == 0.0
+        if foldable and self.config.refinement == "ddim":
+            return self._fast_sampler(network, scale).sample(x_T, condition)
         predict = guided_predict(self.acting_denoiser, condition, scale)
         if self.config.refinement == "ddpm":
             return ddpm_sample(
@@ -215,6 +225,17 @@ class AirLLM:
         self.actor_critic.load_state_dict(state["actor_critic"])
         self.denoiser.load_state_dict(state["denoiser"])
         self.acting_denoiser.load_state_dict(state["acting_denoiser"])
+        self.weights_changed()
+
+    def _fast_sampler(self, network: ResidualMlpDenoiser, guidance_scale: float) -> FastSampler:
+        """Return the folded chain of the acting weights."""
+        if self._fast is None:
+            d = self.config.diffusion
+            self._fast = FastSampler.from_denoiser(
+                network, self.schedule, d.inference_steps, guidance_scale,
+                d.prediction, spacing=d.spacing,
+            )  # fmt: skip
+        return self._fast
 
     def _build_denoiser(self, seed: int) -> ResidualMlpDenoiser | UNetDenoiser:
         c, n = self.config, self.problem.layout.n_projections
@@ -241,5 +262,3 @@ def make_condition(
 
 def _tensor(array: FloatArray) -> Tensor:
     return torch.tensor(np.asarray(array), dtype=torch.float32)
-
-

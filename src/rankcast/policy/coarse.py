@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankcast.allocation.base import AllocationProblem
-from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Observation
 from rankcast.policy.rank_code import bin_width
+from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Observation
 
 N_STATE_FEATURES = 4
 

@@ -125,11 +125,11 @@ class FastSampler:
         return torch.from_numpy(self._chain(x, self._condition_part(shown)))
 
     def _condition_part(self, shown: Float32Array) -> Float32Array:
-        """Return (R, H) with R = B, or R = 2B (conditional rows first) under guidance."""
+        """Return (R, H) with R = B for w in {0, 1}, else R = 2B (conditional rows first)."""
         if self._guidance_scale != 1.0:
             hidden = shown.copy()
             hidden[:, self._n_visible :] = self._null_condition[self._n_visible :]
-            shown = np.concatenate([shown, hidden])
+            shown = hidden if self._guidance_scale == 0.0 else np.concatenate([shown, hidden])
         return shown @ self._condition_weight
 
     def _chain(self, x: Float32Array, base: Float32Array) -> Float32Array:
@@ -169,7 +169,7 @@ class FastSampler:
 
     def _mixed(self, h: Float32Array, out: Float32Array) -> Float32Array:
         """Return uncond + w·(cond - uncond) of the hidden states, written into `out` (B, H)."""
-        if self._guidance_scale == 1.0:
+        if self._guidance_scale in (0.0, 1.0):
             return h
         cond, uncond = h[: len(out)], h[len(out) :]
         np.subtract(cond, uncond, out=out)

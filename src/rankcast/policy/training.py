@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from rankcast.allocation.utility import BayesianUtility, UtilityConfig
@@ -135,16 +137,26 @@ class AirLLMTrainer:
         self.teacher = Teacher(policy.problem, self.utility, policy.describe, self.config.teacher)
         d = policy.config.diffusion
         self.actor_optimizer = torch.optim.Adam(
-            policy.actor_critic.parameters(), lr=policy.config.ppo.learning_rate
+            policy.actor_critic.parameters(), lr=policy.config.ppo.learning_rate, fused=True
         )
         self.imitation_optimizer = torch.optim.Adam(
-            policy.actor_critic.actor.parameters(), lr=d.learning_rate
+            policy.actor_critic.actor.parameters(), lr=d.learning_rate, fused=True
         )
-        self.denoiser_optimizer = torch.optim.Adam(policy.denoiser.parameters(), lr=d.learning_rate)
+        self.denoiser_optimizer = torch.optim.Adam(
+            policy.denoiser.parameters(), lr=d.learning_rate, fused=True
+        )
         self._replay: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=self.config.replay_size)
 
     def run_episode(self) -> EpisodeMetrics:
-        """Act for one episode, then update PPO and the denoiser (Algorithm 1, lines 2–21)."""
+        """Act for one episode, then update PPO and the denoiser (Algorithm 1, lines 2–21).
+
+        NumPy's and SciPy's BLAS run on one thread meanwhile: their matrices are small, and two
+        thread pools that wait actively on the same cores cost a hundred times what they save.
+        """
+        with _blas().limit(limits=1, user_api="blas"):
+            return self._run_episode()
+
+    def _run_episode(self) -> EpisodeMetrics:
         if self.episode == 0:
             self.env.reset(seed=int(self.rng.integers(2**31)))
             self.teacher.remember(self.env.observe())
@@ -225,9 +237,7 @@ class AirLLMTrainer:
                 )
             )  # fmt: skip
             self.teacher.remember(observation)
-            self.utility.update(
-                decision.ranks, info["task_loss"], observation.text, reference_loss
-            )
+            self.utility.update(decision.ranks, info["task_loss"], observation.text, reference_loss)
             self._remember_plan(transitions[-1])
             done = bool(terminated.any() or truncated.any())
         return transitions
@@ -277,9 +287,7 @@ class AirLLMTrainer:
         lesson = self.teacher.lesson(self.rng)
         r_max, config = self.policy.problem.layout.r_max, self.config
         codes = encode(torch.as_tensor(lesson.ranks), r_max)
-        condition = make_condition(
-            lesson.features, _float(lesson.coarse), explore=lesson.explore
-        )
+        condition = make_condition(lesson.features, _float(lesson.coarse), explore=lesson.explore)
         size = self.policy.config.diffusion.batch_size
         losses = []
         for step in range(gradient_steps):
@@ -293,6 +301,7 @@ class AirLLMTrainer:
             )
             if self.policy.config.proposal == "ppo" and step % config.imitate_every == 0:
                 self._imitate_coarse(lesson, index)
+        self.policy.weights_changed()
         return float(np.mean(losses)) if losses else 0.0
 
     def _denoising_step(
@@ -306,9 +315,7 @@ class AirLLMTrainer:
         self._step_denoiser(loss)
         return float(loss.detach())
 
-    def _guided_step(
-        self, x0: Tensor, condition: Tensor, lesson: Lesson, index: Tensor
-    ) -> float:
+    def _guided_step(self, x0: Tensor, condition: Tensor, lesson: Lesson, index: Tensor) -> float:
         """One update with Eq. 19's reward term, differentiated through a short chain."""
         d = self.policy.config.diffusion
         reward = modelled_reward(self.utility, self.policy, lesson, index)
@@ -329,7 +336,7 @@ class AirLLMTrainer:
         acting = list(self.policy.acting_denoiser.parameters())
         trained = [p.detach() for p in self.policy.denoiser.parameters()]
         with torch.no_grad():
-            torch._foreach_lerp_(acting, trained, 1.0 - self.config.ema_decay)  # noqa: SLF001 - the documented-by-use batch form; one call instead of one per tensor
+            torch._foreach_lerp_(acting, trained, 1.0 - self.config.ema_decay)
 
     def _imitate_coarse(self, lesson: Lesson, index: Tensor) -> None:
         """Show the actor the coarse description of the best plan, ever less."""
@@ -359,7 +366,13 @@ class AirLLMTrainer:
                     reward_weights(rewards, d.guidance_weight),
                 )
             )
+        self.policy.weights_changed()
         return float(np.mean(losses))
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def modelled_reward(

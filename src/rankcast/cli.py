@@ -1,0 +1,346 @@
+"""The command line: parse, call, print.
+
+Nothing heavy is imported before a command has been understood, so that `rankcast --help` answers at
+once; torch comes with the first command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from rankcast.errors import ConfigError, RankcastError
+
+if TYPE_CHECKING:
+    from rankcast.run.config import RunConfig
+    from rankcast.run.train import TrainResult
+
+DESCRIPTION = """Choose the rank of every low-rank adapter for the radio link of this moment.
+
+Try it: rankcast demo. Then: rankcast allocate --run runs/demo --snr-db 5 --bandwidth-hz 2e6
+--deadline-s 1"""
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train adapters and policy; any setting of the preset can be replaced.
+
+    rankcast train tiny
+
+    rankcast train sst2-minilm --data.source ~/sst2 --finetune.lr 1e-3 --output runs/sst2
+
+    rankcast train runs/sst2/config.yaml --resume
+    """
+
+    preset: tyro.conf.Positional[str]
+    """tiny, demo, sst2-minilm, paper (see `rankcast presets`), or a YAML file. Settings follow it
+    as --section.name value."""
+    resume: bool = False
+    """Continue from the last checkpoint in the run's folder."""
+    overwrite: bool = False
+    """Replace a run that is in the folder."""
+    json: bool = False
+    """Print the result as JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train MiniLM on docstrings for minutes, then compare and draw what is sent on each link.
+
+    rankcast demo
+
+    rankcast demo --steps 150 --output runs/short
+    """
+
+    overwrite: bool = False
+    """Replace a run in the folder given with --output (runs/demo is always replaced)."""
+    json: bool = False
+    """Print the comparison as JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Allocate:
+    """Say which ranks to send over a link; answers without loading the base model.
+
+    rankcast allocate --run runs/demo --snr-db 5 --bandwidth-hz 2e6 --deadline-s 1
+    """
+
+    run: Path
+    """Folder of a trained run."""
+    snr_db: float
+    """Received Es/N0 [dB]."""
+    bandwidth_hz: float | None = None
+    """Bandwidth [Hz]; the run's own if left out."""
+    deadline_s: float | None = None
+    """Time in which the plan has to arrive [s]; the run's own if left out."""
+    json: bool = False
+    """Print the plan as JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compare AirLLM with uniform ranks, random ranks and the exact solver on the test split.
+
+    rankcast evaluate --run runs/demo --json
+    """
+
+    run: Path
+    """Folder of a trained run; comparison.json, ranks.png and learning.png are written there."""
+    json: bool = False
+    """Print the comparison as JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the plan for a link as a plain LoRA, for PEFT, vLLM and others.
+
+    rankcast export --run runs/demo --snr-db 5 --output adapters/at-5-db
+    """
+
+    run: Path
+    """Folder of a trained run."""
+    snr_db: float
+    """Received Es/N0 [dB]."""
+    output: Path
+    """Folder to write."""
+    bandwidth_hz: float | None = None
+    """Bandwidth [Hz]; the run's own if left out."""
+    deadline_s: float | None = None
+    """Time in which the plan has to arrive [s]; the run's own if left out."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Presets:
+    """List the presets."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Allocate, tyro.conf.subcommand("allocate")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Presets, tyro.conf.subcommand("presets")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; leave with 2 after an error of ours, 130 after an interruption."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    command, rest = tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType]
+        prog="rankcast",
+        description=DESCRIPTION,
+        args=args,
+        return_unknown_args=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    try:
+        status = _run(command, rest, ["rankcast", *args])
+    except RankcastError as error:
+        if command.debug:
+            traceback.print_exc()
+        print(f"rankcast: {error}", file=sys.stderr)  # noqa: T201
+        status = 2
+    except KeyboardInterrupt:
+        print("rankcast: interrupted.", file=sys.stderr)  # noqa: T201
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
+    """Return `--a.b value` and `--a.b=value` as full names to text.
+
+    Raises:
+        ConfigError: an argument that is neither, or a name without a value.
+    """
+    found: dict[str, str] = {}
+    items = iter(rest)
+    for item in items:
+        if not item.startswith("--"):
+            raise ConfigError(f"{item!r} belongs to no option; settings are --section.name value.")
+        name, equals, value = item[2:].partition("=")
+        if not equals:
+            value = next(items, None)
+            if value is None:
+                raise ConfigError(f"{item} needs a value: {item} VALUE.")
+        found[name.replace("-", "_")] = value
+    return found
+
+
+def _run(command: Any, rest: list[str], typed: list[str]) -> int:
+    """Do what a command says and return the exit status."""
+    overrides = parse_overrides(rest)
+    match command:
+        case Train() | Demo():
+            return _train(command, overrides, typed)
+        case _ if overrides:
+            name = type(command).__name__.lower()
+            raise ConfigError(f"rankcast {name} has no option --{next(iter(overrides))}.")
+        case Allocate():
+            return _allocate(command)
+        case Evaluate():
+            return _evaluate(command)
+        case Export():
+            return _export(command)
+        case _:
+            return _presets()
+
+
+def _train(command: Train | Demo, overrides: dict[str, str], typed: list[str]) -> int:
+    from rankcast.run.config import load_preset  # noqa: PLC0415
+
+    demo = isinstance(command, Demo)
+    config = load_preset("demo" if demo else command.preset, overrides)
+    overwrite = command.overwrite or (demo and "output" not in overrides)
+    outcome = _train_with_progress(
+        config, typed, resume=not demo and command.resume, overwrite=overwrite
+    )
+    if not outcome.finished:
+        print(  # noqa: T201
+            f"rankcast: stopped after step {outcome.session.step}; continue with\n"
+            f"  rankcast train {outcome.folder.config} --resume",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    if demo:
+        _print_comparison(outcome.session, outcome.folder, as_json=command.json)
+    elif command.json:
+        print(json.dumps(outcome.result, indent=2))  # noqa: T201
+    else:
+        from rankcast.run.console import result_table, stdout  # noqa: PLC0415
+
+        stdout().print(result_table(outcome.result))
+        stdout().print(f"Everything is in {outcome.folder.path}.")
+    return 0
+
+
+def _train_with_progress(
+    config: RunConfig, typed: list[str], *, resume: bool, overwrite: bool
+) -> TrainResult:
+    from rankcast.run.console import LiveProgress, stderr  # noqa: PLC0415
+    from rankcast.run.train import Observer, train  # noqa: PLC0415
+
+    with stop_on_signal() as stopping, LiveProgress(stderr(), config.steps) as progress:
+        observer = Observer(progress.on_step, progress.on_evaluation, stopping)
+        return train(
+            config,
+            resume=resume,
+            overwrite=overwrite,
+            command=[shlex.join(typed)],
+            observer=observer,
+        )
+
+
+def _allocate(command: Allocate) -> int:
+    from rankcast.run.folder import RunFolder  # noqa: PLC0415
+    from rankcast.run.planning import Planner  # noqa: PLC0415
+
+    planner = Planner.load(RunFolder(command.run))
+    link = planner.link(command.snr_db, command.bandwidth_hz, command.deadline_s)
+    plan = planner.plan(link)
+    if command.json:
+        print(json.dumps(planner.describe(plan, link), indent=2))  # noqa: T201
+    else:
+        from rankcast.run.console import plan_table, stdout  # noqa: PLC0415
+
+        stdout().print(plan_table(planner.problem.layout, plan, link))
+    return 0
+
+
+def _evaluate(command: Evaluate) -> int:
+    from rankcast.run.folder import RunFolder  # noqa: PLC0415
+    from rankcast.run.session import Session  # noqa: PLC0415
+
+    folder = RunFolder(command.run)
+    session = Session(folder.load_config())
+    session.load(folder)
+    _print_comparison(session, folder, as_json=command.json)
+    return 0
+
+
+def _print_comparison(session: Any, folder: Any, *, as_json: bool) -> None:
+    from rankcast.run.console import comparison_table, comparison_words, stdout  # noqa: PLC0415
+    from rankcast.run.report import write_report  # noqa: PLC0415
+
+    comparison, files = write_report(session, folder)
+    if as_json:
+        print(json.dumps(comparison.to_plain(), indent=2))  # noqa: T201
+        return
+    stdout().print(comparison_table(comparison))
+    stdout().print(comparison_words(comparison))
+    stdout().print("Pictures: " + ", ".join(map(str, files)))
+
+
+def _export(command: Export) -> int:
+    from rankcast.adapters.export import export_lora  # noqa: PLC0415
+    from rankcast.run.folder import RunFolder  # noqa: PLC0415
+    from rankcast.run.session import Session  # noqa: PLC0415
+
+    folder = RunFolder(command.run)
+    session = Session(folder.load_config())
+    session.load(folder)
+    planner = session.planner
+    plan = planner.plan(planner.link(command.snr_db, command.bandwidth_hz, command.deadline_s))
+    export_lora(session.learner.adapter, command.output, plan.ranks)
+    print(f"{command.output}: plain LoRA, mean rank {plan.ranks.mean():.2f}.")  # noqa: T201
+    return 0
+
+
+def _presets() -> int:
+    from rankcast.run.presets import preset_names  # noqa: PLC0415
+
+    for name, description in preset_names().items():
+        print(f"{name:12} {description}")  # noqa: T201
+    return 0
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Yield a question "should we stop?" that the first Ctrl-C or SIGTERM answers with yes.
+
+    A second one interrupts at once.
+    """
+    asked: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        del frame
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print(  # noqa: T201
+            "rankcast: stopping after this episode; once more to stop at once.", file=sys.stderr
+        )
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

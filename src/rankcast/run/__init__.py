@@ -1,0 +1,1 @@
+"""A whole run: its configuration, its folder, training, comparison and pictures."""

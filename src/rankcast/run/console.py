@@ -1,0 +1,163 @@
+"""What a person sees in a terminal: progress, plans and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rankcast.records import AdapterLayout, LinkState, Plan
+from rankcast.run.compare import Comparison, ComparisonRow
+from rankcast.run.recording import EvaluationRow, StepRow
+
+SMOOTHING = 0.9
+
+
+def stdout() -> Console:
+    """Return the console for results."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def stderr() -> Console:
+    """Return the console for progress, so that standard output holds nothing but results."""
+    return Console(stderr=True, highlight=False)
+
+
+class LiveProgress:
+    """A bar with running means of reward, mean rank and link cost, and the last accuracy.
+
+    Args:
+        console: where to draw; standard error, so that standard output stays for results.
+        total: steps of the run.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[seen]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("training", total=total, seen="")
+        self._means: tuple[float, float, float] | None = None
+        self._accuracy = "–"
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+
+    def on_step(self, row: StepRow) -> None:
+        """Move the bar by one training step."""
+        new = (row.reward, row.mean_rank, row.link_cost)
+        old = self._means or new
+        reward, rank, cost = self._means = (
+            SMOOTHING * old[0] + (1 - SMOOTHING) * new[0],
+            SMOOTHING * old[1] + (1 - SMOOTHING) * new[1],
+            SMOOTHING * old[2] + (1 - SMOOTHING) * new[2],
+        )
+        seen = f"reward {reward:.2f}  accuracy {self._accuracy}  rank {rank:.1f}  η {cost:.2f}"
+        self._progress.update(self._task, completed=row.step, seen=seen)
+
+    def on_evaluation(self, row: EvaluationRow) -> None:
+        """Show a new accuracy."""
+        self._accuracy = f"{row.accuracy:.1%}"
+        self._progress.console.print(
+            f"step {row.step}: validation accuracy {row.accuracy:.1%} with the plan for "
+            f"{row.snr_db:g} dB (mean rank {row.mean_rank:.1f})"
+        )
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the table that a comparison ends in."""
+    table = Table(title="The test split under each allocator's plan", title_justify="left")
+    for name in ("SNR [dB]", "allocator"):
+        table.add_column(name)
+    for name in ("mean rank", "ranks", "Mbit", "seconds", "link cost", "accuracy", "loss"):
+        table.add_column(name, justify="right")
+    last: ComparisonRow | None = None
+    for row in comparison.rows:
+        new_link = last is None or last.snr_db != row.snr_db
+        if new_link and last is not None:
+            table.add_section()
+        table.add_row(
+            f"{row.snr_db:g}" if new_link else "",
+            row.allocator,
+            f"{row.mean_rank:.2f}",
+            f"{min(row.ranks)}–{max(row.ranks)}",
+            f"{row.payload_bits / 1e6:.2f}",
+            f"{row.transmission_time_s:.3f}",
+            f"{row.link_cost:.2f}",
+            f"{row.accuracy:.1%}",
+            f"{row.loss:.3f}",
+        )
+        last = row
+    return table
+
+
+def comparison_words(comparison: Comparison) -> str:
+    """Say how AirLLM does beside uniform ranks over all links."""
+    whole = comparison.differences[-1]
+    airllm = [row.payload_bits for row in comparison.rows if row.allocator == "AirLLM"]
+    other = [row.payload_bits for row in comparison.rows if row.allocator == whole.other]
+    share = sum(airllm) / sum(other) if sum(other) else float("nan")
+    return (
+        f"AirLLM against {whole.other} ranks, mean over the links: accuracy "
+        f"{whole.difference:+.1%} (95 % interval {whole.low:+.1%} to {whole.high:+.1%}, paired), "
+        f"{share:.0%} of its bits."
+    )
+
+
+def result_table(result: Mapping[str, Any]) -> Table:
+    """Return what a finished training run says of each link."""
+    table = Table(
+        title=f"{result['policy']} after {result['steps']} steps, {result['wall_s']:.0f} s",
+        title_justify="left",
+    )
+    for name in ("SNR [dB]", "mean rank", "Mbit", "seconds", "link cost", "validation", "test"):
+        table.add_column(name, justify="right")
+    for row in result["links"]:
+        table.add_row(
+            f"{row['snr_db']:g}",
+            f"{row['mean_rank']:.2f}",
+            f"{row['payload_bits'] / 1e6:.2f}",
+            f"{row['transmission_time_s']:.3f}",
+            f"{row['link_cost']:.2f}",
+            f"{row['validation_accuracy']:.1%}",
+            f"{row['test_accuracy']:.1%}",
+        )
+    return table
+
+
+def plan_table(layout: AdapterLayout, plan: Plan, link: LinkState) -> Table:
+    """Return a plan as layers × kinds of projection."""
+    table = Table(
+        title=(
+            f"{link.snr_db[0]:g} dB, {link.bandwidth_hz[0] / 1e6:g} MHz, {link.deadline_s[0]:g} s: "
+            f"{plan.payload_bits:,.0f} bits in {plan.transmission_time_s:.3g} s, "
+            f"link cost {plan.link_cost:.3f}, mean rank {plan.ranks.mean():.2f}"
+        ),
+        title_justify="left",
+    )
+    table.add_column("layer", justify="right")
+    for kind in layout.kinds:
+        table.add_column(kind, justify="right")
+    ranks = {(p.layer, p.kind): r for p, r in zip(layout.projections, plan.ranks, strict=True)}
+    for layer in sorted({p.layer for p in layout.projections}):
+        table.add_row(str(layer), *(str(ranks.get((layer, k), "–")) for k in layout.kinds))
+    return table

@@ -1,0 +1,175 @@
+"""The documents keep their word: links lead somewhere, names exist, examples run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tyro
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+PAPER_MAP = ROOT / "docs" / "paper-map.md"
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+DOTTED = re.compile(r"`(rankcast(?:\.\w+)+)")
+PATH = re.compile(r"`((?:src|tests|docs|experiments|benchmarks)/[^`\s]*)`")
+BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RESULTS = re.compile(r"<!-- results:(\S+) -->\n(.*?)<!-- /results -->", re.DOTALL)
+
+each_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+)
+
+
+def python_blocks(*, runnable: bool) -> list[object]:
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text("utf-8")
+        for match in BLOCK.finditer(text):
+            if ("runnable" in match[1].split()) is runnable:
+                line = text.count("\n", 0, match.start(2))
+                where = f"{document.relative_to(ROOT)}:{line}"
+                # Blank lines keep the line numbers of a traceback those of the document.
+                found.append(pytest.param(document, "\n" * line + match[2], id=where))
+    return found
+
+
+def resolve(dotted: str) -> None:
+    """Import the longest module that a dotted name begins with and follow the rest."""
+    parts = dotted.split(".")
+    n_modules = len(parts)
+    while importlib.util.find_spec(parts[0]) and not is_module(".".join(parts[:n_modules])):
+        n_modules -= 1
+    found: object = importlib.import_module(".".join(parts[:n_modules]))
+    for part in parts[n_modules:]:
+        if is_dataclass(found) and part in {field.name for field in fields(found)}:
+            return
+        found = getattr(found, part)
+
+
+def is_module(dotted: str) -> bool:
+    try:
+        return importlib.util.find_spec(dotted) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def anchors(file: Path) -> set[str]:
+    """Return what the headings of a document are called in links to them."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def load(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"render_{file.parent.name}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@each_document
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    broken = []
+    for target in sorted(set(LINK.findall(document.read_text("utf-8")))):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = document.parent / path if path else document
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+@each_document
+def test_code_names_exist(document: Path) -> None:
+    missing = []
+    for name in sorted(set(DOTTED.findall(document.read_text("utf-8")))):
+        try:
+            resolve(name)
+        except (AttributeError, ImportError) as error:
+            missing.append(f"{name}: {error}")
+    assert missing == []
+
+
+def test_paths_in_the_paper_map_exist() -> None:
+    paths = sorted(set(PATH.findall(PAPER_MAP.read_text("utf-8"))))
+    assert paths
+    assert [p for p in paths if not (ROOT / p).exists()] == []
+
+
+def test_the_paper_map_covers_the_paper() -> None:
+    text = PAPER_MAP.read_text("utf-8")
+    equations = {int(n) for n in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert equations == set(range(1, 20))
+    tables = set(re.findall(r"^\| Table ([IV]+) \|", text, re.MULTILINE))
+    assert tables == {"I", "II", "III", "IV", "V", "VI"}
+    figures = {int(n) for n in re.findall(r"^\| Fig\. (\d) \|", text, re.MULTILINE)}
+    assert figures == set(range(1, 9))
+
+
+@pytest.mark.parametrize(("document", "source"), python_blocks(runnable=True))
+def test_runnable_blocks_run(
+    document: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", example)  # dataclasses look their module up
+    code = compile(source, str(document), "exec", dont_inherit=True)
+    exec(code, vars(example))  # noqa: S102 - our own documents
+
+
+@pytest.mark.parametrize(("document", "source"), python_blocks(runnable=False))
+def test_other_blocks_import_what_exists(document: Path, source: str) -> None:
+    tree = ast.parse(source, str(document))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rankcast"):
+            for alias in node.names:
+                resolve(f"{node.module}.{alias.name}")
+
+
+def test_extending_shows_every_kind_of_extension_in_runnable_code() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text("utf-8")
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert len(sections) >= 4
+    silent = [s.partition("\n")[0] for s in sections if "```python runnable" not in s]
+    assert silent == []
+
+
+def test_commands_in_the_readme_are_understood() -> None:
+    from rankcast import cli
+    from rankcast.run.config import load_preset
+    from rankcast.run.presets import preset_names
+
+    text = (ROOT / "README.md").read_text("utf-8")
+    lines = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).split("\n")
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line[:9] == "rankcast "]
+    assert {args[0] for args in commands} >= {"train", "allocate", "evaluate", "demo"}
+    for args in commands:
+        command, rest = tyro.cli(cli.Command, args=args, return_unknown_args=True)
+        overrides = cli.parse_overrides(rest)
+        preset = getattr(command, "preset", args[0])
+        if preset in preset_names():
+            load_preset(preset, overrides)  # refuses settings that do not exist
+        else:
+            assert overrides == {}, args
+
+
+def test_results_tables_are_what_the_result_files_say() -> None:
+    """A block `results:NAME` holds exactly what `experiments/NAME/render.py` renders."""
+    for name, shown in RESULTS.findall((ROOT / "README.md").read_text("utf-8")):
+        rendered = load(ROOT / "experiments" / name / "render.py").render()
+        assert shown.strip() == rendered.strip(), f"README's {name} table is out of date."

@@ -1,0 +1,61 @@
+"""The light install stays light: what an edge device or `--help` needs imports no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "gymnasium",
+    "matplotlib",
+    "tensorboard",
+)
+LIGHT = {
+    "the package": "import rankcast",
+    "records and errors": "import rankcast.records, rankcast.errors",
+    "the radio": "import rankcast.link.capacity, rankcast.link.payload, rankcast.link.fading",
+    "allocators": (
+        "import rankcast.allocation.baselines, rankcast.allocation.solve, "
+        "rankcast.allocation.utility"
+    ),
+    "the synthetic utility": "import rankcast.finetune.synthetic",
+    "the command line": (
+        "import contextlib, io\n"
+        "from rankcast.cli import main\n"
+        "sys.argv = ['rankcast', '--help']\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "    main()"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LIGHT)
+def test_imports_nothing_heavy(what: str) -> None:
+    report = f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    done = subprocess.run(  # noqa: S603 - our own words, no shell
+        [sys.executable, "-c", f"import json, sys\n{LIGHT[what]}\n{report}"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
+def test_the_check_would_notice_torch() -> None:
+    """The list of heavy modules names what `sys.modules` really calls them."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, rankcast.policy.gae; print('torch' in sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "True"

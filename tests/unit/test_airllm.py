@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rankcast.allocation.base import AllocationProblem
+from rankcast.allocation.utility import BayesianUtility
+from rankcast.env import EnvConfig, RankAllocationVectorEnv
+from rankcast.errors import ConfigError
+from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
+from rankcast.link.capacity import Awgn
+from rankcast.link.fading import IidSnr
+from rankcast.link.payload import LinkCostModel
+from rankcast.policy.airllm import AirLLM, PolicyConfig, make_condition
+from rankcast.policy.coarse import state_features
+from rankcast.policy.rank_code import encode
+from rankcast.policy.sampler import ddim_sample, guided_predict
+from rankcast.policy.teacher import TeacherConfig
+from rankcast.policy.training import AirLLMTrainer, TrainingConfig, modelled_reward
+from rankcast.records import LinkState, Observation, TextStats
+
+LAYOUT = transformer_layout(n_layers=2, d_hidden=8, d_ffn=20, r_max=4)
+COSTS = LinkCostModel.for_layout(LAYOUT, Awgn())
+BANDWIDTH = float(COSTS.payload_bits(np.full(12, 4)))
+PROBLEM = AllocationProblem(LAYOUT, COSTS)
+SMALL: dict[str, Any] = {"hidden": 16, "blocks": 1, "actor_hidden": 16}
+QUICK = TrainingConfig(gradient_steps=4, warm_up_steps=4, teacher=TeacherConfig(plans=32))
+
+
+def policy(seed: int = 0, **settings: Any) -> AirLLM:
+    return AirLLM(PROBLEM, PolicyConfig(**SMALL | settings), seed)
+
+
+def observation(size: int = 4) -> Observation:
+    link = LinkState(np.linspace(-5, 15, size), BANDWIDTH, 1.0)
+    text = TextStats(np.full(size, 2.5), np.full(size, 0.1))
+    return Observation(link, text, np.zeros((size, 12), dtype=np.int64))
+
+
+def environment(n_envs: int = 1, stop: Any = None) -> RankAllocationVectorEnv:
+    utility = SyntheticUtility.draw(np.random.default_rng(3), LAYOUT)
+    learner = SyntheticLearner(LAYOUT, utility, n_envs)
+    config = EnvConfig(BANDWIDTH, horizon=4)
+    return RankAllocationVectorEnv(learner, IidSnr(), COSTS, config, stop)
+
+
+def trainer(
+    config: TrainingConfig = QUICK, n_envs: int = 1, seed: int = 1, **settings: Any
+) -> AirLLMTrainer:
+    return AirLLMTrainer(environment(n_envs), policy(**settings), config, seed)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_decision_has_its_shapes() -> None:
+    one = policy()
+    decision = one.act(observation(), generator(), explore=True)
+    assert decision.ranks.shape == (4, 12)
+    assert decision.actor_input.shape == (4, 16)
+    assert decision.coarse.shape == (4, one.describe.size) == (4, 8)
+    assert decision.log_prob.shape == decision.value.shape == (4,)
+    assert not any(t.requires_grad for t in (decision.coarse, decision.log_prob, decision.value))
+
+
+def test_ppo_alone_decides_all_projections_itself() -> None:
+    decision = policy(refinement="none").act(observation(), generator(), explore=False)
+    assert decision.coarse.shape == (4, 12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "ppo+ddim"),
+        ({"proposal": "none"}, "ddim"),
+        ({"refinement": "none"}, "ppo"),
+        ({"refinement": "ddpm"}, "ppo+ddpm"),
+        ({"denoiser": "unet", "unet_depth": 2, "unet_channels": 4}, "ppo+ddim/unet"),
+    ],
+)
+def test_names_say_what_is_in_use(settings: dict[str, Any], name: str) -> None:
+    assert policy(**settings).name == name
+
+
+def test_impossible_policies() -> None:
+    with pytest.raises(ConfigError, match="proposal, a refinement, or both"):
+        PolicyConfig(proposal="none", refinement="none")
+    with pytest.raises(ConfigError, match="refinement"):
+        PolicyConfig(refinement="ddmi")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="reward"):
+        TrainingConfig(reward_term="reward")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.xfail(reason="the layers of the actor-critic initialise from the global generator")
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    policy(0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_weights_come_from_the_seed() -> None:
+    first, again, other = policy(0), policy(0), policy(1)
+    flat = [
+        torch.cat([p.flatten() for p in (*x.denoiser.parameters(), *x.actor_critic.parameters())])
+        for x in (first, again, other)
+    ]
+    assert torch.equal(flat[0], flat[1])
+    assert not torch.equal(flat[0], flat[2])
+    for acting, trained in zip(
+        first.acting_denoiser.parameters(), first.denoiser.parameters(), strict=True
+    ):
+        assert torch.equal(acting, trained)
+
+
+def test_the_condition_says_state_exploring_and_proposal() -> None:
+    features = state_features(observation(2), PROBLEM)
+    coarse = torch.full((2, 8), 0.25)
+    shown = make_condition(features, coarse, explore=np.array([True, False]))
+    assert shown.shape == (2, 13)
+    assert shown[:, :4].double().numpy() == pytest.approx(features, rel=1e-6)
+    assert shown[:, 4].tolist() == [1.0, 0.0]
+    assert torch.equal(shown[:, 5:], coarse)
+
+
+def test_exploiting_uses_the_mean_proposal_and_exploring_draws() -> None:
+    one = policy()
+    draws = [one.act(observation(), generator(s), explore=True).coarse for s in (1, 2)]
+    means = [one.act(observation(), generator(s), explore=False).coarse for s in (1, 2)]
+    assert not torch.equal(*draws)
+    assert torch.equal(*means)
+
+
+@pytest.mark.parametrize("proposal", ["ppo", "none"])
+def test_the_chain_is_the_eager_one(proposal: Any) -> None:
+    one = policy(proposal=proposal)
+    d = one.config.diffusion
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in one.acting_denoiser.parameters():
+            p += 0.3 * torch.randn(p.shape, generator=generator(4))
+    one.weights_changed()
+    condition = one.condition(observation(), torch.full((4, 8), 0.3), explore=False)
+    scale = d.guidance_scale if proposal == "ppo" else 0.0
+    expected = ddim_sample(
+        guided_predict(one.acting_denoiser, condition, scale),
+        torch.randn((4, 12), generator=generator(9)),
+        one.schedule, steps=d.inference_steps, prediction=d.prediction, spacing=d.spacing,
+    )  # fmt: skip
+    torch.testing.assert_close(one.refine(condition, generator(9)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_proposal_the_coarse_action_has_no_effect() -> None:
+    one = policy(proposal="none")
+    low, high = (
+        one.refine(one.condition(observation(), torch.full((4, 8), c), explore=False), generator(1))
+        for c in (-1.0, 1.0)
+    )
+    assert torch.equal(low, high)
+
+
+def test_weights_can_be_carried_over() -> None:
+    one, other = policy(0), policy(1)
+    seen = observation()
+    before = other.allocate(seen, np.random.default_rng(0))  # the chain of its own weights
+    other.load_state_dict(one.state_dict())
+    after = other.allocate(seen, np.random.default_rng(0))
+    assert np.array_equal(after, one.allocate(seen, np.random.default_rng(0)))
+    assert not np.array_equal(before, after)
+
+
+def test_an_episode_trains_every_part() -> None:
+    one = trainer()
+    before = copy.deepcopy(one.policy.state_dict())
+    metrics = one.run_episode()
+    assert metrics.episode == 1
+    assert not metrics.stopped
+    assert metrics.reward == pytest.approx(-metrics.task_loss - 0.1 * metrics.link_cost)
+    assert 0 <= metrics.mean_rank <= 4
+    assert metrics.denoising_loss > 0
+    after = one.policy.state_dict()
+    for part, weights in before.items():
+        moved = [not torch.equal(weights[k], after[part][k]) for k in weights]
+        assert any(moved), part
+    assert len(one.teacher.state_dict()["states"]) == 1 + 4
+    prior = BayesianUtility(LAYOUT)
+    assert not np.array_equal(one.utility.mean_gains(), prior.mean_gains())
+
+
+@pytest.mark.parametrize(
+    ("settings", "config"),
+    [
+        ({"proposal": "none"}, QUICK),
+        ({"refinement": "none"}, QUICK),
+        ({"refinement": "ddpm"}, QUICK),
+        ({}, replace(QUICK, reward_term="reward-weighted")),
+        ({}, replace(QUICK, guided_every=2)),
+        ({}, replace(QUICK, teacher_weight=0.0)),
+    ],
+)
+def test_every_variant_trains_and_stays_finite(settings: Any, config: TrainingConfig) -> None:
+    one = trainer(config, n_envs=2, **settings)
+    before = copy.deepcopy(one.policy.state_dict())
+    for _ in range(2):
+        metrics = one.run_episode()
+        assert np.isfinite([metrics.reward, metrics.denoising_loss, metrics.surrogate]).all()
+    after = one.policy.state_dict()
+    part = "actor_critic" if one.policy.config.refinement == "none" else "denoiser"
+    assert any(not torch.equal(before[part][k], after[part][k]) for k in before[part])
+
+
+def test_same_seed_same_training() -> None:
+    first, second, third = trainer(), trainer(), trainer(seed=2)
+    metrics = [[t.run_episode() for _ in range(2)] for t in (first, second, third)]
+    assert metrics[0] == metrics[1]
+    assert metrics[0] != metrics[2]
+
+
+def test_continues_identically_from_its_state() -> None:
+    one = trainer()
+    for _ in range(2):
+        one.run_episode()
+    saved = copy.deepcopy(
+        (one.state_dict(), one.env.state_dict(), one.env.learner.state_dict())
+    )
+    expected = [one.run_episode() for _ in range(2)]
+    other = trainer(seed=9)
+    for part, state in zip((other, other.env, other.env.learner), saved, strict=True):
+        part.load_state_dict(state)
+    assert [other.run_episode() for _ in range(2)] == expected
+    for ours, theirs in zip(
+        one.policy.denoiser.parameters(), other.policy.denoiser.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_goal_ends_the_episode() -> None:
+    env = environment(stop=lambda reward: np.ones_like(reward, dtype=bool))
+    one = AirLLMTrainer(env, policy(), QUICK, 1)
+    assert one.run_episode().stopped
+    assert len(one.teacher.state_dict()["states"]) == 1 + 1
+
+
+def test_policy_and_environment_must_fit() -> None:
+    other = transformer_layout(n_layers=1, d_hidden=8, d_ffn=20, r_max=4)
+    costs = LinkCostModel.for_layout(other, Awgn())
+    with pytest.raises(ConfigError, match="same projections"):
+        AirLLMTrainer(environment(), AirLLM(AllocationProblem(other, costs), PolicyConfig(**SMALL)))
+
+
+def test_the_modelled_reward_is_the_negative_objective_of_a_plan() -> None:
+    one = trainer()
+    one.run_episode()
+    lesson = one.teacher.lesson(np.random.default_rng(0))
+    index = torch.arange(6)
+    reward = modelled_reward(one.utility, one.policy, lesson, index)
+    codes = encode(torch.as_tensor(lesson.ranks[:6]), 4)
+    gains = one.utility.mean_gains()
+    active = np.arange(1, 5) <= lesson.ranks[:6, :, None]
+    cost = COSTS.cost_per_rank(lesson.link)[:6]
+    expected = (active * gains).sum(axis=(1, 2)) - 0.1 * (cost * lesson.ranks[:6]).sum(axis=1)
+    assert reward(codes).numpy() == pytest.approx(expected / gains.sum(), rel=1e-4, abs=1e-4)
+    # Its slope just above a rank is what the next component gains, less what it costs.
+    middle = torch.full((6, 12), 0.0, requires_grad=True)  # rank 2 of 4, in the middle of its bin
+    reward(middle + 1e-3).sum().backward()
+    slope = (gains[:, 2] - 0.1 * cost) / gains.sum() / (2 / 5)
+    assert middle.grad is not None
+    assert middle.grad.numpy() == pytest.approx(slope, rel=1e-3, abs=1e-5)

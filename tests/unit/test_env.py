@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rankcast.env import EnvConfig, RankAllocationEnv, RankAllocationVectorEnv, to_vector
+from rankcast.errors import ConfigError
+from rankcast.finetune.learner import StepResult
+from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
+from rankcast.link.capacity import Awgn
+from rankcast.link.fading import IidSnr, StaticSnr
+from rankcast.link.payload import LinkCostModel
+from rankcast.records import (
+    AdapterLayout,
+    FloatArray,
+    IntArray,
+    LinkState,
+    Observation,
+    Projection,
+    TextStats,
+)
+
+ONE = AdapterLayout((Projection("only", 0, "q", 3, 4),), r_max=2)  # 8 parameters a rank
+SMALL = transformer_layout(n_layers=1, d_hidden=4, d_ffn=8, r_max=3)
+
+
+class FixedLoss(SyntheticLearner):
+    """A learner that reports 0.5 per copy, and a reference of 0.4."""
+
+    def step(self) -> StepResult:
+        return StepResult(np.full(self.n_envs, 0.5), np.full(self.n_envs, 0.4))
+
+
+def learner(n_envs: int = 1, layout: AdapterLayout = SMALL, seed: int = 0) -> SyntheticLearner:
+    utility = SyntheticUtility.draw(np.random.default_rng(3), layout)
+    return SyntheticLearner(layout, utility, n_envs, seed=seed)
+
+
+def environment(n_envs: int = 1, **config: Any) -> RankAllocationVectorEnv:
+    costs = LinkCostModel.for_layout(SMALL, Awgn())
+    return RankAllocationVectorEnv(learner(n_envs), IidSnr(), costs, EnvConfig(1e4, **config))
+
+
+def actions(env: Any, steps: int, seed: int = 5) -> list[IntArray]:
+    rng = np.random.default_rng(seed)
+    shape = (env.num_envs, env.layout.n_projections)
+    return [rng.integers(0, env.layout.r_max + 1, shape) for _ in range(steps)]
+
+
+def rollout(env: RankAllocationVectorEnv, steps: int, seed: int = 5) -> list[FloatArray]:
+    rows = []
+    for action in actions(env, steps, seed):
+        vector, reward, *_ = env.step(action)
+        rows.append(np.column_stack([vector, reward]))
+    return rows
+
+
+def test_gymnasium_accepts_the_registered_environment() -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    env = gym.make("rankcast/RankAllocation-v0")
+    check_env(env.unwrapped, skip_render_check=True)
+    assert env.action_space == gym.spaces.MultiDiscrete([9] * 36)
+    assert env.observation_space.shape == (5 + 36,)
+
+
+def test_reward_is_eq_10_by_hand() -> None:
+    # 2 ranks of 8 parameters at 32 bits are 512 bits. At 0 dB one hertz carries one bit a second:
+    # 256 Hz for 4 s carry 1024 bits, so η is one half.
+    env = RankAllocationEnv(
+        FixedLoss(ONE, SyntheticUtility(np.zeros((1, 2)))),
+        StaticSnr(0.0),
+        LinkCostModel.for_layout(ONE, Awgn()),
+        EnvConfig(bandwidth_hz=256.0, deadline_s=4.0, link_weight=0.3),
+    )
+    env.reset(seed=0)
+    vector, reward, _, _, info = env.step(np.array([2]))
+    assert reward == pytest.approx(-0.5 - 0.3 * 0.5)
+    assert info["task_loss"] == 0.5
+    assert info["reference_loss"] == 0.4
+    assert info["link_cost"] == pytest.approx(0.5)
+    assert info["arrives"]
+    expected = [0.0, np.log10(256.0), np.log10(4.0), 2.5, 0.1, 1.0]
+    assert vector == pytest.approx(np.array(expected), rel=1e-6)
+
+
+def test_a_late_plan_is_paid_for_and_said() -> None:
+    env = RankAllocationEnv(
+        FixedLoss(ONE, SyntheticUtility(np.zeros((1, 2)))),
+        StaticSnr(0.0),
+        LinkCostModel.for_layout(ONE, Awgn()),
+        EnvConfig(bandwidth_hz=64.0, deadline_s=4.0, link_weight=0.3),
+    )
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(np.array([2]))
+    assert reward == pytest.approx(-0.5 - 0.3 * 2.0)
+    assert not info["arrives"]
+
+
+def test_the_price_is_that_of_the_link_that_was_observed() -> None:
+    env = environment()
+    env.reset(seed=2)
+    for action in actions(env, 8):
+        observed = env.observe().link
+        *_, info = env.step(action)
+        assert info["link_cost"] == pytest.approx(env.link_costs.link_cost(action, observed))
+
+
+def test_the_horizon_truncates_and_does_not_terminate() -> None:
+    env = environment(2, horizon=3)
+    env.reset(seed=0)
+    ends = [env.step(a)[2:4] for a in actions(env, 3)]
+    assert [t.tolist() for _, t in ends] == [[False] * 2, [False] * 2, [True] * 2]
+    assert not any(terminated.any() for terminated, _ in ends)
+    env.reset()
+    assert not env.step(actions(env, 1)[0])[3].any()
+
+
+def test_a_goal_terminates_and_does_not_truncate() -> None:
+    env = RankAllocationVectorEnv(
+        learner(2),
+        IidSnr(),
+        LinkCostModel.for_layout(SMALL, Awgn()),
+        EnvConfig(1e4, horizon=3),
+        stop=lambda reward: reward >= reward.max(),
+    )
+    env.reset(seed=0)
+    _, reward, terminated, truncated, _ = env.step(actions(env, 1)[0])
+    assert terminated.tolist() == (reward == reward.max()).tolist()
+    assert terminated.sum() == 1
+    assert not truncated.any()
+
+
+def test_a_batch_has_the_shapes_of_as_many_single_environments() -> None:
+    batched = environment(3)
+    single = RankAllocationEnv(learner(), config=EnvConfig(1e4))
+    vectors, _ = batched.reset(seed=0)
+    vector, _ = single.reset(seed=0)
+    assert vectors.shape == (3, *vector.shape)
+    assert vectors.dtype == vector.dtype == np.float32
+    assert batched.single_observation_space == single.observation_space
+    assert batched.single_action_space == single.action_space
+    chosen = batched.action_space.sample()
+    vectors, rewards, terminated, truncated, info = batched.step(chosen)
+    vector, reward, done, cut, own = single.step(chosen[0])
+    assert vectors.shape == (3, *vector.shape)
+    assert rewards.shape == terminated.shape == truncated.shape == (3,)
+    assert isinstance(reward, float)
+    assert isinstance(done, bool)
+    assert isinstance(cut, bool)
+    assert {name: np.shape(x)[1:] for name, x in info.items()} == {
+        name: np.shape(x) for name, x in own.items()
+    }
+
+
+def test_same_seed_same_episodes_other_seed_others() -> None:
+    first, second, third = environment(2), environment(2), environment(2)
+    for env, seed in ((first, 7), (second, 7), (third, 8)):
+        env.reset(seed=seed)
+    rows = [np.array(rollout(env, 10)) for env in (first, second, third)]
+    assert np.array_equal(rows[0], rows[1])
+    assert not np.array_equal(rows[0], rows[2])
+    first.reset(seed=7)
+    assert np.array_equal(rows[0], np.array(rollout(first, 10)))
+
+
+def test_a_seed_does_not_tie_the_noise_of_the_loss_to_the_link() -> None:
+    noise, snr = [], []
+    env = environment()
+    zero = np.zeros((1, 6), dtype=np.int64)
+    for seed in range(1500):
+        vector, _ = env.reset(seed=seed)
+        snr.append(vector[0, 0])
+        noise.append(env.step(zero)[4]["task_loss"][0])
+    assert abs(np.corrcoef(snr, noise)[0, 1]) < 4.5 / np.sqrt(1500)
+
+
+def test_ranks_survive_a_reset_without_a_seed() -> None:
+    env = environment()
+    assert not env.reset(seed=0)[0][0, 5:].any()
+    action = np.array([[3, 2, 1, 0, 3, 2]])
+    env.step(action)
+    vector, _ = env.reset()
+    assert vector[0, 5:] == pytest.approx(action[0] / 3)
+    assert np.array_equal(env.observe().ranks, action)
+    env.observe().ranks[:] = 0  # a copy
+    assert np.array_equal(env.observe().ranks, action)
+    assert not env.reset(seed=1)[0][0, 5:].any()
+
+
+def test_continues_identically_from_its_state() -> None:
+    env = environment(2, horizon=6)
+    env.reset(seed=4)
+    rollout(env, 4)
+    state = copy.deepcopy((env.state_dict(), env.learner.state_dict()))
+    expected = rollout(env, 4, seed=6)
+    other = environment(2, horizon=6)
+    other.load_state_dict(state[0])
+    other.learner.load_state_dict(state[1])
+    rows = []
+    ends = []
+    for action in actions(other, 4, 6):
+        vector, reward, _, truncated, _ = other.step(action)
+        rows.append(np.column_stack([vector, reward]))
+        ends.append(bool(truncated[0]))
+    assert np.array_equal(expected, rows)
+    assert ends == [False, True, True, True]
+
+
+def test_what_lies_beyond_the_space_is_shown_as_its_bound() -> None:
+    env = environment()
+    link = LinkState(np.array([-120.0]), 1e4, 1e-9)
+    text = TextStats(np.array([2.0]), np.array([0.0]))
+    vector = to_vector(Observation(link, text, np.zeros((1, 6), dtype=np.int64)), 3)
+    assert env.single_observation_space.contains(vector[0])
+    assert vector[0, :3].tolist() == [-60.0, 4.0, -6.0]
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        np.full((1, 6), 4),
+        np.full((1, 6), -1),
+        np.full((1, 6), 0.5),
+        np.zeros((1, 5), dtype=int),
+        np.zeros(6, dtype=int),
+    ],
+)
+def test_actions_outside_the_space_are_refused_before_anything_changes(action: Any) -> None:
+    env = environment()
+    env.reset(seed=0)
+    before = env.state_dict()
+    with pytest.raises(ConfigError, match=r"0\.\.3"):
+        env.step(action)
+    after = env.state_dict()
+    assert after["rng"] == before["rng"]
+    assert np.array_equal(after["ranks"], before["ranks"])
+
+
+def test_misuse_is_said() -> None:
+    with pytest.raises(ConfigError, match="call reset"):
+        environment().observe()
+    with pytest.raises(ConfigError, match="RankAllocationVectorEnv"):
+        RankAllocationEnv(learner(2))
+    with pytest.raises(ConfigError, match="horizon"):
+        EnvConfig(horizon=0)
+    with pytest.raises(ConfigError, match="one integer seed"):
+        environment(2).reset(seed=[1, 2])
