@@ -88,7 +88,7 @@ COMMANDS = {
 
 def main() -> None:
     """Read the command, prepare the environment, run."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before anything checks
         sys.exit(f"rankcast needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         print(__doc__)

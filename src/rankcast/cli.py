@@ -7,10 +7,12 @@ once; torch comes with the first command that needs it.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ Try it: rankcast demo. Then: rankcast allocate --run runs/demo --snr-db 5 --band
 --deadline-s 1"""
 
 INTERRUPTED = 130
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
+"""Read when torch and NumPy load. Waiting threads give their core away: beside any other work,
+two that spin make a training step five times slower. The policy's small systems want one."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,9 @@ Command = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; leave with 2 after an error of ours, 130 after an interruption."""
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     args = list(sys.argv[1:] if argv is None else argv)
     command, rest = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]
@@ -221,6 +229,8 @@ def _train(command: Train | Demo, overrides: dict[str, str], typed: list[str]) -
     outcome = _train_with_progress(
         config, typed, resume=not demo and command.resume, overwrite=overwrite
     )
+    if not outcome.session.is_main:
+        return 0 if outcome.finished else INTERRUPTED
     if not outcome.finished:
         print(  # noqa: T201
             f"rankcast: stopped after step {outcome.session.step}; continue with\n"
@@ -229,6 +239,7 @@ def _train(command: Train | Demo, overrides: dict[str, str], typed: list[str]) -
         )
         return INTERRUPTED
     if demo:
+        print("Comparing on the test split …", file=sys.stderr)  # noqa: T201
         _print_comparison(outcome.session, outcome.folder, as_json=command.json)
     elif command.json:
         print(json.dumps(outcome.result, indent=2))  # noqa: T201
@@ -267,9 +278,10 @@ def _allocate(command: Allocate) -> int:
     if command.json:
         print(json.dumps(planner.describe(plan, link), indent=2))  # noqa: T201
     else:
-        from rankcast.run.console import plan_table, stdout  # noqa: PLC0415
+        from rankcast.run.console import plan_table, plan_words, stdout  # noqa: PLC0415
 
-        stdout().print(plan_table(planner.problem.layout, plan, link))
+        stdout().print(plan_words(plan, link))
+        stdout().print(plan_table(planner.problem.layout, plan))
     return 0
 
 

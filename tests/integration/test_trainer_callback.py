@@ -219,7 +219,7 @@ def test_the_regulariser_keeps_components_apart(tmp_path: Path) -> None:
         adapter = adapted()
         with torch.no_grad():
             for Q, _, P in adapter.factors():
-                Q *= 1.5
+                Q.mul_(1.5)
                 P.copy_(torch.eye(*P.shape) * 1.2)
         starts.append(float(adapter.orthogonality().detach()))
         problem = AllocationProblem(adapter.layout, costs_of(adapter))

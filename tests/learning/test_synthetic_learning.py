@@ -46,8 +46,8 @@ def regret(allocator: Allocator, utility: SyntheticUtility) -> float:
 
 
 @pytest.mark.parametrize("seed", [20, 21])
-def test_forty_episodes_are_well_past_the_best_uniform_rank(seed: int) -> None:
-    # 0.36 and 0.35 when this was written; an untrained policy is above 1.
+def test_thirty_episodes_are_well_past_the_best_uniform_rank(seed: int) -> None:
+    # 0.35 and 0.43 when this was written; an untrained policy is above 1.
     torch.set_num_threads(1)
     utility = SyntheticUtility.draw(np.random.default_rng(seed), LAYOUT)
     env = RankAllocationVectorEnv(
@@ -59,7 +59,7 @@ def test_forty_episodes_are_well_past_the_best_uniform_rank(seed: int) -> None:
     policy = AirLLM(PROBLEM, seed=seed)
     assert regret(policy, utility) > 1.0
     trainer = AirLLMTrainer(env, policy, seed=seed)
-    for _ in range(40):
+    for _ in range(30):
         trainer.run_episode()
     assert regret(policy, utility) < 0.65
 

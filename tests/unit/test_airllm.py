@@ -140,10 +140,9 @@ def test_exploiting_uses_the_mean_proposal_and_exploring_draws() -> None:
 def test_the_chain_is_the_eager_one(proposal: Any) -> None:
     one = policy(proposal=proposal)
     d = one.config.diffusion
-    torch.manual_seed(0)
     with torch.no_grad():
         for p in one.acting_denoiser.parameters():
-            p += 0.3 * torch.randn(p.shape, generator=generator(4))
+            p.add_(0.3 * torch.randn(p.shape, generator=generator(4)))
     one.weights_changed()
     condition = one.condition(observation(), torch.full((4, 8), 0.3), explore=False)
     scale = d.guidance_scale if proposal == "ppo" else 0.0
@@ -225,9 +224,7 @@ def test_continues_identically_from_its_state() -> None:
     one = trainer()
     for _ in range(2):
         one.run_episode()
-    saved = copy.deepcopy(
-        (one.state_dict(), one.env.state_dict(), one.env.learner.state_dict())
-    )
+    saved = copy.deepcopy((one.state_dict(), one.env.state_dict(), one.env.learner.state_dict()))
     expected = [one.run_episode() for _ in range(2)]
     other = trainer(seed=9)
     for part, state in zip((other, other.env, other.env.learner), saved, strict=True):

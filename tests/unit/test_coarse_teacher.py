@@ -141,9 +141,7 @@ def test_exploring_is_as_broad_as_the_belief() -> None:
 
 def test_prices_by_group_spread_the_descriptions() -> None:
     utility = learned()
-    guides = [
-        teacher(utility, group_price_spread=s, wide_links=0.0, plans=256) for s in (0.0, 0.6)
-    ]
+    guides = [teacher(utility, group_price_spread=s, wide_links=0.0, plans=256) for s in (0.0, 0.6)]
     lessons = []
     for guide in guides:
         guide.remember(met(0.5))

@@ -32,7 +32,7 @@ def belief(utility: BayesianUtility) -> tuple[FloatArray, FloatArray]:
 def test_one_observation_by_hand() -> None:
     # Prior: intercept 1.4 ± 2, gain 0.7 ± 1.4. Rank 1 is expected to lose 0.7, and 0.1 is seen;
     # the variance of that surprise of -0.6 is 4 + 1.96 + 0.2² = 6.
-    utility = BayesianUtility(layout(1, 1), UtilityConfig(noise_std=0.2))
+    utility = BayesianUtility(layout(1, 1), UtilityConfig(relative_std=2.0, noise_std=0.2))
     assert utility.predict(np.array([[0], [1]]), text(2)) == pytest.approx([1.4, 0.7])
     utility.update(np.array([[1]]), np.array([0.1]), text(1))
     assert utility.mean_gains() == pytest.approx(np.array([[0.7 + 1.96 / 6 * 0.6]]))
@@ -42,7 +42,7 @@ def test_one_observation_by_hand() -> None:
 
 def test_a_pair_by_hand() -> None:
     # Rank 0 against full rank on one batch: the difference 0.5 is the gain, ± 0.2.
-    utility = BayesianUtility(layout(1, 1), UtilityConfig(paired_noise_std=0.2))
+    utility = BayesianUtility(layout(1, 1), UtilityConfig(relative_std=2.0, paired_noise_std=0.2))
     utility.update(np.array([[0]]), np.array([0.9]), text(1), np.array([0.4]))
     assert utility.mean_gains() == pytest.approx(np.array([[0.7 + 1.96 / 2.0 * (0.5 - 0.7)]]))
     mean, covariance = belief(utility)
@@ -148,7 +148,7 @@ def test_forgetting_returns_to_the_prior() -> None:
     learned = belief(utility)
     assert np.abs(learned[0] - prior[0]).max() > 0.1
     utility.update(*nothing)  # a pair at full rank only lets time pass
-    assert 0 < np.trace(belief(utility)[1]) - np.trace(learned[1])
+    assert np.trace(belief(utility)[1]) > np.trace(learned[1])
     for _ in range(300):
         utility.update(*nothing)
     assert belief(utility)[0] == pytest.approx(prior[0], rel=1e-6, abs=1e-9)
@@ -219,7 +219,7 @@ def test_continues_from_its_state() -> None:
     for u in (utility, other):
         u.update(np.array([[1, 1]]), np.array([0.4]), text(1))
     assert np.array_equal(utility.mean_gains(), other.mean_gains())
-    with pytest.raises(CheckpointError, match="7 unknowns.*9"):
+    with pytest.raises(CheckpointError, match=r"7 unknowns.*9"):
         BayesianUtility(layout(3, 2)).load_state_dict(utility.state_dict())
 
 

@@ -133,7 +133,7 @@ class AirLLM:
         self._fast: FastSampler | None = None
 
     def weights_changed(self) -> None:
-        """Forget what was folded from the acting denoiser's weights; call it after changing them."""
+        """Forget what was folded from the acting denoiser; call it after changing its weights."""
         self._fast = None
 
     @property
@@ -198,8 +198,8 @@ class AirLLM:
         x_T = torch.randn(shape, generator=generator)
         scale = 0.0 if self.config.proposal == "none" else d.guidance_scale
         network = self.acting_denoiser
-        foldable = isinstance(network, ResidualMlpDenoiser) and d.eta == 0.0
-        if foldable and self.config.refinement == "ddim":
+        deterministic = self.config.refinement == "ddim" and d.eta == 0.0
+        if deterministic and isinstance(network, ResidualMlpDenoiser):
             return self._fast_sampler(network, scale).sample(x_T, condition)
         predict = guided_predict(self.acting_denoiser, condition, scale)
         if self.config.refinement == "ddpm":

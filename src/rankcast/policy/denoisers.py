@@ -60,6 +60,7 @@ class ResidualMlpDenoiser(nn.Module):
         condition_dim: int,
         hidden: int = 512,
         blocks: int = 2,
+        *,
         time_dim: int = 64,
         n_visible: int = 0,
     ) -> None:

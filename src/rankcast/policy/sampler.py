@@ -183,8 +183,8 @@ def guided_predict(denoiser: Denoiser, condition: Tensor, guidance_scale: float)
     """Return `predict` under classifier-free guidance, ε̃ = ε_uncond + w·(ε_cond - ε_uncond).
 
     Both terms come from one batched call of 2B rows; w = 1 needs only the conditional one, w = 0
-    only the other. The rule is applied to the model's output whatever its type, which is the same thing because x̂_0
-    and ε̂ are affine in it.
+    only the other. The rule is applied to the model's output whatever its type, which is the same
+    thing because x̂_0 and ε̂ are affine in it.
 
     Args:
         denoiser: the network.

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rankcast.allocation.utility import BayesianUtility, UtilityConfig
 from rankcast.env import RankAllocationVectorEnv
@@ -145,6 +146,7 @@ class AirLLMTrainer:
         self.denoiser_optimizer = torch.optim.Adam(
             policy.denoiser.parameters(), lr=d.learning_rate, fused=True
         )
+        self._follow = get_ema_multi_avg_fn(self.config.ema_decay)
         self._replay: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=self.config.replay_size)
 
     def run_episode(self) -> EpisodeMetrics:
@@ -333,10 +335,9 @@ class AirLLMTrainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.denoiser.parameters(), 1.0)
         self.denoiser_optimizer.step()
-        acting = list(self.policy.acting_denoiser.parameters())
+        acting = list[Tensor](self.policy.acting_denoiser.parameters())
         trained = [p.detach() for p in self.policy.denoiser.parameters()]
-        with torch.no_grad():
-            torch._foreach_lerp_(acting, trained, 1.0 - self.config.ema_decay)
+        self._follow(acting, trained, torch.tensor(0))
 
     def _imitate_coarse(self, lesson: Lesson, index: Tensor) -> None:
         """Show the actor the coarse description of the best plan, ever less."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -85,9 +86,13 @@ class LiveProgress:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return the table that a comparison ends in."""
-    table = Table(title="The test split under each allocator's plan", title_justify="left")
-    for name in ("SNR [dB]", "allocator"):
-        table.add_column(name)
+    table = Table(
+        title="The test split under each allocator's plan",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("dB", justify="right")
+    table.add_column("allocator", no_wrap=True)
     for name in ("mean rank", "ranks", "Mbit", "seconds", "link cost", "accuracy", "loss"):
         table.add_column(name, justify="right")
     last: ComparisonRow | None = None
@@ -128,6 +133,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     table = Table(
         title=f"{result['policy']} after {result['steps']} steps, {result['wall_s']:.0f} s",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
     for name in ("SNR [dB]", "mean rank", "Mbit", "seconds", "link cost", "validation", "test"):
         table.add_column(name, justify="right")
@@ -144,16 +150,18 @@ def result_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def plan_table(layout: AdapterLayout, plan: Plan, link: LinkState) -> Table:
-    """Return a plan as layers × kinds of projection."""
-    table = Table(
-        title=(
-            f"{link.snr_db[0]:g} dB, {link.bandwidth_hz[0] / 1e6:g} MHz, {link.deadline_s[0]:g} s: "
-            f"{plan.payload_bits:,.0f} bits in {plan.transmission_time_s:.3g} s, "
-            f"link cost {plan.link_cost:.3f}, mean rank {plan.ranks.mean():.2f}"
-        ),
-        title_justify="left",
+def plan_words(plan: Plan, link: LinkState) -> str:
+    """Say what a plan costs on its link."""
+    return (
+        f"{link.snr_db[0]:g} dB, {link.bandwidth_hz[0] / 1e6:g} MHz, {link.deadline_s[0]:g} s: "
+        f"{plan.payload_bits:,.0f} bits in {plan.transmission_time_s:.3g} s, "
+        f"link cost {plan.link_cost:.3f}, mean rank {plan.ranks.mean():.2f}"
     )
+
+
+def plan_table(layout: AdapterLayout, plan: Plan) -> Table:
+    """Return a plan as layers × kinds of projection."""
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("layer", justify="right")
     for kind in layout.kinds:
         table.add_column(kind, justify="right")

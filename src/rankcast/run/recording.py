@@ -59,12 +59,14 @@ class RecordingEnv(RankAllocationVectorEnv):
 
     Args:
         *args: see `RankAllocationVectorEnv`.
-        on_step: called with each row.
+
+    Attributes:
+        on_step: called with each row, if set.
     """
 
-    def __init__(self, *args: Any, on_step: Callable[[StepRow], None] | None = None) -> None:
+    def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.on_step = on_step
+        self.on_step: Callable[[StepRow], None] | None = None
         self.n_steps = 0
         self._rows: list[StepRow] = []
 

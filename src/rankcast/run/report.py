@@ -13,6 +13,8 @@ from rankcast.run.session import Session
 def write_report(session: Session, folder: RunFolder) -> tuple[Comparison, list[Path]]:
     """Return the comparison and the pictures' files, after writing all of them."""
     comparison = compare(session)
+    if not session.is_main:
+        return comparison, []
     folder.write_json(folder.comparison, comparison.to_plain())
     ranks, learning = folder.path / "ranks.png", folder.path / "learning.png"
     plans = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from rankcast.records import FloatArray, IntArray
 from rankcast.run.config import RunConfig
 from rankcast.run.folder import RunFolder, load_state, save_state
 from rankcast.run.planning import Planner
-from rankcast.run.recording import EvaluationRow, RecordingEnv, StepRow
+from rankcast.run.recording import EvaluationRow, RecordingEnv
 from rankcast.run.schema import first_difference, to_plain
 
 MAY_DIFFER = ("output", "checkpoint_every", "tensorboard")
@@ -46,27 +45,29 @@ class Session:
 
     Args:
         config: the run.
-        on_step: sees every training step.
 
     Raises:
         RankcastError: data, model, link or policy cannot be had as configured.
     """
 
-    def __init__(self, config: RunConfig, on_step: Callable[[StepRow], None] | None = None) -> None:
+    def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.learner = TransformerLearner(config.finetune, load_dataset(config.data))
         link = config.link
         self.problem = link.problem(self.learner.layout)
         self.problem.require_feasible(link.states(link.expected_db))
         env = EnvConfig(link.bandwidth_hz, link.deadline_s, link.link_weight, config.horizon)
-        self.env = RecordingEnv(
-            self.learner, link.snr_process(), self.problem.link_costs, env, on_step=on_step
-        )
+        self.env = RecordingEnv(self.learner, link.snr_process(), self.problem.link_costs, env)
         self.policy = AirLLM(self.problem, config.policy, config.seed)
         self.trainer = AirLLMTrainer(self.env, self.policy, config.training, config.seed)
         self.stopping = EarlyStopping(link.link_weight, config.patience)
         self.recent_rewards: list[float] = []
         self._judged: dict[tuple[Any, ...], Judgement] = {}
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.learner.accelerator.is_main_process
 
     @property
     def step(self) -> int:

@@ -79,17 +79,19 @@ def train(
         check_same(load_state(folder.checkpoint)["config"], config, folder)
     else:
         folder.refuse_other_run(overwrite=overwrite)
-    session = Session(config, observer.on_step)
+    session = Session(config)
     n_rows, elapsed_s = session.load(folder) if resume else (0, 0.0)
-    is_main = session.learner.accelerator.is_main_process
-    if is_main and not resume:
+    if session.is_main:
+        session.env.on_step = observer.on_step
+    session.learner.accelerator.wait_for_everyone()  # all have looked at the folder
+    if session.is_main and not resume:
         folder.begin(config)
     started = time.monotonic() - elapsed_s
     finished = _episodes(session, folder, observer, n_rows, started)
     result: dict[str, Any] = {}
     if finished:
         result = _result(session, command, time.monotonic() - started)
-        if is_main:
+        if session.is_main:
             save_adapter(session.learner.adapter, folder.adapter)
             session.planner.save(folder)
             folder.write_json(folder.result, result)
@@ -100,7 +102,7 @@ def _episodes(
     session: Session, folder: RunFolder, observer: Observer, n_rows: int, started: float
 ) -> bool:
     """Run episodes until the steps are done, and return whether they are."""
-    config, is_main = session.config, session.learner.accelerator.is_main_process
+    config, is_main = session.config, session.is_main
     board = folder.tensorboard if config.tensorboard and is_main else None
     with Journal(folder.log if is_main else None, n_rows, board, session.step) as journal:
         while session.step < config.steps:
@@ -129,7 +131,7 @@ def _episode(session: Session, observer: Observer, journal: Journal) -> bool:
     seen = session.evaluate()
     session.recent_rewards = []
     journal.write([as_row("evaluation", seen)])
-    if observer.on_evaluation is not None:
+    if observer.on_evaluation is not None and session.is_main:
         observer.on_evaluation(seen)
     return session.stopping.update(seen.reward, seen.accuracy) and config.early_stopping
 

@@ -13,7 +13,9 @@ from rankcast.errors import ConfigError, nearest
 
 def preset_names() -> dict[str, str]:
     """Return the name of every preset with its description."""
-    found = sorted(p for p in files(__name__).iterdir() if p.name.endswith(".yaml"))
+    found = sorted(
+        (p for p in files(__name__).iterdir() if p.name.endswith(".yaml")), key=lambda p: p.name
+    )
     return {Path(p.name).stem: p.read_text("utf-8").partition("\n")[0].lstrip("# ") for p in found}
 
 
