@@ -11,9 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import t as student
 
+mpl.use("Agg")
 HERE = Path(__file__).parent
 CHECKPOINTS = (100, 300, 1000)
 LABELS = {
@@ -24,7 +27,6 @@ LABELS = {
     "ppo-tuned": "PPO alone, tuned",
     "reward-weighted": "PPO + DDIM, reward-weighted (literal Eq. 19)",
     "random": "random ranks",
-    "airllm-hidden512-50steps": "AirLLM, hidden 512, 50 steps",
     "airllm-no-imitation": "AirLLM, actor never shown solved plans",
 }
 
@@ -70,7 +72,7 @@ def last_hundred(row: dict[str, Any]) -> float:
 def table(result: dict[str, Any], share: float) -> str:
     """Return a Markdown table of regrets for one share of interactions."""
     lines = [
-        "| policy | after 100 episodes | after 300 | after 1,000 | exploring, last 100 | seeds | CPU s |",
+        "| policy | after 100 | after 300 | after 1,000 | exploring, last 100 | seeds | CPU s |",
         "|---|---|---|---|---|---|---|",
     ]
     for variant, label in LABELS.items():
@@ -134,11 +136,6 @@ def stricter(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any]) -> None:
     """Write regret.png: regret against episodes, mean and range over seeds."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     shares = (0.0, 0.2)
     titles = ("additive utility", "with pairwise interactions (20 % of the variance)")

@@ -48,10 +48,6 @@ PPO_TUNED = PpoConfig(learning_rate=1e-3, epochs=10)
 POLICIES: dict[str, tuple[PolicyConfig, TrainingConfig]] = {
     "airllm": (AIRLLM, TrainingConfig()),
     "ddim": (replace(AIRLLM, proposal="none"), TrainingConfig()),
-    "airllm-hidden512-50steps": (
-        replace(AIRLLM, hidden=512, diffusion=replace(AIRLLM.diffusion, inference_steps=50)),
-        TrainingConfig(),
-    ),
     "airllm-no-imitation": (AIRLLM, TrainingConfig(teacher_weight=0.0)),
     "reward-weighted": (
         replace(AIRLLM, initial_log_std=-0.5),
@@ -242,7 +238,6 @@ def jobs(quick: bool) -> list[tuple[str, float, int, int]]:
     plan = [(v, 0.0, seed, 1000) for v in main for seed in range(5)]
     coupled = ("random", "teacher", "airllm", "ddim")
     plan += [(v, 0.2, seed, 1000) for v in coupled for seed in range(5)]
-    plan += [("airllm-hidden512-50steps", 0.0, seed, 300) for seed in range(5)]
     plan += [("airllm-no-imitation", 0.0, seed, 300) for seed in range(5)]
     return plan
 

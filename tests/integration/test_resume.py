@@ -14,24 +14,7 @@ from rankcast.run.config import RunConfig, load_preset
 from rankcast.run.folder import RunFolder, load_state, save_state
 from rankcast.run.journal import Journal, read_log
 from rankcast.run.train import Observer, TrainResult, train
-
-SMALL = {
-    "horizon": 3,
-    "steps": 12,
-    "eval_every": 5,
-    "checkpoint_every": 1,
-    "data.max_train": 64,
-    "data.max_validation": 16,
-    "data.max_test": 16,
-    "finetune.batch_size": 8,
-    "training.gradient_steps": 3,
-    "training.warm_up_steps": 3,
-    "training.teacher.plans": 16,
-    "policy.diffusion.inference_steps": 3,
-    "policy.diffusion.batch_size": 8,
-    "policy.hidden": 16,
-    "policy.actor_hidden": 16,
-}
+from small_runs import SMALL
 
 
 def small(output: Path, **changes: Any) -> RunConfig:
@@ -129,7 +112,7 @@ def test_another_run_is_neither_overwritten_nor_continued(
         train(config)
     with pytest.raises(CheckpointError, match=r"finetune\.lr was 0\.02 and is now 0\.5"):
         train(replace(config, finetune=replace(config.finetune, lr=0.5)), resume=True)
-    with pytest.raises(CheckpointError, match="finetune.model was 'tiny' and is now 'minilm'"):
+    with pytest.raises(CheckpointError, match=r"finetune\.model was 'tiny' and is now 'minilm'"):
         train(replace(config, finetune=replace(config.finetune, model="minilm")), resume=True)
     with pytest.raises(CheckpointError, match="has not come as far"):
         train(small(tmp_path / "nothing"), resume=True)
@@ -141,7 +124,7 @@ def test_a_truncated_checkpoint_is_named(
 ) -> None:
     content = straight.folder.checkpoint.read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match="checkpoint.pt is truncated"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is truncated"):
         train(replace(straight.session.config, output=str(tmp_path)), resume=True)
 
 

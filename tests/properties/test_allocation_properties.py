@@ -177,6 +177,11 @@ def test_a_feasible_plan_always_arrives(
     gains = decreasing(rng, problem) if guided else None
     # A plan that fills its budget to the bit comes back as it was.
     assert np.array_equal(problem.feasible(fitting[None], exact, gains)[0], fitting)
+    # One that is a hair too large does not.
+    hair = link_with(float(np.nextafter(exact.bandwidth_hz[0], 0)))
+    if fitting.max() > problem.min_rank:
+        smaller = problem.feasible(fitting[None], hair, gains)[0]
+        assert problem.link_costs.payload_bits(smaller) <= problem.link_costs.budget_bits(hair)[0]
     full = np.full((1, problem.layout.n_projections), problem.layout.r_max)
     text = TextStats(np.ones(1), np.zeros(1))
     seen = Observation(link, text, full)

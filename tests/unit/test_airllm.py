@@ -97,7 +97,6 @@ def test_impossible_policies() -> None:
         TrainingConfig(reward_term="reward")  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.xfail(reason="the layers of the actor-critic initialise from the global generator")
 def test_the_global_generator_is_left_alone() -> None:
     before = torch.random.get_rng_state()
     policy(0)

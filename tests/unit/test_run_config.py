@@ -137,7 +137,7 @@ def test_unknown_presets_and_files_that_are_no_settings(tmp_path: Any) -> None:
 
 
 def test_out_of_range_values_name_their_section() -> None:
-    with pytest.raises(ConfigError, match="policy.ppo: clip must be positive"):
+    with pytest.raises(ConfigError, match=r"policy\.ppo: clip must be positive"):
         load_preset("tiny", {"policy.ppo.clip": -1})
     with pytest.raises(ConfigError, match="horizon must be at least 1"):
         load_preset("tiny", {"horizon": 0})

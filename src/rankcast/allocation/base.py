@@ -119,11 +119,19 @@ class AllocationProblem:
         Raises:
             InfeasibleDeadlineError: it does not; the message names the worst link's shortfall.
         """
-        n = self.layout.n_projections
-        smallest = self.link_costs.payload_bits(np.full(n, self.min_rank, dtype=np.int64))
-        budget = self.link_costs.budget_bits(link).min()
-        if self.deadline == "enforce" and smallest > budget:
-            raise InfeasibleDeadlineError(float(smallest), float(budget))
+        if not self.arrivable(link).all():
+            budget = self.link_costs.budget_bits(link).min()
+            raise InfeasibleDeadlineError(self._smallest_bits(), float(budget))
+
+    def arrivable(self, link: LinkState) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Return (B,) whether the smallest plan may be sent over each link."""
+        if self.deadline == "penalise":
+            return np.ones(link.size, dtype=bool)
+        return self._smallest_bits() <= self.link_costs.budget_bits(link)
+
+    def _smallest_bits(self) -> float:
+        smallest = np.full(self.layout.n_projections, self.min_rank, dtype=np.int64)
+        return float(self.link_costs.payload_bits(smallest))
 
 
 def keep_within_budget(

@@ -30,7 +30,7 @@ class UtilityConfig:
             between two classes, unless something better is known.
         relative_std: standard deviation of a gain, as a multiple of its mean.
         rank_correlation: correlation between the gains of neighbouring ranks.
-        rank_decay: ranks over which the expected gain falls by a factor of e.
+        rank_decay: ranks over which the expected gain falls by a factor of e; None: r_max / 2.
         noise_std: standard deviation of one observed loss [nats].
         paired_noise_std: likewise of the difference between a plan and full rank on one batch.
         forgetting: share of the evidence that is kept at each update; below 1 where the model
@@ -40,7 +40,7 @@ class UtilityConfig:
     total_gain: float = 0.7
     relative_std: float = 1.5
     rank_correlation: float = 0.95
-    rank_decay: float = 4.0
+    rank_decay: float | None = None
     noise_std: float = 0.05
     paired_noise_std: float = 0.02
     forgetting: float = 1.0
@@ -48,7 +48,8 @@ class UtilityConfig:
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
         positive = ("total_gain", "relative_std", "rank_decay", "noise_std", "paired_noise_std")
-        bad = [name for name in positive if not getattr(self, name) > 0]
+        values = {name: getattr(self, name) for name in positive}
+        bad = [name for name, value in values.items() if value is not None and not value > 0]
         if bad or not 0 <= self.rank_correlation < 1 or not 0 < self.forgetting <= 1:
             raise ConfigError(
                 f"The utility needs positive {', '.join(positive)}, rank_correlation in [0, 1) "
@@ -117,10 +118,9 @@ class BayesianUtility:
 
     def sample_gains(self, rng: np.random.Generator, size: int, width: float = 1.0) -> FloatArray:
         """Return (size, N, R) draws; `width` scales their distance from the mean."""
-        factor, lower = cho_factor(self._precision, lower=True)
-        mean = cho_solve((factor, lower), self._information)
+        mean = self._mean()
         normal = rng.standard_normal((len(mean), size))
-        spread = solve_triangular(factor, normal, lower=True, trans=1)
+        spread = solve_triangular(self._cholesky(), normal, lower=True, trans=1)
         return self._to_gains(mean + width * spread.T)
 
     def predict(self, ranks: IntArray, text: TextStats) -> FloatArray:
@@ -150,7 +150,7 @@ class BayesianUtility:
         """Return mean (D,) and precision (D, D)."""
         c, n = self.config, self.layout.n_projections
         middle = self._starts + (self._widths - 1) / 2
-        shape = np.exp(-middle / c.rank_decay)
+        shape = np.exp(-middle / (c.rank_decay or self.layout.r_max / 2))
         mean = c.total_gain / (n * (shape * self._widths).sum()) * shape
         distance = np.abs(np.subtract.outer(middle, middle))
         covariance = (c.relative_std**2 * np.outer(mean, mean)) * c.rank_correlation**distance

@@ -104,10 +104,11 @@ class ActorCritic(nn.Module):
 
 def _mlp(d_in: int, hidden: int, d_out: int, gain: float, generator: torch.Generator) -> nn.Module:
     """Return two tanh layers and a linear head, orthogonal weights, zero biases."""
-    net = nn.Sequential(
-        nn.Linear(d_in, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(),
-        nn.Linear(hidden, d_out),
-    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator when made
+        net = nn.Sequential(
+            nn.Linear(d_in, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(),
+            nn.Linear(hidden, d_out),
+        )  # fmt: skip
     for index, scale in ((0, math.sqrt(2.0)), (2, math.sqrt(2.0)), (4, gain)):
         layer = net[index]
         assert isinstance(layer, nn.Linear)

@@ -20,7 +20,7 @@ from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Obs
 N_STATE_FEATURES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CoarseDescription:
     """The linear map from a plan to its coarse description.
 

@@ -138,13 +138,17 @@ class Teacher:
         if len(met):
             wide = rng.random(size) < self.config.wide_links
             rows = np.where(wide[:, None], rows, met[rng.integers(len(met), size=size)])
-        # Links too poor for the smallest plan teach nothing.
-        link = LinkState(rows[:, 0], rows[:, 1], rows[:, 2])
-        if self.problem.deadline == "enforce" and self.problem.min_rank > 0:
-            smallest = self.problem.min_rank * self.problem.cost_per_rank(link).sum(axis=1)
-            rows = rows[smallest <= 1.0][rng.integers((smallest <= 1.0).sum(), size=size)]
-            link = LinkState(rows[:, 0], rows[:, 1], rows[:, 2])
+        rows = rows[self.problem.arrivable(_link(rows))]  # the others teach nothing
+        if not len(rows):
+            self.problem.require_feasible(_link(met))
+        rows = rows[rng.integers(len(rows), size=size)]
         n = self.problem.layout.n_projections
         return Observation(
-            link, TextStats(rows[:, 3], rows[:, 4]), np.zeros((size, n), dtype=np.int64)
+            _link(rows),
+            TextStats(rows[:, 3], rows[:, 4]),
+            np.zeros((size, n), dtype=np.int64),
         )
+
+
+def _link(rows: FloatArray) -> LinkState:
+    return LinkState(rows[:, 0], rows[:, 1], rows[:, 2])

@@ -130,6 +130,11 @@ class AirLLMTrainer:
     ) -> None:
         if env.layout != policy.problem.layout:
             raise ConfigError("Policy and environment must have the same projections and r_max.")
+        if env.config.link_weight != policy.problem.link_weight:
+            raise ConfigError(
+                f"Policy and environment must weigh the link alike; λ is "
+                f"{policy.problem.link_weight} in one and {env.config.link_weight} in the other."
+            )
         self.env, self.policy, self.config = env, policy, config or TrainingConfig()
         self.episode = 0
         self.rng = np.random.default_rng(seed)
@@ -163,12 +168,12 @@ class AirLLMTrainer:
             self.env.reset(seed=int(self.rng.integers(2**31)))
             self.teacher.remember(self.env.observe())
             if self._refines and self._uses_teacher:
-                self._teach(self.config.warm_up_steps)
+                self.teach(self.config.warm_up_steps)
         transitions = self._act()
         surrogate, value_loss = self._update_ppo(transitions)
         denoising = 0.0
         if self._refines and self._uses_teacher:
-            denoising = self._teach(self.config.gradient_steps)
+            denoising = self.teach(self.config.gradient_steps)
         elif self._refines:
             denoising = self._imitate_rewarded()
         self.episode += 1
@@ -284,7 +289,7 @@ class AirLLMTrainer:
         )
         return metrics.surrogate, metrics.value_loss
 
-    def _teach(self, gradient_steps: int) -> float:
+    def teach(self, gradient_steps: int) -> float:
         """Update the denoiser and the actor on solved plans; return the mean denoising loss."""
         lesson = self.teacher.lesson(self.rng)
         r_max, config = self.policy.problem.layout.r_max, self.config
@@ -381,7 +386,7 @@ def modelled_reward(
 ) -> Callable[[Tensor], Tensor]:
     """Return R̂ = -Û - λη of codes (B, N), differentiable: gains interpolated between ranks.
 
-    Units of R̂: its spread over random plans, so that κ does not depend on the task.
+    R̂ is measured in units of the total gain, so that κ does not depend on the task.
     """
     r_max = policy.problem.layout.r_max
     gains = _float(utility.mean_gains())

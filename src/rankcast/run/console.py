@@ -50,8 +50,7 @@ class LiveProgress:
         self._accuracy = "–"
 
     def __enter__(self) -> Self:
-        """Start drawing."""
-        self._progress.start()
+        """Be ready to draw."""
         return self
 
     def __exit__(
@@ -61,10 +60,12 @@ class LiveProgress:
         traceback: TracebackType | None,
     ) -> None:
         """Stop drawing."""
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def on_step(self, row: StepRow) -> None:
-        """Move the bar by one training step."""
+        """Move the bar by one training step; it appears with the first."""
+        self._progress.start()
         new = (row.reward, row.mean_rank, row.link_cost)
         old = self._means or new
         reward, rank, cost = self._means = (

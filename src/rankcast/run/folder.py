@@ -150,8 +150,9 @@ def load_state(path: Path) -> dict[str, Any]:
             f"There is no {path}: the run has not come as far. Train it, or name another folder."
         ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path} is truncated or no file of rankcast's ({str(error).splitlines()[0]}). "
+            f"{path} is truncated or no file of rankcast's ({reason}). "
             f"Restore it from a copy, or train again with --overwrite."
         ) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:

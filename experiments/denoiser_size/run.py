@@ -1,0 +1,174 @@
+"""Does a small, short, unguided denoiser earn what the straightforward one earns?
+
+    python experiments/denoiser_size/run.py
+
+Each network is taught on the same plans, solved from the same belief (Thompson sampling for 300
+episodes of the synthetic MDP), for the same number of updates; so what differs is the network and
+its chain alone. Writes result.json and the table in README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "synthetic_mdp"))
+
+from run import REPEATS, World, five_links, make_world, observe  # the synthetic MDP's own set-up
+
+from rankcast.allocation.baselines import BeliefAllocator
+from rankcast.allocation.utility import BayesianUtility
+from rankcast.policy.airllm import AirLLM, PolicyConfig
+from rankcast.policy.schedule import DiffusionConfig
+from rankcast.policy.training import AirLLMTrainer, TrainingConfig
+
+EPISODES, UPDATES, LESSONS, SEEDS = 300, 4000, 40, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One denoiser with its chain."""
+
+    name: str
+    hidden: int
+    steps: int
+    guidance_scale: float
+
+
+SETTINGS = (
+    Setting("straightforward", 512, 50, 2.0),
+    Setting("guidance folded in", 512, 50, 1.0),
+    Setting("fewer steps", 512, 10, 1.0),
+    Setting("default: smaller too", 128, 10, 1.0),
+    Setting("fewest steps", 128, 5, 1.0),
+    Setting("two steps", 128, 2, 1.0),
+)
+
+
+def learn_belief(world: World, seed: int) -> BayesianUtility:
+    """Return a belief after 300 episodes of Thompson sampling."""
+    rng = np.random.default_rng(seed)
+    utility = BayesianUtility(world.problem.layout, TrainingConfig().utility)
+    explorer = BeliefAllocator(world.problem, utility, 0.8)
+    for episode in range(EPISODES):
+        world.env.reset(seed=seed if episode == 0 else None)
+        done = False
+        while not done:
+            observation = world.env.observe()
+            ranks = explorer.allocate(observation, rng)
+            _, _, _, truncated, info = world.env.step(ranks)
+            utility.update(ranks, info["task_loss"], observation.text)
+            done = bool(truncated.any())
+    return utility
+
+
+def teach(world: World, belief: BayesianUtility, setting: Setting, seed: int) -> AirLLM:
+    """Return a policy taught on plans from the belief."""
+    diffusion = DiffusionConfig(
+        inference_steps=setting.steps,
+        guidance_scale=setting.guidance_scale,
+        prediction="x0",
+        batch_size=64,
+        learning_rate=1e-3,
+    )
+    config = PolicyConfig(hidden=setting.hidden, diffusion=diffusion)
+    policy = AirLLM(world.problem, config, seed)
+    training = TrainingConfig(gradient_steps=0, warm_up_steps=0)
+    trainer = AirLLMTrainer(world.env, policy, training, seed)
+    trainer.utility.load_state_dict(belief.state_dict())
+    link = five_links(world.env.config.bandwidth_hz)
+    trainer.teacher.remember(observe(link, world.problem.layout.n_projections))
+    for _ in range(LESSONS):
+        trainer.teach(UPDATES // LESSONS)
+    return policy
+
+
+def run_seed(seed: int) -> list[dict[str, Any]]:
+    """Return one row for each setting."""
+    torch.set_num_threads(1)
+    world = make_world(seed, 0.0)
+    belief = learn_belief(world, seed)
+    link = five_links(world.env.config.bandwidth_hz, REPEATS)
+    observation = observe(link, 36)
+    rows = []
+    for setting in SETTINGS:
+        started = time.process_time()
+        policy = teach(world, belief, setting, seed)
+        ranks = policy.allocate(observation, np.random.default_rng(seed))
+        rows.append(
+            {
+                "setting": setting.name,
+                "hidden": setting.hidden,
+                "steps": setting.steps,
+                "guidance_scale": setting.guidance_scale,
+                "seed": seed,
+                "regret": world.regret(ranks, link),
+                "cpu_s": time.process_time() - started,
+            }
+        )
+    solver = BeliefAllocator(world.problem, belief).allocate(observation, np.random.default_rng(0))
+    rows.append({"setting": "exact solver", "seed": seed, "regret": world.regret(solver, link)})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the Markdown table: regret, and the difference to the straightforward denoiser."""
+    regret = {(row["setting"], row["seed"]): row["regret"] for row in rows}
+    lines = [
+        "| denoiser | hidden | steps | w | regret | minus straightforward |",
+        "|---|---|---|---|---|---|",
+    ]
+    quantile = student.ppf(0.975, SEEDS - 1) / np.sqrt(SEEDS)
+    for name in [*(setting.name for setting in SETTINGS), "exact solver"]:
+        own = np.array([regret[name, seed] for seed in range(SEEDS)])
+        base = np.array([regret["straightforward", seed] for seed in range(SEEDS)])
+        row = next(r for r in rows if r["setting"] == name)
+        sizes = " | ".join(str(row.get(k, "–")) for k in ("hidden", "steps", "guidance_scale"))
+        difference = own - base
+        lines.append(
+            f"| {name} | {sizes} | {own.mean():.3f} ± {quantile * own.std(ddof=1):.3f} | "
+            f"{difference.mean():+.3f} ± {quantile * difference.std(ddof=1):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run all seeds, write the result and the table."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        rows = [row for seed_rows in pool.map(run_seed, range(SEEDS)) for row in seed_rows]
+    result = {
+        "command": "python experiments/denoiser_size/run.py",
+        "versions": {n: version(n) for n in ("rankcast", "torch", "numpy")},
+        "device": f"CPU, {platform.machine()}, one thread a run",
+        "episodes": EPISODES,
+        "updates": UPDATES,
+        "rows": rows,
+    }
+    partial = HERE / "result.json.tmp"
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.rename(HERE / "result.json")
+    readme = HERE / "README.md"
+    head, rest = readme.read_text().split("<!-- table -->")
+    tail = rest.split("<!-- /table -->")[1]
+    readme.write_text(f"{head}<!-- table -->\n\n{table(rows)}\n\n<!-- /table -->{tail}")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
