@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from rankcast.errors import ConfigError, RankcastError
-from rankcast.run.options import Allocate, Command, Demo, Evaluate, Export, Train
+from rankcast.run.options import Allocate, Command, Demo, Evaluate, Export, Presets, Train
 
 if TYPE_CHECKING:
     from rankcast.run.config import RunConfig
@@ -99,8 +99,10 @@ def _run(command: Any, rest: list[str], typed: list[str]) -> int:
             return _evaluate(command)
         case Export():
             return _export(command)
+        case Presets():
+            return _presets(command)
         case _:
-            return _presets()
+            raise AssertionError(command)
 
 
 def _train(command: Train | Demo, overrides: dict[str, str], typed: list[str]) -> int:
@@ -208,11 +210,16 @@ def _export(command: Export) -> int:
     return 0
 
 
-def _presets() -> int:
-    from rankcast.run.presets import preset_names  # noqa: PLC0415
+def _presets(command: Presets) -> int:
+    if command.name is None:
+        from rankcast.run.presets import preset_names  # noqa: PLC0415
 
-    for name, description in preset_names().items():
-        print(f"{name:12} {description}")  # noqa: T201
+        for name, description in preset_names().items():
+            print(f"{name:12} {description}")  # noqa: T201
+    else:
+        from rankcast.run.config import load_preset, to_yaml  # noqa: PLC0415
+
+        print(to_yaml(load_preset(command.name)), end="")  # noqa: T201
     return 0
 
 

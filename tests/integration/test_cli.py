@@ -65,6 +65,13 @@ def test_presets_are_listed(capsys: Any) -> None:
     ]
 
 
+def test_a_preset_prints_all_its_settings(tmp_path: Path, capsys: Any) -> None:
+    status, out, _ = call("presets", "paper", capsys=capsys)
+    assert status == 0
+    (tmp_path / "copy.yaml").write_text(out)
+    assert call("presets", str(tmp_path / "copy.yaml"), capsys=capsys)[1] == out
+
+
 def test_overrides_in_both_spellings() -> None:
     found = parse_overrides(["--link.snr-db", "-5", "--data.source=a=b"])
     assert found == {"link.snr_db": "-5", "data.source": "a=b"}

@@ -11,7 +11,7 @@ from rankcast.errors import ConfigError, LinkError, RankcastError
 from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, IidSnr, StaticSnr
 from rankcast.link.payload import params_per_rank
 from rankcast.records import AdapterLayout, Projection
-from rankcast.run.config import RunConfig, load_preset, save_config
+from rankcast.run.config import RunConfig, load_preset, to_yaml
 from rankcast.run.link import LinkConfig
 from rankcast.run.presets import preset_names, read_preset
 from rankcast.run.schema import build, dotted_keys, first_difference, to_plain
@@ -74,7 +74,7 @@ def test_what_is_wrong_is_named(raw: dict[str, Any], message: str) -> None:
 
 def test_a_configuration_survives_yaml(tmp_path: Any) -> None:
     config = load_preset("paper", {"finetune.kinds": "q,v", "data.max_train": 100})
-    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_preset(str(tmp_path / "config.yaml")) == config
 
 

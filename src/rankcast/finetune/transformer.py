@@ -118,7 +118,9 @@ class TransformerLearner:
             from accelerate.utils import broadcast  # noqa: PLC0415
 
             here = torch.as_tensor(plan, device=self.accelerator.device)
-            plan = broadcast(here).cpu().numpy()
+            shared = broadcast(here)
+            assert isinstance(shared, torch.Tensor)
+            plan = shared.cpu().numpy()
         self.adapter.set_ranks(plan[0])
 
     def step(self) -> StepResult:

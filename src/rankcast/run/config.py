@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -100,12 +99,9 @@ def resolve(raw: dict[str, Any]) -> RunConfig:
     return build(RunConfig, raw)
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write a configuration as YAML that `load_preset` reads."""
-    text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+def to_yaml(config: RunConfig) -> str:
+    """Return a configuration as YAML that `load_preset` reads."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 
 
 def _set(raw: dict[str, Any], key: str, value: Any) -> None:

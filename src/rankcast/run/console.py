@@ -91,6 +91,8 @@ def comparison_table(comparison: Comparison) -> Table:
         title="The test split under each allocator's plan",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column("dB", justify="right")
     table.add_column("allocator", no_wrap=True)
@@ -135,6 +137,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
         title=f"{result['policy']} after {result['steps']} steps, {result['wall_s']:.0f} s",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     for name in ("SNR [dB]", "mean rank", "Mbit", "seconds", "link cost", "validation", "test"):
         table.add_column(name, justify="right")
@@ -162,7 +166,7 @@ def plan_words(plan: Plan, link: LinkState) -> str:
 
 def plan_table(layout: AdapterLayout, plan: Plan) -> Table:
     """Return a plan as layers × kinds of projection."""
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("layer", justify="right")
     for kind in layout.kinds:
         table.add_column(kind, justify="right")

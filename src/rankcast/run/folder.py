@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from rankcast.errors import CheckpointError, ConfigError
-from rankcast.run.config import RunConfig, load_preset, save_config
+from rankcast.run.config import RunConfig, load_preset, to_yaml
 
 _FORMAT = 1
 
@@ -100,7 +100,7 @@ class RunFolder:
             file.unlink(missing_ok=True)
         for folder in (self.adapter, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
-        save_config(config, self.config)
+        replace_file(self.config, lambda partial: partial.write_text(to_yaml(config), "utf-8"))
 
     def load_config(self) -> RunConfig:
         """Return the configuration of the run in this folder.

@@ -112,8 +112,13 @@ class Export:
 
 @dataclass(frozen=True)
 class Presets:
-    """List the presets."""
+    """List the presets, or print every setting of one.
 
+    rankcast presets demo
+    """
+
+    name: tyro.conf.Positional[str | None] = None
+    """A preset or YAML file; its settings can be replaced on the command line by the same names."""
     debug: bool = False
     """Show the traceback of an error."""
 
