@@ -18,10 +18,11 @@ from rankcast.link.fading import IidSnr
 from rankcast.link.payload import LinkCostModel
 from rankcast.policy.airllm import AirLLM, PolicyConfig, make_condition
 from rankcast.policy.coarse import state_features
+from rankcast.policy.ddim_stage import modelled_reward
 from rankcast.policy.rank_code import encode
 from rankcast.policy.sampler import ddim_sample, guided_predict
 from rankcast.policy.teacher import TeacherConfig
-from rankcast.policy.training import AirLLMTrainer, TrainingConfig, modelled_reward
+from rankcast.policy.training import AirLLMTrainer, TrainingConfig
 from rankcast.records import LinkState, Observation, TextStats
 
 LAYOUT = transformer_layout(n_layers=2, d_hidden=8, d_ffn=20, r_max=4)
