@@ -65,7 +65,7 @@ def learn_belief(world: World, seed: int) -> BayesianUtility:
     """Return a belief after 300 episodes of Thompson sampling."""
     rng = np.random.default_rng(seed)
     utility = BayesianUtility(world.problem.layout, TrainingConfig().utility)
-    explorer = BeliefAllocator(world.problem, utility, 0.8)
+    explorer = BeliefAllocator(world.problem, utility, 1.2)
     for episode in range(EPISODES):
         world.env.reset(seed=seed if episode == 0 else None)
         done = False

@@ -141,7 +141,7 @@ def draw(result: dict[str, Any]) -> None:
     titles = ("additive utility", "with pairwise interactions (20 % of the variance)")
     for axis, share, title in zip(axes, shares, titles, strict=True):
         for number, (variant, label) in enumerate(LABELS.items()):
-            rows = [r for r in select(result, variant, share) if r["episodes"] == 1000]
+            rows = select(result, variant, share)
             if not rows:
                 continue
             episodes = [p["episode"] for p in rows[0]["curve"]]

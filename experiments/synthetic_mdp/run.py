@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
 REPEATS = 40  # plans sampled for each SNR at each evaluation
 EVALUATE_EVERY = 25
-TEACHER_WIDTH = 0.8
+TEACHER_WIDTH = 1.2
 
 AIRLLM = PolicyConfig()
 PPO_TUNED = PpoConfig(learning_rate=1e-3, epochs=10)
@@ -234,10 +234,11 @@ def jobs(quick: bool) -> list[tuple[str, float, int, int]]:
     """Return what to run, the most important first."""
     if quick:
         return [(variant, 0.0, 0, 50) for variant in ("airllm", "teacher", "random")]
-    main = ("random", "teacher", "airllm", "ddim", "ppo", "ppo-tuned", "reward-weighted")
-    plan = [(v, 0.0, seed, 1000) for v in main for seed in range(5)]
+    first = ("random", "teacher", "airllm", "ddim", "ppo", "ppo-tuned")
     coupled = ("random", "teacher", "airllm", "ddim")
-    plan += [(v, 0.2, seed, 1000) for v in coupled for seed in range(5)]
+    plan = [(v, 0.0, seed, 1000) for v in first for seed in range(5)]
+    plan += [(v, 0.2, seed, 300) for v in coupled for seed in range(5)]
+    plan += [("reward-weighted", 0.0, seed, 1000) for seed in range(5)]
     plan += [("airllm-no-imitation", 0.0, seed, 300) for seed in range(5)]
     return plan
 

@@ -38,8 +38,8 @@ class UtilityConfig:
     """
 
     total_gain: float = 0.7
-    relative_std: float = 1.5
-    rank_correlation: float = 0.95
+    relative_std: float = 1.0
+    rank_correlation: float = 0.98
     rank_decay: float | None = None
     noise_std: float = 0.05
     paired_noise_std: float = 0.02

@@ -27,7 +27,7 @@ class TeacherConfig:
 
     Attributes:
         plans: plans per lesson, half of them for exploring.
-        explore_width: share of the belief's width from which exploring plans are drawn.
+        explore_width: factor on the width of the belief from which exploring plans are drawn.
         group_price_spread: spread (of the logarithm) of the price factors per group.
         wide_links: share of links drawn from the whole range of `rankcast allocate`; the rest are
             links that were met.
@@ -35,7 +35,7 @@ class TeacherConfig:
     """
 
     plans: int = 512
-    explore_width: float = 0.8
+    explore_width: float = 1.2
     group_price_spread: float = 0.3
     wide_links: float = 0.25
     memory: int = 2000
