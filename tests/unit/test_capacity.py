@@ -135,7 +135,7 @@ def test_outage_is_missed_as_often_as_promised(fading: Rayleigh | Rician | Nakag
         (Nakagami(0.7), stats.gamma(0.7, scale=1.0 / 0.7)),
         (Nakagami(4.0), stats.gamma(4.0, scale=1.0 / 4.0)),
     ],
-    ids=str,
+    ids=["rayleigh", "rician-3", "nakagami-0.7", "nakagami-4"],
 )
 def test_distributions_agree_with_scipy(
     fading: Rayleigh | Rician | Nakagami,
