@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rankcast.allocation.utility import BayesianUtility, UtilityConfig
 from rankcast.policy.airllm import AirLLM, make_condition
-from rankcast.policy.diffusion_loss import denoising_loss, reward_weights, utility_guided_loss
+from rankcast.policy.diffusion_loss import denoising_loss, reward_weighted_loss, utility_guided_loss
 from rankcast.policy.experience import Transition
 from rankcast.policy.rank_code import bin_width, dequantise, encode
 from rankcast.policy.schedule import check_choice
@@ -140,25 +140,25 @@ class DdimStage:
         losses = []
         for _ in range(self.config.gradient_steps):
             index = torch.randint(len(self._replay), (d.batch_size,), generator=self.generator)
-            rows = [self._replay[i] for i in index.tolist()]
-            rewards = torch.tensor([row[2] for row in rows])
-            losses.append(
-                self._denoising_step(
-                    torch.stack([row[0] for row in rows]),
-                    torch.stack([row[1] for row in rows]),
-                    reward_weights(rewards, d.guidance_weight),
-                )
+            codes, conditions, rewards = zip(
+                *(self._replay[i] for i in index.tolist()), strict=True
             )
+            loss = reward_weighted_loss(
+                self.policy.denoiser, self.policy.schedule, torch.stack(codes),
+                torch.stack(conditions), torch.tensor(rewards), generator=self.generator,
+                guidance_weight=d.guidance_weight, prediction=d.prediction,
+                condition_dropout=d.condition_dropout,
+            )  # fmt: skip
+            self._step_denoiser(loss)
+            losses.append(float(loss.detach()))
         self.policy.weights_changed()
         return float(np.mean(losses))
 
-    def _denoising_step(
-        self, x0: Tensor, condition: Tensor, weights: Tensor | None = None
-    ) -> float:
+    def _denoising_step(self, x0: Tensor, condition: Tensor) -> float:
         d = self.policy.config.diffusion
         loss = denoising_loss(
             self.policy.denoiser, self.policy.schedule, x0, condition, generator=self.generator,
-            prediction=d.prediction, condition_dropout=d.condition_dropout, weights=weights,
+            prediction=d.prediction, condition_dropout=d.condition_dropout,
         )  # fmt: skip
         self._step_denoiser(loss)
         return float(loss.detach())
