@@ -12,7 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 COMMAND = (
-    "rankcast train sst2-minilm --data.source SST2 --finetune.max_length 64; rankcast evaluate"
+    "rankcast train sst2-minilm --data.source SST2; rankcast evaluate"
 )
 
 

@@ -29,9 +29,7 @@ class FinetuneConfig:
         batch_size: texts a step, over all processes together.
         grad_accumulation: parts in which each process computes its share of a batch.
         max_grad_norm: gradients are scaled down to this norm.
-        orthogonality_weight: factor on the regulariser of Eq. 3; 0 by default, because adapters start
-            at P = 0 and its diagonal pulls every column of P to unit length whether or not the task
-            needs it (see docs/paper-map.md).
+        orthogonality_weight: factor on the regulariser of Eq. 3.
         nested_prob: share of steps that train random ranks instead of the plan's, so that every
             prefix of the components becomes a good adapter. Losses are the plan's either way.
         measure_reference: also measure each batch's loss at full rank.
@@ -59,7 +57,7 @@ class FinetuneConfig:
     batch_size: int = 32
     grad_accumulation: int = 1
     max_grad_norm: float = 1.0
-    orthogonality_weight: float = 0.0
+    orthogonality_weight: float = 0.1
     nested_prob: float = 0.0
     measure_reference: bool = True
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "auto"
