@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-COMMAND = (
-    "rankcast train sst2-minilm --data.source SST2; rankcast evaluate"
-)
+COMMAND = "rankcast train sst2-minilm --data.source SST2; rankcast evaluate"
 
 
 def collect(run: Path) -> dict[str, Any]:

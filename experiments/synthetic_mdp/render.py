@@ -24,10 +24,10 @@ LABELS = {
     "ddim": "DDIM alone",
     "teacher": "teacher (Thompson sampling, exact solver)",
     "ppo": "PPO alone, Table II",
-    "ppo-tuned": "PPO alone, tuned",
-    "reward-weighted": "PPO + DDIM, reward-weighted (literal Eq. 19)",
+    "ppo-faster": "PPO alone, learning rate 1e-3, 10 epochs",
+    "reward-weighted": "PPO + DDIM, reward-weighted",
     "random": "random ranks",
-    "airllm-no-imitation": "AirLLM, actor never shown solved plans",
+    "airllm-no-imitation": "AirLLM, actor without the teacher",
 }
 
 
@@ -136,7 +136,7 @@ def stricter(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any]) -> None:
     """Write regret.png: regret against episodes, mean and range over seeds."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.2), sharey=True, layout="constrained")
     shares = (0.0, 0.2)
     titles = ("additive utility", "with pairwise interactions (20 % of the variance)")
     for axis, share, title in zip(axes, shares, titles, strict=True):
@@ -150,11 +150,11 @@ def draw(result: dict[str, Any]) -> None:
             axis.fill_between(
                 episodes, regrets.min(axis=0), regrets.max(axis=0), color=f"C{number}", alpha=0.15
             )
-        axis.set(title=title, xlabel="episodes of 15 steps", yscale="log", xlim=(0, 1000))
+        axis.set(title=title, xlabel="episodes of 15 steps", yscale="log", xlim=(0, None))
         axis.axhline(1.0, color="grey", lw=0.8, ls=":")
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("regret (1 = best uniform rank, 0 = optimum)")
-    axes[0].legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0.0, 0.12))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(HERE / "regret.png", dpi=130)
 
 

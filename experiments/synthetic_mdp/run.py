@@ -44,7 +44,7 @@ EVALUATE_EVERY = 25
 TEACHER_WIDTH = 1.2
 
 AIRLLM = PolicyConfig()
-PPO_TUNED = PpoConfig(learning_rate=1e-3, epochs=10)
+PPO_FASTER = PpoConfig(learning_rate=1e-3, epochs=10)
 POLICIES: dict[str, tuple[PolicyConfig, TrainingConfig]] = {
     "airllm": (AIRLLM, TrainingConfig()),
     "ddim": (replace(AIRLLM, proposal="none"), TrainingConfig()),
@@ -54,7 +54,7 @@ POLICIES: dict[str, tuple[PolicyConfig, TrainingConfig]] = {
         TrainingConfig(reward_term="reward-weighted"),
     ),
     "ppo": (replace(AIRLLM, refinement="none"), TrainingConfig()),
-    "ppo-tuned": (replace(AIRLLM, refinement="none", ppo=PPO_TUNED), TrainingConfig()),
+    "ppo-faster": (replace(AIRLLM, refinement="none", ppo=PPO_FASTER), TrainingConfig()),
 }
 VARIANTS = (*POLICIES, "teacher", "random")
 
@@ -234,11 +234,11 @@ def jobs(quick: bool) -> list[tuple[str, float, int, int]]:
     """Return what to run, the most important first."""
     if quick:
         return [(variant, 0.0, 0, 50) for variant in ("airllm", "teacher", "random")]
-    first = ("random", "teacher", "airllm", "ddim", "ppo", "ppo-tuned")
+    first = ("random", "teacher", "airllm", "ddim", "ppo", "ppo-faster")
     coupled = ("random", "teacher", "airllm", "ddim")
     plan = [(v, 0.0, seed, 1000) for v in first for seed in range(5)]
     plan += [(v, 0.2, seed, 300) for v in coupled for seed in range(5)]
-    plan += [("reward-weighted", 0.0, seed, 1000) for seed in range(5)]
+    plan += [("reward-weighted", 0.0, seed, 300) for seed in range(5)]
     plan += [("airllm-no-imitation", 0.0, seed, 300) for seed in range(5)]
     return plan
 
