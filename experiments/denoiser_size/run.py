@@ -12,12 +12,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,17 +24,14 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "synthetic_mdp"))
-
-from run import REPEATS, World, five_links, make_world, observe  # the synthetic MDP's own set-up
-
 from rankcast.allocation.baselines import BeliefAllocator
 from rankcast.allocation.utility import BayesianUtility
+from rankcast.experiment.world import World, synthetic_world
 from rankcast.policy.airllm import AirLLM, PolicyConfig
 from rankcast.policy.schedule import DiffusionConfig
 from rankcast.policy.training import AirLLMTrainer, TrainingConfig
 
+HERE = Path(__file__).parent
 EPISODES, UPDATES, LESSONS, SEEDS = 300, 4000, 40, 5
 
 
@@ -94,8 +89,7 @@ def teach(world: World, belief: BayesianUtility, policy: AirLLM, seed: int) -> d
     training = TrainingConfig(gradient_steps=0, warm_up_steps=0)
     trainer = AirLLMTrainer(world.env, policy, training, seed)
     trainer.utility.load_state_dict(belief.state_dict())
-    link = five_links(world.env.config.bandwidth_hz)
-    trainer.teacher.remember(observe(link, world.problem.layout.n_projections))
+    trainer.teacher.remember(world.observe(1))
     for _ in range(LESSONS):
         trainer.teach(UPDATES // LESSONS)
     return policy.state_dict()
@@ -104,10 +98,10 @@ def teach(world: World, belief: BayesianUtility, policy: AirLLM, seed: int) -> d
 def run_seed(seed: int) -> list[dict[str, Any]]:
     """Return one row for each setting."""
     torch.set_num_threads(1)
-    world = make_world(seed, 0.0)
+    world = synthetic_world(seed)
     belief = learn_belief(world, seed)
-    link = five_links(world.env.config.bandwidth_hz, REPEATS)
-    observation = observe(link, 36)
+    observation = world.observe()
+    link = observation.link
     rows: list[dict[str, Any]] = []
     weights: dict[int, dict[str, Any]] = {}
     for setting in SETTINGS:

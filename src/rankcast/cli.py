@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from rankcast.errors import ConfigError, RankcastError
-from rankcast.run.options import Allocate, Command, Demo, Evaluate, Export, Presets, Train
+from rankcast.run.options import (
+    Allocate,
+    Command,
+    Demo,
+    Evaluate,
+    Experiment,
+    Export,
+    Presets,
+    Train,
+)
 
 if TYPE_CHECKING:
     from rankcast.run.config import RunConfig
@@ -104,6 +113,8 @@ def _run(command: Any, rest: list[str], typed: list[str]) -> int:
             return _export(command)
         case Presets():
             return _presets(command)
+        case Experiment():
+            return _experiment(command, typed)
         case _:
             raise AssertionError(command)
 
@@ -224,6 +235,12 @@ def _presets(command: Presets) -> int:
 
         print(to_yaml(load_preset(command.name)), end="")  # noqa: T201
     return 0
+
+
+def _experiment(command: Experiment, typed: list[str]) -> int:
+    from rankcast.experiment.commands import dispatch  # noqa: PLC0415
+
+    return dispatch(command.action, typed)
 
 
 @contextmanager

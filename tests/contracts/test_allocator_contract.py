@@ -11,10 +11,12 @@ import pytest
 from rankcast.allocation.base import AllocationProblem, Allocator
 from rankcast.allocation.baselines import (
     BeliefAllocator,
+    KnapsackAllocator,
     KnownUtilityAllocator,
     RandomAllocator,
     UniformAllocator,
 )
+from rankcast.allocation.scored import EqualBitsUniform, PatternAllocator, ScoredAllocator
 from rankcast.allocation.utility import BayesianUtility
 from rankcast.errors import InfeasibleDeadlineError
 from rankcast.finetune.synthetic import SyntheticUtility, transformer_layout
@@ -38,6 +40,15 @@ def belief() -> BayesianUtility:
     return utility
 
 
+# As of components that were never sorted: they rise and fall along the rank.
+SCORES = np.random.default_rng(2).exponential(size=(12, 4))
+PATTERNS = [np.random.default_rng(3).integers(low, low + 2, 12) for low in (3, 1, 2)]
+
+
+def scored(name: str, **limits: Any) -> Callable[[AllocationProblem], Allocator]:
+    return lambda problem: ScoredAllocator(problem, SCORES, name, **limits)
+
+
 def policy(**settings: Any) -> Callable[[AllocationProblem], Allocator]:
     return lambda problem: AirLLM(problem, PolicyConfig(**SMALL, **settings))
 
@@ -45,8 +56,18 @@ def policy(**settings: Any) -> Callable[[AllocationProblem], Allocator]:
 DETERMINISTIC: dict[str, Callable[[AllocationProblem], Allocator]] = {
     "uniform": UniformAllocator,
     "uniform-3": lambda problem: UniformAllocator(problem, 3),
+    "equal-bits": lambda problem: EqualBitsUniform(problem, name="equal-bits"),
+    "equal-bits-half": lambda problem: EqualBitsUniform(problem, FULL_BITS / 2, "equal-bits-half"),
+    "scored": scored("scored"),
+    "scored-by-score": scored("scored-by-score", per_bit=False),
+    "scored-80%": scored("scored-80%", fill=0.8),
+    "scored-bits": scored("scored-bits", budget_bits=0.6 * FULL_BITS),
+    "scored-threshold": scored("scored-threshold", fill=None, threshold=0.5, per_bit=False),
+    "pattern": lambda problem: PatternAllocator(problem, PATTERNS),
     "oracle": lambda problem: KnownUtilityAllocator(problem, TRUTH.gains),
     "solver": lambda problem: BeliefAllocator(problem, belief()),
+    "knapsack": lambda problem: KnapsackAllocator(problem, TRUTH.gains),
+    "knapsack-belief": lambda problem: KnapsackAllocator(problem, belief(), "knapsack-belief"),
     "ppo": policy(refinement="none"),
 }
 RANDOM: dict[str, Callable[[AllocationProblem], Allocator]] = {
@@ -58,6 +79,7 @@ RANDOM: dict[str, Callable[[AllocationProblem], Allocator]] = {
     "ppo+ddim/unet": policy(denoiser="unet", unet_depth=2, unet_channels=4),
 }
 ALL = DETERMINISTIC | RANDOM
+MONOTONE = sorted(DETERMINISTIC.keys() - {"ppo"})  # a network promises no order
 every_allocator = pytest.mark.parametrize("name", ALL)
 
 
@@ -141,6 +163,15 @@ def test_a_batch_is_as_many_single_questions(name: str) -> None:
     together = allocator.allocate(seen, rng(1))
     alone = [allocator.allocate(one_of(seen, i), rng(2))[0] for i in range(len(SHARES))]
     assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("name", MONOTONE)
+@pytest.mark.parametrize("min_rank", [0, 1])
+def test_a_better_link_never_carries_less(name: str, min_rank: int) -> None:
+    seen = observation(np.geomspace(0.26, 2.0, 30))
+    bits = COSTS.payload_bits(ALL[name](problem(min_rank)).allocate(seen, rng()))
+    assert (np.diff(bits) >= 0).all()
+    assert bits[0] < bits[-1]
 
 
 @every_allocator

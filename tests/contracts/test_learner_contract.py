@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 
 from keyword_data import keyword_splits
+from rankcast.finetune.calibrated import (
+    CalibratedLearner,
+    Calibration,
+    FitQuality,
+    MonotoneUtility,
+    TextGroup,
+)
 from rankcast.finetune.learner import Learner
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 
@@ -18,6 +25,16 @@ def synthetic(n_envs: int) -> Learner:
     layout = transformer_layout(n_layers=2, r_max=4)
     utility = SyntheticUtility.draw(np.random.default_rng(0), layout)
     return SyntheticLearner(layout, utility, n_envs, seed=1)
+
+
+def calibrated(n_envs: int) -> Learner:
+    layout = transformer_layout(n_layers=2, r_max=4)
+    gains = SyntheticUtility.draw(np.random.default_rng(0), layout).gains
+    easy = TextGroup(0.6, (2.0, 0.2), (0.05, 0.1), MonotoneUtility("identity", 0.7, 1.0, gains))
+    hard = TextGroup(0.4, (3.0, 0.2), (0.2, 0.1), MonotoneUtility("exp", 0.2, 0.6, 5 * gains))
+    quality = FitQuality(0.98, (0.97, 0.99), 0.9, 0.8, (0.7, 0.9), 0.01, 100)
+    made = Calibration(layout, (easy, hard), 0.05, 0.02, quality, (quality, quality))
+    return CalibratedLearner(made, n_envs, seed=1)
 
 
 def live(**settings: Any) -> Learner:
@@ -33,6 +50,8 @@ def live(**settings: Any) -> Learner:
 LEARNERS: dict[str, Callable[[], Learner]] = {
     "synthetic": lambda: synthetic(1),
     "synthetic, 3 copies": lambda: synthetic(3),
+    "calibrated": lambda: calibrated(1),
+    "calibrated, 3 copies": lambda: calibrated(3),
     "live": live,
     "live, with dropout and no reference": lambda: live(
         dropout=0.2, base_dropout=True, measure_reference=False

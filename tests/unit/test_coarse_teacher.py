@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from rankcast.allocation.base import AllocationProblem
+from rankcast.allocation.incremental import IncrementalProblem, plan_at_price
 from rankcast.allocation.solve import waterfill
 from rankcast.allocation.utility import BayesianUtility, UtilityConfig
 from rankcast.finetune.synthetic import SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
 from rankcast.link.payload import LinkCostModel
+from rankcast.policy.airllm import AirLLM
 from rankcast.policy.coarse import CoarseDescription, actor_features, state_features
+from rankcast.policy.ddim_stage import DdimStage, TrainingConfig
 from rankcast.policy.rank_code import encode
 from rankcast.policy.teacher import Teacher, TeacherConfig
 from rankcast.records import AdapterLayout, LinkState, Observation, Projection, TextStats
@@ -185,3 +188,76 @@ def test_memory_is_limited_and_can_be_continued() -> None:
     fresh = teacher()
     fresh.load_state_dict(teacher().state_dict())
     assert fresh.state_dict()["states"].shape == (0, 5)
+
+
+def test_a_price_by_link_is_what_the_plans_are_solved_under() -> None:
+    utility = learned()
+    dear = problem(link_weight=3.0, deadline="penalise")
+    describe, settings = CoarseDescription.of_layout(LAYOUT), TeacherConfig(64, wide_links=0.0)
+    link = LinkState(np.array([0.0, 10.0]), FULL_BITS, 1.0)
+    lessons = []
+    for price in (None, lambda link: np.where(link.snr_db > 5.0, 0.05, 1.0)):
+        guide = Teacher(dear, utility, describe, settings, price)
+        guide.remember(observation(link))
+        lessons.append(guide.lesson(np.random.default_rng(0)))
+    before, after = lessons
+    good = after.link.snr_db > 5.0
+    assert np.array_equal(before.ranks[~good], after.ranks[~good])
+    assert (after.ranks[good] >= before.ranks[good]).all()
+    best = waterfill(utility.mean_gains() / 0.05, dear, after.link)
+    assert after.best_coarse[good] == pytest.approx(describe(best[good]))
+    assert after.ranks[good].sum() > before.ranks[good].sum() > 0
+
+
+def delivering() -> Teacher:
+    whole = IncrementalProblem(LAYOUT, COSTS)
+    guide = Teacher(whole, learned(), CoarseDescription.of_layout(LAYOUT), TeacherConfig(plans=64))
+    for level, share in enumerate((0.1, 0.2, 0.3)):
+        link = LinkState(np.zeros(2), FULL_BITS * share, 1.0)
+        guide.remember(observation(link, np.full((2, 18), level)))
+    return guide
+
+
+def test_where_the_increase_is_paid_for_plans_are_solved_for_what_was_received() -> None:
+    guide = delivering()
+    lesson = guide.lesson(np.random.default_rng(0))
+    assert lesson.received is not None
+    assert set(np.unique(lesson.received)) == {0, 1, 2}
+    met_link = np.isin(lesson.link.bandwidth_hz, FULL_BITS * np.array([0.1, 0.2, 0.3]))
+    level = np.rint(10 * lesson.link.bandwidth_hz / FULL_BITS).astype(int) - 1
+    assert np.array_equal(lesson.received[met_link, 0], level[met_link])
+    increase = np.maximum(lesson.ranks - lesson.received, 0)
+    assert (COSTS.payload_bits(increase) <= COSTS.budget_bits(lesson.link)).all()
+    seen = observation(lesson.link, lesson.received)
+    gains = np.repeat(guide.utility.mean_gains()[None], 64, axis=0)
+    best = plan_at_price(gains, guide.problem, seen)
+    assert lesson.best_coarse == pytest.approx(guide.describe(best))
+    assert teacher().lesson(np.random.default_rng(0)).received is None
+
+
+def test_what_was_received_is_continued() -> None:
+    guide = delivering()
+    other = Teacher(guide.problem, guide.utility, guide.describe, guide.config)
+    other.load_state_dict(copy.deepcopy(guide.state_dict()))
+    ours, theirs = (t.lesson(np.random.default_rng(2)) for t in (guide, other))
+    assert np.array_equal(ours.ranks, theirs.ranks)
+    assert ours.received is not None
+    assert theirs.received is not None
+    assert np.array_equal(ours.received, theirs.received)
+
+
+def test_the_actor_is_shown_what_was_received() -> None:
+    guide = delivering()
+    policy = AirLLM(guide.problem)
+    stage = DdimStage(
+        policy, TrainingConfig(), guide.utility, np.random.default_rng(0), torch.Generator()
+    )
+    lesson = guide.lesson(np.random.default_rng(0))
+    index = np.array([3, 0, 5])
+    assert lesson.received is not None
+    seen = stage._seen(lesson, index)
+    assert seen[:, :4] == pytest.approx(lesson.features[index], abs=1e-6)
+    assert seen[:, 4:] == pytest.approx(lesson.received[index] / 2 - 1.0)
+    text = TextStats(lesson.features[:, 2] + 2.5, lesson.features[:, 3])
+    acted = Observation(lesson.link, text, lesson.received)
+    assert policy.actor_input(acted)[index] == pytest.approx(seen, abs=1e-5)

@@ -194,6 +194,45 @@ def test_ranks_survive_a_reset_without_a_seed() -> None:
     assert not env.reset(seed=1)[0][0, 5:].any()
 
 
+def test_what_was_received_is_paid_for_once_by_hand() -> None:
+    # A rank of 8 parameters at 32 bits is 256 bits, a quarter of what 256 Hz carry in 4 s at 0 dB.
+    utility = SyntheticUtility(np.array([[0.2, 0.1]]))
+    env = RankAllocationEnv(
+        SyntheticLearner(ONE, utility, noise_std=0.0),
+        StaticSnr(0.0),
+        LinkCostModel.for_layout(ONE, Awgn()),
+        EnvConfig(256.0, 4.0, link_weight=0.4, horizon=6, payment="increase"),
+    )
+    env.reset(seed=0)
+    steps = [env.step(np.array([rank])) for rank in (1, 2, 0, 2)]
+    assert [info["link_cost"] for *_, info in steps] == pytest.approx([0.25, 0.25, 0.0, 0.0])
+    assert [info["task_loss"] for *_, info in steps] == pytest.approx([0.5, 0.4, 0.7, 0.4])
+    assert [reward for _, reward, *_ in steps] == pytest.approx([-0.6, -0.5, -0.7, -0.4])
+    # What was received is shown, also after a step that put less of it in force.
+    assert [vector[5] for vector, *_ in steps] == [0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("payment", "kept"), [("plan", 1.0), ("increase", 0.0)])
+def test_an_episode_that_pays_for_the_increase_is_a_delivery_of_its_own(
+    payment: Any, kept: float
+) -> None:
+    env = environment(payment=payment)
+    env.reset(seed=0)
+    env.step(np.full((1, 6), 3))
+    assert env.reset()[0][0, 5:].tolist() == [kept] * 6
+    *_, info = env.step(np.full((1, 6), 3))
+    assert info["link_cost"] > 0  # either way
+
+
+def test_a_delivery_continues_identically_from_its_state() -> None:
+    env, other = (environment(2, payment="increase") for _ in range(2))
+    env.reset(seed=4)
+    rollout(env, 3)
+    other.load_state_dict(copy.deepcopy(env.state_dict()))
+    other.learner.load_state_dict(copy.deepcopy(env.learner.state_dict()))
+    assert np.array_equal(rollout(env, 3, seed=6), rollout(other, 3, seed=6))
+
+
 def test_continues_identically_from_its_state() -> None:
     env = environment(2, horizon=6)
     env.reset(seed=4)
@@ -250,5 +289,8 @@ def test_misuse_is_said() -> None:
         RankAllocationEnv(learner(2))
     with pytest.raises(ConfigError, match="horizon"):
         EnvConfig(horizon=0)
+    unknown: Any = "increases"
+    with pytest.raises(ConfigError, match="did you mean 'increase'"):
+        EnvConfig(payment=unknown)
     with pytest.raises(ConfigError, match="one integer seed"):
         environment(2).reset(seed=[1, 2])

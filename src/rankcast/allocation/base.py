@@ -113,6 +113,18 @@ class AllocationProblem:
         kept = keep_within_budget(worth, self.link_costs, budget, bounded, self.min_rank)
         return np.where(late[:, None], kept, bounded)
 
+    def settle(
+        self, ranks: IntArray, observation: Observation, gains: FloatArray | None = None
+    ) -> IntArray:
+        """Return the (B, N) ranks that may be put in force in the observed state.
+
+        As a rule that is `feasible`; a problem in which the ranks in force matter says otherwise.
+
+        Raises:
+            InfeasibleDeadlineError: the smallest plan is too large for some link.
+        """
+        return self.feasible(ranks, observation.link, gains)
+
     def require_feasible(self, link: LinkState) -> None:
         """Check that the smallest plan arrives on every link.
 

@@ -1,4 +1,4 @@
-"""The simple answers: one rank for all, random ranks, and the solver on what is believed."""
+"""The simple answers: one rank for all, random ranks, and the solvers on what is believed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankcast.allocation.base import AllocationProblem
-from rankcast.allocation.solve import waterfill
+from rankcast.allocation.solve import knapsack, waterfill
 from rankcast.allocation.utility import BayesianUtility
 from rankcast.errors import ConfigError
 from rankcast.records import FloatArray, IntArray, Observation
@@ -113,3 +113,27 @@ class BeliefAllocator:
         else:
             gains = self.utility.sample_gains(rng, observation.link.size, self.width)
         return waterfill(gains, self.problem, observation.link)
+
+
+@dataclass(frozen=True)
+class KnapsackAllocator:
+    """The exact knapsack on a utility: no gap where the deadline binds, and gains in any order.
+
+    Attributes:
+        problem: layout, λ and deadline.
+        utility: a belief, whose expected gains count and which goes on learning outside, or (N, R)
+            gains that are known.
+        name: for tables.
+    """
+
+    problem: AllocationProblem
+    utility: BayesianUtility | FloatArray
+    name: str = "knapsack"
+
+    def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
+        """Return the (B, N) optimum; `rng` is not used."""
+        del rng
+        known = self.utility
+        gains = known.mean_gains() if isinstance(known, BayesianUtility) else np.asarray(known)
+        values = np.pad(gains.cumsum(axis=1), ((0, 0), (1, 0)))
+        return knapsack(values, self.problem, observation.link)

@@ -32,6 +32,9 @@ class FinetuneConfig:
         orthogonality_weight: factor on the regulariser of Eq. 3.
         nested_prob: share of steps that train random ranks instead of the plan's, so that every
             prefix of the components becomes a good adapter. Losses are the plan's either way.
+        nested_levels: how those ranks are drawn: `even`, each from 0..r_max alike, so that their
+            mean is always near r_max / 2; or `spread`, around a level that is itself drawn from
+            0..r_max, so that small adapters are trained as often as large ones.
         measure_reference: also measure each batch's loss at full rank.
         mixed_precision: `no`, `bf16`, `fp16`, or `auto` for what the device does best.
         max_length: texts are cut at this many tokens.
@@ -59,6 +62,7 @@ class FinetuneConfig:
     max_grad_norm: float = 1.0
     orthogonality_weight: float = 0.1
     nested_prob: float = 0.0
+    nested_levels: Literal["even", "spread"] = "even"
     measure_reference: bool = True
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "auto"
     max_length: int = 128
@@ -79,6 +83,7 @@ class FinetuneConfig:
         allowed = {
             "objective": ("classification", "causal"),
             "mixed_precision": ("no", "bf16", "fp16", "auto"),
+            "nested_levels": ("even", "spread"),
         }
         for name, values in allowed.items():
             value = getattr(self, name)

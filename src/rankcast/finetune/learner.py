@@ -1,7 +1,8 @@
 """The protocol between the MDP and whatever is being fine-tuned.
 
-Two implementations: `rankcast.finetune.transformer.TransformerLearner`, the live model, and
-`rankcast.finetune.synthetic.SyntheticLearner`, a utility with a known optimum.
+Three implementations: `rankcast.finetune.transformer.TransformerLearner`, the live model;
+`rankcast.finetune.synthetic.SyntheticLearner`, a utility with a known optimum; and
+`rankcast.finetune.calibrated.CalibratedLearner`, a utility fitted to probes of a live model.
 """
 
 from __future__ import annotations

@@ -138,13 +138,23 @@ class TransformerLearner:
             reference = self._scorer.mean_loss(parts, np.full_like(plan, self.layout.r_max))
         if trained is not plan or (noisy and reference is not None):
             task = self._scorer.mean_loss(parts, plan)
-        with self.adapter.at_ranks(trained), self._dropout_generator(noisy):
-            loss = self._train(parts)
-        self._batches.advance()
+        loss = self._train_at(trained, parts, noisy=noisy)
         return StepResult(
             task_loss=np.array([loss if task is None else task]),
             reference_loss=None if reference is None else np.array([reference]),
         )
+
+    def train_step(self) -> float:
+        """Train one batch without measuring the plan: the cheapest step; return its loss.
+
+        With `nested_prob` the loss is that of the random ranks that were trained.
+
+        Raises:
+            RankcastError: the loss or its gradients are not finite.
+        """
+        parts = self._parts(self._batches.peek())
+        noisy = self.config.dropout > 0 or self.config.base_dropout
+        return self._train_at(self._training_ranks(self.adapter.ranks), parts, noisy=noisy)
 
     def evaluate(
         self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
@@ -207,11 +217,21 @@ class TransformerLearner:
         return [tokens.collate(piece, batch).to(device) for piece in pieces]
 
     def _training_ranks(self, plan: IntArray) -> IntArray:
-        """Return the plan, or with probability `nested_prob` ranks drawn evenly from 0..r_max."""
+        """Return the plan, or with probability `nested_prob` random ranks."""
         rng = np.random.default_rng([self.config.seed, self.n_steps])
         if rng.random() >= self.config.nested_prob:
             return plan
-        return rng.integers(0, self.layout.r_max + 1, size=plan.shape)
+        r_max = self.layout.r_max
+        if self.config.nested_levels == "even":
+            return rng.integers(0, r_max + 1, size=plan.shape)
+        return rng.binomial(r_max, rng.random(), size=plan.shape)
+
+    def _train_at(self, ranks: IntArray, parts: list[Batch], *, noisy: bool) -> float:
+        """Train the next batch under (N,) ranks and move on; return its loss."""
+        with self.adapter.at_ranks(ranks), self._dropout_generator(noisy):
+            loss = self._train(parts)
+        self._batches.advance()
+        return loss
 
     def _train(self, parts: list[Batch]) -> float:
         """Take one optimiser step on Eq. 3's regulariser and the mean loss; return the loss."""

@@ -167,7 +167,7 @@ class AirLLM:
             condition = self.condition(observation, coarse.action, explore=explore)
             code = self.refine(condition, generator)
         ranks = decode(code, self.problem.layout.r_max).numpy()
-        feasible = self.problem.feasible(ranks, observation.link)
+        feasible = self.problem.settle(ranks, observation)
         return Decision(feasible, seen, coarse.action, coarse.log_prob, coarse.value)
 
     def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:

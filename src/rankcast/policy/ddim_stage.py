@@ -192,11 +192,18 @@ class DdimStage:
         if weight == 0.0:
             return
         actor = self.policy.actor_critic.actor
-        seen = self.policy.actor_input_of(lesson.features[index.numpy()], self.rng)
+        seen = self._seen(lesson, index.numpy())
         error = (actor(seen) - _float(lesson.best_coarse)[index]).square().mean()
         self._actor_optimizer.zero_grad(set_to_none=True)
         (weight * error).backward()
         self._actor_optimizer.step()
+
+    def _seen(self, lesson: Lesson, index: np.ndarray[Any, Any]) -> Tensor:
+        """Return what the actor sees in the states of a lesson."""
+        if lesson.received is None:
+            return self.policy.actor_input_of(lesson.features[index], self.rng)
+        received = 2.0 * lesson.received[index] / self.policy.problem.layout.r_max - 1.0
+        return _float(np.concatenate([lesson.features[index], received], axis=1))
 
 
 def modelled_reward(

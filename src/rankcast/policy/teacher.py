@@ -5,6 +5,9 @@ Thompson sampling: broad where the utility is uncertain, sharp where it is known
 are of that kind ("explore"). The other half is solved from the expected gains, under prices that
 vary by group, so that the denoiser learns the best plan for *every* coarse description and PPO's
 proposal keeps a meaning when the belief has become sharp.
+
+Where only the increase of rank is paid for, a price that depends on the link makes the solver wait
+for better ones (`rankcast.allocation.stopping`): sampling the denoiser is then amortised stopping.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankcast.allocation.base import AllocationProblem
-from rankcast.allocation.solve import waterfill
+from rankcast.allocation.incremental import IncrementalProblem, plan_at_price
+from rankcast.allocation.stopping import PriceFactor
 from rankcast.allocation.utility import BayesianUtility
 from rankcast.policy.coarse import CoarseDescription, state_features
 from rankcast.records import FloatArray, IntArray, LinkState, Observation, TextStats
@@ -53,6 +57,7 @@ class Lesson:
         best_coarse: (M, K) description of the plan solved from the expected gains, what the actor
             is shown.
         link: the M links.
+        received: (M, N) ranks that the device has, or None where plans do not depend on them.
     """
 
     ranks: IntArray
@@ -61,6 +66,7 @@ class Lesson:
     explore: np.ndarray[tuple[int], np.dtype[np.bool_]]
     best_coarse: FloatArray
     link: LinkState
+    received: IntArray | None = None
 
 
 class Teacher:
@@ -71,6 +77,7 @@ class Teacher:
         utility: the belief.
         describe: the coarse description.
         config: how plans are made.
+        price: factor on λ·η by link; None: 1. It may be replaced as more becomes known.
     """
 
     def __init__(
@@ -79,10 +86,13 @@ class Teacher:
         utility: BayesianUtility,
         describe: CoarseDescription,
         config: TeacherConfig | None = None,
+        price: PriceFactor | None = None,
     ) -> None:
         self.problem, self.utility, self.describe = problem, utility, describe
         self.config = config or TeacherConfig()
+        self.price = price
         self._states: deque[tuple[float, ...]] = deque(maxlen=self.config.memory)
+        self._received: deque[IntArray] = deque(maxlen=self.config.memory)
 
     def remember(self, observation: Observation) -> None:
         """Keep B states to solve plans for."""
@@ -91,6 +101,8 @@ class Teacher:
             link.snr_db, link.bandwidth_hz, link.deadline_s, text.lexical_entropy, text.oov_rate,
         )  # fmt: skip
         self._states.extend(zip(*(c.tolist() for c in columns), strict=True))
+        if isinstance(self.problem, IncrementalProblem):
+            self._received.extend(observation.ranks)
 
     def lesson(self, rng: np.random.Generator) -> Lesson:
         """Return a fresh set of solved plans."""
@@ -98,13 +110,13 @@ class Teacher:
         observation = self._states_to_teach(rng, c.plans)
         explore = np.arange(c.plans) % 2 == 0
         gains = np.repeat(self.utility.mean_gains()[None], c.plans, axis=0)
-        best = waterfill(gains, self.problem, observation.link)
+        best = plan_at_price(gains, self.problem, observation, self.price)
         if c.group_price_spread > 0.0:
             members = self.describe.weights > 0
             factors = rng.normal(0.0, c.group_price_spread, (c.plans, self.describe.size))
             gains *= np.exp(factors @ members)[..., None]
         gains[explore] = self.utility.sample_gains(rng, int(explore.sum()), c.explore_width)
-        ranks = waterfill(gains, self.problem, observation.link)
+        ranks = plan_at_price(gains, self.problem, observation, self.price)
         return Lesson(
             ranks,
             state_features(observation, self.problem),
@@ -112,16 +124,23 @@ class Teacher:
             explore,
             self.describe(best),
             observation.link,
+            observation.ranks if self._received else None,
         )
 
     def state_dict(self) -> dict[str, FloatArray]:
         """Return the remembered states."""
-        return {"states": np.array(self._states, dtype=np.float64).reshape(-1, 5)}
+        state = {"states": np.array(self._states, dtype=np.float64).reshape(-1, 5)}
+        if self._received:
+            state["received"] = np.array(self._received, dtype=np.float64)
+        return state
 
     def load_state_dict(self, state: dict[str, FloatArray]) -> None:
         """Continue from `state_dict()`."""
         self._states.clear()
         self._states.extend(tuple(row) for row in np.asarray(state["states"]).tolist())
+        self._received.clear()
+        if "received" in state:
+            self._received.extend(np.asarray(state["received"]).astype(np.int64))
 
     def _states_to_teach(self, rng: np.random.Generator, size: int) -> Observation:
         """Return states that were met, and some from the whole range of links."""
@@ -135,19 +154,19 @@ class Teacher:
                 rng.uniform(0.0, 0.5, size),
             ]
         )
+        received = np.zeros((size, self.problem.layout.n_projections), dtype=np.int64)
         if len(met):
             wide = rng.random(size) < self.config.wide_links
-            rows = np.where(wide[:, None], rows, met[rng.integers(len(met), size=size)])
-        rows = rows[self.problem.arrivable(_link(rows))]  # the others teach nothing
-        if not len(rows):
+            index = rng.integers(len(met), size=size)
+            rows = np.where(wide[:, None], rows, met[index])
+            if self._received:
+                received = np.array(self._received)[index]
+        arrivable = np.flatnonzero(self.problem.arrivable(_link(rows)))  # the others teach nothing
+        if not len(arrivable):
             self.problem.require_feasible(_link(met))
-        rows = rows[rng.integers(len(rows), size=size)]
-        n = self.problem.layout.n_projections
-        return Observation(
-            _link(rows),
-            TextStats(rows[:, 3], rows[:, 4]),
-            np.zeros((size, n), dtype=np.int64),
-        )
+        chosen = arrivable[rng.integers(len(arrivable), size=size)]
+        rows = rows[chosen]
+        return Observation(_link(rows), TextStats(rows[:, 3], rows[:, 4]), received[chosen])
 
 
 def _link(rows: FloatArray) -> LinkState:

@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from rankcast.allocation.base import Allocator
 from rankcast.allocation.baselines import BeliefAllocator, RandomAllocator, UniformAllocator
 from rankcast.records import FloatArray
 from rankcast.run.planning import Planner
 from rankcast.run.session import Session
-
-RESAMPLES = 10_000
+from rankcast.statistics import bootstrap_interval, mcnemar
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,21 +153,3 @@ def paired_differences(
     mean = np.mean([of[v, "AirLLM"] - of[v, other] for v in values], axis=0)
     low, high = bootstrap_interval(mean, seed)
     return (*found, PairedDifference(None, other, float(mean.mean()), low, high, None))
-
-
-def bootstrap_interval(difference: FloatArray, seed: int) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of (n,) differences, resampling texts.
-
-    Equal differences are counted, not listed: resampling n texts is drawing from a multinomial.
-    """
-    values, counts = np.unique(difference, return_counts=True)
-    n = len(difference)
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
-    low, high = np.quantile(drawn @ values / n, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def mcnemar(ours: FloatArray, theirs: FloatArray) -> float:
-    """Return the exact two-sided p-value of McNemar's test on (n,) answers."""
-    better, worse = int((ours > theirs).sum()), int((ours < theirs).sum())
-    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -123,6 +123,97 @@ class Presets:
     """Show the traceback of an error."""
 
 
+@dataclass(frozen=True)
+class _ExperimentOptions:
+    """What the commands of experiments have in common."""
+
+    quick: bool = False
+    """The scale of seconds that only shows that it runs; short for --scale quick."""
+    scale: Literal["quick", "default", "paper"] = "default"
+    """Which scale; paper needs a GPU and the hub."""
+    experiments: Path | None = None
+    """Folder of the experiments; `experiments` here or further up if left out."""
+    work: Path | None = None
+    """Folder of rows and checkpoints; runs/experiments beside the experiments if left out."""
+    json: bool = False
+    """Print JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class ExperimentList(_ExperimentOptions):
+    """List the experiments and how many of their rows there are.
+
+    rankcast experiment list --json
+    """
+
+
+@dataclass(frozen=True)
+class ExperimentRun(_ExperimentOptions):
+    """Run experiments and what they need; finished jobs are skipped, so the same line resumes.
+
+    rankcast experiment run table3
+
+    rankcast experiment run --all --quick
+
+    rankcast experiment run rate_accuracy --engine ray --workers 16
+
+    To run a finished job again, delete its row in WORK/SCALE/NAME/rows.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which; see `rankcast experiment list`."""
+    all: bool = False
+    """All of them."""
+    workers: int = 2
+    """Worker processes, each with one thread."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: on the cluster that RAY_ADDRESS names, else on a new one on this machine."""
+    data: Path | None = None
+    """Folder of the data sets; RANKCAST_DATA or shared/data further up if left out."""
+
+
+@dataclass(frozen=True)
+class ExperimentReport(_ExperimentOptions):
+    """Write a page with every claim, table and chart, from the results alone.
+
+    rankcast experiment report --open
+
+    rankcast experiment report table3 --json
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which; all of them if left out."""
+    output: Path | None = None
+    """Folder to write; WORK/report if left out."""
+    open: bool = False
+    """Show the page in a browser."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Test the paper's claims and our own: run experiments, list them, report what came out.
+
+    rankcast experiment list
+
+    rankcast experiment run table3 --quick
+
+    rankcast experiment report --open
+    """
+
+    action: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[ExperimentList, tyro.conf.subcommand("list")]
+        | Annotated[ExperimentRun, tyro.conf.subcommand("run")]
+        | Annotated[ExperimentReport, tyro.conf.subcommand("report")]
+    ]
+
+    @property
+    def debug(self) -> bool:
+        """Whether to show the traceback of an error."""
+        return self.action.debug
+
+
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -130,4 +221,5 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Presets, tyro.conf.subcommand("presets")]
+    | Annotated[Experiment, tyro.conf.subcommand("experiment")]
 )

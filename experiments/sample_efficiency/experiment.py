@@ -1,0 +1,113 @@
+"""Episodes until PPO's final reward, both methods tuned alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rankcast.experiment.policies import (
+    CALIBRATION,
+    episodes_of,
+    policy_job,
+    run_policy_job,
+    seeds_of,
+)
+from rankcast.experiment.readouts import episodes_to, regret, reward, reward_series
+from rankcast.experiment.spec import (
+    Claim,
+    Experiment,
+    Job,
+    LineChart,
+    Presentation,
+    Result,
+    RunContext,
+    Scale,
+    Table,
+)
+from rankcast.experiment.tuning import best
+from rankcast.statistics import t_interval
+
+LABELS = {"airllm": "AirLLM, tuned", "ppo": "PPO, tuned"}
+EPISODES = {"ppo": 1000, "airllm": 200}
+EVALUATE_EVERY = {"ppo": 40, "airllm": 2}
+GOAL = 0.30
+
+
+def jobs(scale: Scale) -> Sequence[Job]:
+    """Return both methods with every seed; the settings are looked up when a job runs."""
+    return [
+        policy_job(
+            method,
+            seed,
+            episodes=episodes_of(scale, EPISODES[method]),
+            evaluate_every=EVALUATE_EVERY[method],
+        )
+        for method in LABELS
+        for seed in seeds_of(scale)
+    ]
+
+
+def run(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Train with the best of the settings that were tried for the method."""
+    s = job.settings
+    found = best(context.inputs["tuning"], s["variant"])
+    tuned = policy_job(
+        s["variant"],
+        job.seed,
+        **{**found, "episodes": s["episodes"], "evaluate_every": s["evaluate_every"]},
+    )
+    return {**run_policy_job(tuned, context), "tuned": dict(found)}
+
+
+def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
+    """Compare learning curves, and episodes until PPO's final reward."""
+    del inputs
+    rows = {label: result.select(variant=method) for method, label in LABELS.items()}
+    if not all(rows.values()):
+        return Presentation(())
+    ours, theirs = rows["AirLLM, tuned"], {row.job.seed: row for row in rows["PPO, tuned"]}
+    shares = [
+        episodes_to(row, reward(theirs[row.job.seed])) / EPISODES["ppo"]
+        for row in ours
+        if row.job.seed in theirs
+    ]
+    share = t_interval([min(s, 1.0) for s in shares])
+    claim = Claim(
+        "AirLLM reaches PPO's final reward in at most 30 % of PPO's episodes, both tuned alike.",
+        "70 to 80 %",
+        f"{share.value:.1%}",
+        share.scaled(100).interval,
+        "reproduced" if max(shares) <= GOAL else "contradicted" if min(shares) > 0.8 else
+        "not resolved",
+        tuple(row.job.seed for row in ours),
+        f"Interval in percent; AirLLM judged every {EVALUATE_EVERY['airllm']} episodes. Eight "
+        "settings each were tried on two other seeds.",
+    )  # fmt: skip
+    lines = tuple(
+        (label, f"{t_interval([reward(r) for r in found]):.4f}",
+         f"{t_interval([regret(r) for r in found]):.3f}", str(found[0].job.settings["episodes"]),
+         str(len(found)))
+        for label, found in rows.items()
+    )  # fmt: skip
+    table = Table("Final rewards", ("method", "final reward", "regret", "episodes", "seeds"), lines)
+    chart = LineChart(
+        "Reward against episodes",
+        "episodes",
+        "reward of the deployed policy",
+        tuple(reward_series(label, found) for label, found in rows.items()),
+        log_x=True,
+        note="Calibrated learner, noise-free; bands: 95 % over seeds.",
+    )
+    return Presentation((claim,), (table,), (chart,))
+
+
+EXPERIMENT = Experiment(
+    name="sample_efficiency",
+    title="Sample efficiency",
+    question="How many episodes does AirLLM need for what PPO reaches in the end?",
+    source="ours",
+    jobs=jobs,
+    run=run,
+    present=present,
+    needs=(CALIBRATION, "tuning"),
+)

@@ -1,0 +1,157 @@
+"""A world in which the future matters: a device receives an adapter piece by piece.
+
+The SNR wanders (Gauss–Markov), only the increase of rank is paid for, and what was received stays.
+A delivery is worth J = Σ_{t<T} γ^t·R_t - γ^T·U(r_T)/(1 - γ): after T steps the device keeps what it
+has. Every policy is judged on the same SNRs, without noise.
+
+Shapes: `T` steps, `E` deliveries, `N` projections, `R` = r_max.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankcast.allocation.base import Allocator
+from rankcast.allocation.clairvoyant import clairvoyant_value, coupled_clairvoyant_value
+from rankcast.allocation.incremental import IncrementalProblem
+from rankcast.allocation.stopping import SnrTrace, StoppingRule
+from rankcast.env import EnvConfig, RankAllocationVectorEnv
+from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
+from rankcast.link.capacity import Awgn
+from rankcast.link.fading import GaussMarkovSnr
+from rankcast.link.payload import LinkCostModel
+from rankcast.records import FloatArray, IntArray, LinkState, Observation, TextStats
+
+DEADLINE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryConfig:
+    """What surrounds a delivery.
+
+    Attributes:
+        mean_db: mean SNR [dB].
+        std_db: its standard deviation [dB]; TR 38.901 has 6 dB for UMa without line of sight.
+        correlation: of the SNR between neighbouring steps.
+        full_cost: η of full rank at the mean SNR; scales the bandwidth.
+        link_weight: λ.
+        discount: γ (Table II).
+        coupled: whether the increase of each step has to arrive in time, so that the components
+            of a step compete; otherwise a late one only pays.
+    """
+
+    mean_db: float = 5.0
+    std_db: float = 6.0
+    correlation: float = 0.9
+    full_cost: float = 10.0
+    link_weight: float = 0.3
+    discount: float = 0.95
+    coupled: bool = False
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What E deliveries came to.
+
+    Attributes:
+        values: (E,) J, noise-free.
+        mean_rank: (T,) mean rank received after each step.
+    """
+
+    values: FloatArray
+    mean_rank: FloatArray
+
+
+@dataclass(frozen=True)
+class DeliveryWorld:
+    """One utility with the link over which it is delivered.
+
+    Attributes:
+        problem: layout, link costs, λ, γ and deadline rule.
+        utility: additive, known gains.
+        process: of the SNR.
+        bandwidth_hz: W [Hz].
+    """
+
+    problem: IncrementalProblem
+    utility: SyntheticUtility
+    process: GaussMarkovSnr
+    bandwidth_hz: float
+
+    @classmethod
+    def draw(cls, seed: int, config: DeliveryConfig | None = None) -> DeliveryWorld:
+        """Return the world whose utility is drawn from a seed."""
+        c, layout = config or DeliveryConfig(), transformer_layout()
+        costs = LinkCostModel.for_layout(layout, Awgn())
+        full_bits = float(costs.bits_per_rank().sum()) * layout.r_max
+        efficiency = float(Awgn().spectral_efficiency(np.array([c.mean_db]))[0])
+        problem = IncrementalProblem(
+            layout,
+            costs,
+            c.link_weight,
+            deadline="enforce" if c.coupled else "penalise",
+            discount=c.discount,
+        )
+        return cls(
+            problem,
+            SyntheticUtility.draw(np.random.default_rng(seed), layout),
+            GaussMarkovSnr(c.mean_db, c.std_db, c.correlation),
+            full_bits / (c.full_cost * efficiency * DEADLINE_S),
+        )
+
+    def environment(
+        self, n_envs: int, horizon: int, seed: int
+    ) -> tuple[RankAllocationVectorEnv, SnrTrace]:
+        """Return an environment to learn in, and the trace of the SNRs that are met there."""
+        trace = SnrTrace(self.process)
+        learner = SyntheticLearner(self.problem.layout, self.utility, n_envs, seed=seed)
+        config = EnvConfig(
+            self.bandwidth_hz, DEADLINE_S, self.problem.link_weight, horizon, "increase"
+        )
+        return RankAllocationVectorEnv(learner, trace, self.problem.link_costs, config), trace
+
+    def rule(self, process: GaussMarkovSnr | None = None) -> StoppingRule:
+        """Return when to send under a process; None: the one that is at work."""
+        rate_model = self.problem.link_costs.rate_model
+        return StoppingRule.of_process(process or self.process, rate_model, self.problem.discount)
+
+    def paths(self, rng: np.random.Generator, deliveries: int, steps: int) -> FloatArray:
+        """Return (T, E) SNRs [dB]."""
+        state = self.process.start(rng, deliveries)
+        rows = [state.snr_db]
+        for _ in range(steps - 1):
+            state = self.process.advance(state, rng)
+            rows.append(state.snr_db)
+        return np.array(rows)
+
+    def deliver(
+        self, allocator: Allocator, paths: FloatArray, rng: np.random.Generator
+    ) -> Delivered:
+        """Return what an allocator's deliveries over (T, E) SNRs [dB] come to."""
+        problem, size = self.problem, paths.shape[1]
+        received: IntArray = np.zeros((size, problem.layout.n_projections), dtype=np.int64)
+        text = TextStats(np.full(size, 2.5), np.full(size, 0.1))
+        values, mean_rank = np.zeros(size), []
+        for t, snr_db in enumerate(paths):
+            link = self.link(snr_db)
+            ranks = allocator.allocate(Observation(link, text, received), rng)
+            paid = problem.link_weight * problem.link_costs.link_cost(ranks - received, link)
+            values -= problem.discount**t * (self.utility.loss(ranks) + paid)
+            received = ranks
+            mean_rank.append(float(ranks.mean()))
+        lasting = self.utility.loss(received) / (1.0 - problem.discount)
+        return Delivered(values - problem.discount ** len(paths) * lasting, np.array(mean_rank))
+
+    def clairvoyant(self, paths: FloatArray) -> FloatArray:
+        """Return (E,) what no policy can exceed over (T, E) SNRs [dB]."""
+        coupled = self.problem.deadline == "enforce"
+        bound = coupled_clairvoyant_value if coupled else clairvoyant_value
+        nothing = self.utility.base_loss / (1.0 - self.problem.discount)
+        gains = self.utility.gains
+        return np.array([bound(gains, self.problem, self.link(p)) for p in paths.T]) - nothing
+
+    def link(self, snr_db: FloatArray) -> LinkState:
+        """Return the links at these SNRs [dB]."""
+        return LinkState(snr_db, np.array(self.bandwidth_hz), np.array(DEADLINE_S))

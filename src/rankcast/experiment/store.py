@@ -1,0 +1,269 @@
+"""Rows and results on disk: whole or not at all.
+
+| file | what |
+|---|---|
+| `<work>/<scale>/<experiment>/rows/<job>.json` | the row of a finished job |
+| `<work>/<scale>/<experiment>/scratch/<job>/` | what the job keeps: checkpoints, output |
+| `experiments/<experiment>/result.json` | all rows at the default scale; committed |
+| `experiments/<experiment>/result-paper.json` | the same at the paper's scale |
+| `<work>/quick/<experiment>/result.json` | the same at the quick scale; never committed |
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from rankcast.errors import ConfigError
+from rankcast.experiment.spec import Experiment, Job, Result, Row, Scale
+
+_SAFE_NAME = re.compile(r"[^/\\:*?\"<>|\s.][^/\\:*?\"<>|\s]*")
+_ROW_KEYS = ("job", "seed", "settings", "values", "wall_s", "cpu_s", "device", "versions")
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where the rows and results of one scale lie.
+
+    Attributes:
+        experiments: the folder with a folder for each experiment.
+        work: the folder for rows and scratch folders, which are not committed.
+        scale: of every row in it.
+    """
+
+    experiments: Path
+    work: Path
+    scale: Scale = "default"
+
+    def folder(self, experiment: str) -> Path:
+        """Return the work folder of an experiment."""
+        return self.work / self.scale / experiment
+
+    def row_file(self, experiment: str, job: str) -> Path:
+        """Return the file of a job's row."""
+        return self.folder(experiment) / "rows" / f"{job}.json"
+
+    def scratch(self, experiment: str, job: str | None = None) -> Path:
+        """Return the scratch folder of a job, or the folder of all of them."""
+        folder = self.folder(experiment) / "scratch"
+        return folder / job if job else folder
+
+    def result_file(self, experiment: str) -> Path:
+        """Return the file of the collected result."""
+        if self.scale == "quick":
+            return self.folder(experiment) / "result.json"
+        name = "result.json" if self.scale == "default" else f"result-{self.scale}.json"
+        return self.experiments / experiment / name
+
+    def read_row(self, experiment: str, job: Job) -> Row | None:
+        """Return the row of a job, or None if there is none or it was made by another job."""
+        try:
+            row = _row_from_plain(
+                json.loads(self.row_file(experiment, job.name).read_text("utf-8"))
+            )
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return row if same_job(row.job, job) else None
+
+    def write_row(self, experiment: str, row: Row) -> Path:
+        """Keep the row of a finished job."""
+        path = self.row_file(experiment, row.job.name)
+        _write(path, json.dumps(_row_to_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
+        return path
+
+    def collect(self, experiment: Experiment) -> Result:
+        """Return every row there is, in the order of the jobs.
+
+        A row of this machine counts before one of the collected result; rows of jobs that are
+        defined differently by now count as missing.
+
+        Raises:
+            ConfigError: two jobs of one name, or a collected result that cannot be read.
+        """
+        file = self.result_file(experiment.name)
+        kept = {row.job.name: row for row in read_result(file).rows} if file.exists() else {}
+        rows: list[Row] = []
+        missing: list[str] = []
+        for job in jobs_of(experiment, self.scale):
+            row = self.read_row(experiment.name, job) or kept.get(job.name)
+            if row is not None and same_job(row.job, job):
+                rows.append(row)
+            else:
+                missing.append(job.name)
+        command = command_for(experiment.name, self.scale)
+        return Result(experiment.name, self.scale, command, tuple(rows), tuple(missing))
+
+    def stand_in(self, experiment: str) -> Result | None:
+        """Return the committed result that spares the quick scale an experiment, if any."""
+        committed = self.experiments / experiment / "result.json"
+        if self.scale != "quick" or not committed.exists():
+            return None
+        found = read_result(committed)
+        return found if found.rows else None
+
+    @contextmanager
+    def lock(self, experiment: str) -> Iterator[None]:
+        """Keep other processes from running the same experiment at the same scale.
+
+        Raises:
+            ConfigError: one is doing so.
+        """
+        try:
+            import fcntl  # noqa: PLC0415
+        except ImportError:  # no such locks on Windows
+            yield
+            return
+        folder = self.folder(experiment)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"Another process is running {experiment} at this scale in {folder}. Wait for "
+                    f"it, end it, or choose another folder with --work."
+                ) from error
+            yield
+
+
+def jobs_of(experiment: Experiment, scale: Scale) -> tuple[Job, ...]:
+    """Return the jobs of an experiment.
+
+    Raises:
+        ConfigError: two jobs of one name, or a name that cannot be a file's.
+    """
+    jobs = tuple(experiment.jobs(scale))
+    names = [job.name for job in jobs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"{experiment.name} has several jobs called {twice[0]!r}; name each anew."
+        )
+    for name in names:
+        if not _SAFE_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{experiment.name} has a job called {name!r}, which cannot be a file's name: use "
+                f"no spaces, slashes, or characters that a shell or Windows minds."
+            )
+    return jobs
+
+
+def command_for(experiment: str, scale: Scale) -> str:
+    """Return what a person types to get a result again."""
+    option = {"quick": " --quick", "default": "", "paper": " --scale paper"}[scale]
+    return f"rankcast experiment run {experiment}{option}"
+
+
+def same_job(one: Job, other: Job) -> bool:
+    """Return whether two jobs are defined alike, once written as JSON and read again."""
+    return (one.name, one.seed) == (other.name, other.seed) and plain(one.settings) == plain(
+        other.settings
+    )
+
+
+def plain(value: Any, where: str = "settings") -> Any:
+    """Return a value as JSON knows it; what is not a finite number becomes null.
+
+    Raises:
+        ConfigError: something that JSON cannot hold.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return float(value) if math.isfinite(value) else None
+        case np.generic() | np.ndarray():
+            return plain(value.tolist(), where)
+        case Mapping():
+            return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item, where) for item in value]
+        case _:
+            raise ConfigError(
+                f"{where} is a {type(value).__name__}, which JSON cannot hold; use numbers, text, "
+                f"lists and mappings."
+            )
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write a result with a row on each line, so that differences can be read."""
+    head = {
+        "experiment": result.experiment,
+        "scale": result.scale,
+        "command": result.command,
+        "missing": list(result.missing),
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    rows = ",\n".join(
+        json.dumps(_row_to_plain(row), ensure_ascii=False, allow_nan=False) for row in result.rows
+    )
+    lines.append(f'"rows": [\n{rows}\n]' if rows else '"rows": []')
+    _write(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_result(path: Path) -> Result:
+    """Return a collected result; its experiment need not be there.
+
+    Raises:
+        ConfigError: no such file, or one that holds no result.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if found["scale"] not in get_args(Scale):
+            raise ConfigError(f"{path} is of an unknown scale, {found['scale']!r}.")
+        return Result(
+            experiment=found["experiment"],
+            scale=cast("Scale", found["scale"]),
+            command=found["command"],
+            rows=tuple(_row_from_plain(row) for row in found["rows"]),
+            missing=tuple(found["missing"]),
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"There is no result in {path}; run the experiment: "
+            f"{command_for(path.parent.name, 'default')}."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{path} holds no result of an experiment ({type(error).__name__}: {error}). Restore "
+            f"it from git, or delete it and run the experiment again."
+        ) from error
+
+
+def _row_to_plain(row: Row) -> dict[str, Any]:
+    return {
+        "job": row.job.name,
+        "seed": row.job.seed,
+        "settings": plain(row.job.settings),
+        "values": plain(row.values, "values"),
+        "wall_s": round(row.wall_s, 3),
+        "cpu_s": round(row.cpu_s, 3),
+        "device": row.device,
+        "versions": dict(row.versions),
+    }
+
+
+def _row_from_plain(found: Mapping[str, Any]) -> Row:
+    name, seed, settings, *rest = (found[key] for key in _ROW_KEYS)
+    return Row(Job(name, seed, settings), *rest)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole: under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""The settings of PPO and of AirLLM that are tried, and which of them is best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rankcast.experiment.readouts import reward
+from rankcast.experiment.spec import Result
+
+SEEDS = (100, 101)
+PPO_EPISODES, AIRLLM_EPISODES = 1000, 100
+
+
+def ppo(learning_rate: float, epochs: int, n_envs: int) -> dict[str, Any]:
+    """Return one setting of PPO alone."""
+    return {
+        "policy": {
+            "refinement": "none",
+            "ppo": {"learning_rate": learning_rate, "epochs": epochs},
+        },
+        "n_envs": n_envs,
+        "episodes": PPO_EPISODES,
+    }
+
+
+def airllm(gradient_steps: int, explore_width: float, guidance_scale: float) -> dict[str, Any]:
+    """Return one setting of AirLLM."""
+    return {
+        "policy": {"diffusion": {"guidance_scale": guidance_scale}},
+        "training": {
+            "gradient_steps": gradient_steps,
+            "teacher": {"explore_width": explore_width},
+        },
+        "episodes": AIRLLM_EPISODES,
+    }
+
+
+GRID: Mapping[str, Mapping[str, Any]] = {
+    **{
+        f"ppo-lr{lr:g}-epochs{epochs}-envs{n}": ppo(lr, epochs, n)
+        for lr, epochs, n in (
+            (1e-4, 4, 1), (1e-3, 4, 1), (3e-4, 10, 1), (1e-3, 10, 1),
+            (1e-3, 4, 8), (3e-3, 4, 8), (1e-3, 10, 8), (3e-3, 10, 8),
+        )
+    },
+    **{
+        f"airllm-steps{steps}-width{width:g}-guidance{scale:g}": airllm(steps, width, scale)
+        for steps in (20, 40)
+        for width in (0.8, 1.2)
+        for scale in (1.0, 2.0)
+    },
+}  # fmt: skip
+
+
+def best(result: Result, method: str) -> Mapping[str, Any]:
+    """Return the setting of `ppo` or `airllm` with the highest mean final reward."""
+    scores = {
+        name: np.mean([reward(row) for row in result.select(variant=name)])
+        for name in GRID
+        if name.startswith(method) and result.select(variant=name)
+    }
+    return GRID[max(scores, key=lambda name: scores[name])]

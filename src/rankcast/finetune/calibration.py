@@ -1,0 +1,245 @@
+"""What a trained model loses under any plan, on which texts, with how much noise.
+
+After a nested fine-tuning run the model is probed at random plans (`rankcast.finetune.probing`) and
+a monotone utility is fitted to each stratum of the texts (`rankcast.finetune.monotone_fit`). What
+is fitted is a stand-in: final plans are to be verified on the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from rankcast.errors import ConfigError, DataError
+from rankcast.finetune.monotone import LossLink, MonotoneUtility, significant
+from rankcast.finetune.monotone_fit import FitQuality, fit, quality_of
+from rankcast.finetune.probing import ProbeSet
+from rankcast.records import AdapterLayout, FloatArray, IntArray, Projection
+
+Statistic = Literal["lexical_entropy", "oov_rate"]
+
+
+@dataclass(frozen=True)
+class TextGroup:
+    """Texts of one stratum.
+
+    Attributes:
+        share: of all batches that are of this stratum.
+        lexical_entropy: mean and standard deviation of a batch's mean entropy [nats].
+        oov_rate: mean and standard deviation of a batch's mean OOV rate.
+        utility: loss of such a batch.
+    """
+
+    share: float
+    lexical_entropy: tuple[float, float]
+    oov_rate: tuple[float, float]
+    utility: MonotoneUtility
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "share": significant(self.share),
+            "lexical_entropy": [significant(x) for x in self.lexical_entropy],
+            "oov_rate": [significant(x) for x in self.oov_rate],
+            "utility": self.utility.to_plain(),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """Return what `to_plain` described."""
+        entropy, oov = plain["lexical_entropy"], plain["oov_rate"]
+        utility = MonotoneUtility.from_plain(plain["utility"])
+        return cls(plain["share"], (entropy[0], entropy[1]), (oov[0], oov[1]), utility)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a trained model loses under any plan, with how well that is known.
+
+    Attributes:
+        layout: the projections and r_max.
+        groups: strata of the texts; their shares sum to 1.
+        noise_std: standard deviation of the loss of a batch around its stratum's [nats].
+        paired_noise_std: likewise of the difference between a plan and full rank on one batch,
+            a mean over the probed plans (on a model it shrinks as the plan nears full rank).
+        quality: how well the mean over all texts is foretold for unseen plans.
+        group_quality: likewise for each stratum.
+
+    Raises:
+        ConfigError: no group, shares that do not sum to 1, gains of another layout.
+    """
+
+    layout: AdapterLayout
+    groups: tuple[TextGroup, ...]
+    noise_std: float
+    paired_noise_std: float
+    quality: FitQuality
+    group_quality: tuple[FitQuality, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what does not belong together."""
+        shares = [group.share for group in self.groups]
+        if not shares or min(shares) <= 0 or abs(sum(shares) - 1.0) > 1e-4:
+            raise ConfigError(f"The shares of the groups must sum to 1, got {shares}.")
+        if min(self.noise_std, self.paired_noise_std) < 0:
+            raise ConfigError("Standard deviations of noise must not be negative.")
+        shape = (self.layout.n_projections, self.layout.r_max)
+        if any(group.utility.gains.shape != shape for group in self.groups):
+            raise ConfigError(f"The gains of every group must have shape {shape}.")
+
+    @classmethod
+    def of_probes(
+        cls,
+        probes: ProbeSet,
+        layout: AdapterLayout,
+        rng: np.random.Generator,
+        n_groups: int = 2,
+        *,
+        by: Statistic = "lexical_entropy",
+        link: LossLink | Literal["auto"] = "auto",
+        decreasing: bool = False,
+        batch_size: int = 32,
+    ) -> Self:
+        """Fit a utility to each stratum of the probed texts.
+
+        Args:
+            probes: the measurements.
+            layout: of the model probed.
+            rng: of the cross-validation.
+            n_groups: strata of equal size, from easy to hard.
+            by: which statistic orders the texts.
+            link: see `MonotoneUtility`; `auto` lets cross-validation choose for each stratum.
+            decreasing: whether gains decrease along the rank.
+            batch_size: texts of a training batch, for its noise.
+
+        Raises:
+            DataError: too few probes or texts.
+        """
+        strata = _strata(getattr(probes, by), n_groups)
+        fits, groups = [], []
+        for number in range(n_groups):
+            chosen = strata == number
+            losses = probes.mean_losses(chosen)
+            found = fit(probes.ranks, losses, layout, rng, link, decreasing=decreasing)
+            fits.append(found)
+            groups.append(
+                TextGroup(
+                    float(chosen.mean()),
+                    _batch_mean(probes.lexical_entropy[chosen], batch_size),
+                    _batch_mean(probes.oov_rate[chosen], batch_size),
+                    found.utility,
+                )
+            )
+        shares = np.array([group.share for group in groups])
+        predicted = shares @ np.array([found.predicted for found in fits])
+        by_share = shares @ np.array([found.share_predicted for found in fits])
+        quality = quality_of(probes.mean_losses(), predicted, by_share, rng)
+        noise, paired = noise_from_probes(probes, batch_size, strata)
+        return cls(
+            layout, tuple(groups), noise, paired, quality, tuple(found.quality for found in fits)
+        )
+
+    @property
+    def gains(self) -> FloatArray:
+        """(N, R) first-order worth of each component, for ordering components.
+
+        At rank 0; exact for `identity`, and in proportion to the exact worth for one `exp` group.
+        """
+        return sum(
+            (g.share * g.utility.amplitude * g.utility.gains for g in self.groups),
+            np.zeros((self.layout.n_projections, self.layout.r_max)),
+        )
+
+    def loss(self, ranks: IntArray) -> FloatArray:
+        """Return (B,) loss of (B, N) ranks, a mean over the texts."""
+        shares = np.array([group.share for group in self.groups])
+        return (shares / shares.sum()) @ np.array([g.utility.loss(ranks) for g in self.groups])
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return JSON values, rounded to 6 significant digits."""
+        return {
+            "layout": {
+                "r_max": self.layout.r_max,
+                "projections": [
+                    [p.name, p.layer, p.kind, p.d_in, p.d_out] for p in self.layout.projections
+                ],
+            },
+            "groups": [group.to_plain() for group in self.groups],
+            "noise_std": significant(self.noise_std),
+            "paired_noise_std": significant(self.paired_noise_std),
+            "quality": _quality_to_plain(self.quality),
+            "group_quality": [_quality_to_plain(quality) for quality in self.group_quality],
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """Return what `to_plain` described."""
+        projections = tuple(Projection(*row) for row in plain["layout"]["projections"])
+        return cls(
+            AdapterLayout(projections, int(plain["layout"]["r_max"])),
+            tuple(TextGroup.from_plain(group) for group in plain["groups"]),
+            float(plain["noise_std"]),
+            float(plain["paired_noise_std"]),
+            _quality_from_plain(plain["quality"]),
+            tuple(_quality_from_plain(quality) for quality in plain["group_quality"]),
+        )
+
+
+def noise_from_probes(
+    probes: ProbeSet, batch_size: int = 32, strata: IntArray | None = None
+) -> tuple[float, float]:
+    """Return how much the loss of a batch varies, and its difference to full rank [nats].
+
+    Both are root mean squares over the probed plans.
+
+    Args:
+        probes: the measurements.
+        batch_size: texts of a batch.
+        strata: (n,) stratum of each text, around whose mean the losses vary; one for None.
+    """
+    strata = np.zeros(probes.n_texts, dtype=np.int64) if strata is None else strata
+    losses = probes.losses.astype(np.float64)
+
+    def std_of_batch(values: FloatArray) -> float:
+        within = [
+            (strata == number).mean() * values[:, strata == number].var(axis=1).mean()
+            for number in np.unique(strata)
+        ]
+        return float(np.sqrt(np.sum(within) / batch_size))
+
+    return std_of_batch(losses), std_of_batch(losses - probes.reference_losses)
+
+
+def _strata(values: FloatArray, n_groups: int) -> IntArray:
+    """Return (n,) which of equally large groups each text belongs to, from low to high values."""
+    if not 1 <= n_groups <= len(values):
+        raise DataError(f"{len(values)} texts cannot be parted into {n_groups} groups.")
+    order = np.argsort(values, kind="stable")
+    strata = np.empty(len(values), dtype=np.int64)
+    for number, members in enumerate(np.array_split(order, n_groups)):
+        strata[members] = number
+    return strata
+
+
+def _batch_mean(values: FloatArray, batch_size: int) -> tuple[float, float]:
+    """Return mean and standard deviation of the mean over a batch."""
+    return float(values.mean()), float(values.std() / np.sqrt(batch_size))
+
+
+def _quality_to_plain(quality: FitQuality) -> dict[str, Any]:
+    return {
+        name: [significant(x) for x in value]
+        if isinstance(value, tuple)
+        else significant(value)
+        if isinstance(value, float)
+        else value
+        for name, value in asdict(quality).items()
+    }
+
+
+def _quality_from_plain(plain: Mapping[str, Any]) -> FitQuality:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+    return FitQuality(**values)

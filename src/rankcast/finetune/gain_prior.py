@@ -1,0 +1,144 @@
+"""Gains of a monotone utility from probes and a prior: a few hundred losses, N·R unknowns.
+
+Gains share strength: their logarithms are Gaussian around an exponential decay along the rank,
+which is itself fitted; deviations are correlated along the ranks of a projection, and between
+projections of one layer or one kind. Log-normal, because a few projections matter much more than
+the rest, and because it keeps every gain positive without a constraint.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import least_squares, minimize
+
+from rankcast.finetune.monotone import LossLink, MonotoneUtility
+from rankcast.records import AdapterLayout, FloatArray, IntArray
+
+RANK_CORRELATION = 0.9
+SHARED = 0.25
+"""Share of a log gain's variance that its layer explains beforehand; likewise its kind."""
+LARGEST_LOG = 12.0
+"""How far a log gain may leave the decay, so that no exponential overflows."""
+
+
+class PenalisedGains:
+    """Least squares in the log gains under the prior, for one link.
+
+    The unknowns are the offset, the log amplitude (idle for `identity`) and whitened deviations
+    Z (N, R) of the log gains from their decay: log b = log μ + A_N·Z·A_Rᵀ. The losses are
+    standardised. With `decreasing`, b are the drops between gains, else the gains.
+
+    Args:
+        ranks: (P, N) plans.
+        losses: (P,) their losses.
+        layout: the projections and r_max.
+        link: see `MonotoneUtility`.
+        decreasing: whether the gains of a projection decrease along the rank.
+
+    Attributes:
+        start: the unknowns at the prior, where every search begins.
+    """
+
+    def __init__(
+        self,
+        ranks: IntArray,
+        losses: FloatArray,
+        layout: AdapterLayout,
+        link: LossLink,
+        decreasing: bool,
+    ) -> None:
+        self._link, self._decreasing = link, decreasing
+        self._shape = (layout.n_projections, layout.r_max)
+        self._mean, self._std = float(losses.mean()), float(losses.std())
+        self._target = (losses - self._mean) / self._std
+        i = np.arange(1, layout.r_max + 1)
+        active = (i <= ranks[..., None]).astype(np.float64)
+        self._active = active.reshape(len(ranks), -1)
+        self._across, self._along = _prior_factors(layout)
+        offset, log_amplitude, profile = self._decay(active.sum(axis=1))
+        following = np.append(profile[1:], 0.0)
+        self._log_center = np.log(profile - following if decreasing else profile)
+        self.start = np.concatenate([[offset, log_amplitude], np.zeros(self._active.shape[1])])
+
+    def solve(self, start: FloatArray, strength: float) -> FloatArray:
+        """Return the unknowns of least penalised squared error."""
+        bounds = [(self._lowest_offset, None), (-5.0, 5.0)] + [(None, None)] * (len(start) - 2)
+        found = minimize(
+            self._objective, start, (strength,), "L-BFGS-B", jac=True, bounds=bounds,
+            options={"maxiter": 100, "ftol": 1e-6, "maxcor": 20},
+        )  # fmt: skip
+        return found.x
+
+    def utility(self, x: FloatArray) -> MonotoneUtility:
+        """Return the utility of some unknowns, in the units of the losses."""
+        gains = self._gains(self._parts(x))
+        offset = self._mean + self._std * float(x[0])
+        if self._link == "identity":
+            return MonotoneUtility("identity", offset, 1.0, self._std * gains)
+        return MonotoneUtility("exp", offset, self._std * float(np.exp(x[1])), gains)
+
+    @property
+    def _lowest_offset(self) -> float:
+        # Under `exp` the offset is the loss of an unlimited rank, and a loss is not negative.
+        return -np.inf if self._link == "identity" else -self._mean / self._std
+
+    def _parts(self, x: FloatArray) -> FloatArray:
+        """Return b (N, R)."""
+        deviation = self._across @ x[2:].reshape(self._shape) @ self._along.T
+        return np.exp(self._log_center + np.clip(deviation, -LARGEST_LOG, LARGEST_LOG))
+
+    def _gains(self, parts: FloatArray) -> FloatArray:
+        return parts[:, ::-1].cumsum(axis=1)[:, ::-1] if self._decreasing else parts
+
+    def _objective(self, x: FloatArray, strength: float) -> tuple[float, FloatArray]:
+        """Return the penalised squared error and its gradient."""
+        parts = self._parts(x)
+        total = self._active @ self._gains(parts).ravel()
+        falling = np.exp(x[1] - total) if self._link == "exp" else -total
+        slope = -falling if self._link == "exp" else -np.ones_like(total)
+        error = x[0] + falling - self._target
+        by_gain = (self._active.T @ (2.0 * error * slope)).reshape(self._shape)
+        by_part = by_gain.cumsum(axis=1) if self._decreasing else by_gain
+        by_z = self._across.T @ (by_part * parts) @ self._along
+        by_amplitude = 2.0 * float(error @ falling) if self._link == "exp" else 0.0
+        gradient = np.concatenate([[2.0 * error.sum(), by_amplitude], by_z.ravel()])
+        gradient[2:] += 2.0 * strength * x[2:]
+        return float(error @ error + strength * (x[2:] @ x[2:])), gradient
+
+    def _decay(self, counts: FloatArray) -> tuple[float, float, FloatArray]:
+        """Fit one decay a·exp(-i/τ) for all; return offset, log amplitude and the (R,) decay."""
+        i = np.arange(1, counts.shape[1] + 1)
+        exponential = self._link == "exp"
+
+        def profile(log_gain: float, log_tau: float) -> FloatArray:
+            return np.exp(log_gain - i / np.exp(log_tau))
+
+        def error(x: FloatArray) -> FloatArray:
+            total = counts @ profile(x[2], x[3])
+            return x[0] + (np.exp(x[1] - total) if exponential else -total) - self._target
+
+        lowest = max(self._lowest_offset, -1e3)
+        first = max(float(self._target.min()) - 0.5, lowest + 1e-3)
+        span = float(np.ptp(self._target))
+        offset = first if exponential else float(self._target.max())
+        scale = (3.0 if exponential else span) / counts.sum(axis=1).max()
+        x0 = [offset, np.log(span), np.log(scale), np.log(len(i) / 2)]
+        low = [lowest, -5.0, -20.0, np.log(0.3)]
+        high = [1e3, 5.0, 10.0, np.log(4.0 * len(i))]
+        x = least_squares(error, np.clip(x0, low, high), bounds=(low, high)).x
+        return float(x[0]), float(x[1]), profile(x[2], x[3])
+
+
+def _prior_factors(layout: AdapterLayout) -> tuple[FloatArray, FloatArray]:
+    """Return the Cholesky factors of the prior correlations across projections and along ranks."""
+    layers = np.array([p.layer for p in layout.projections])
+    kinds = np.array([p.kind for p in layout.projections])
+    across = (1.0 - 2.0 * SHARED) * np.eye(layout.n_projections)
+    across += SHARED * (np.equal.outer(layers, layers).astype(float) + np.equal.outer(kinds, kinds))
+    i = np.arange(layout.r_max)
+    along = RANK_CORRELATION ** np.abs(np.subtract.outer(i, i))
+    return _root(across), _root(along)
+
+
+def _root(correlation: FloatArray) -> FloatArray:
+    return np.asarray(np.linalg.cholesky(correlation), dtype=np.float64)

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from rankcast.errors import ConfigError
+from rankcast.experiment.catalogue import Catalogue, find_data, find_experiments
+from rankcast.experiment.engines import Engine, LocalEngine
+from rankcast.experiment.ray_engine import RayEngine
+from rankcast.experiment.runner import Observer, Outcome, run_experiments
+from rankcast.experiment.scoreboard import present_all, scoreboard
+from rankcast.experiment.spec import Row
+from rankcast.experiment.store import Store, read_result
+from rankcast.experiment.worker import Failure, Task, run_job
+from small_experiments import calls, write_experiment
+
+MAIN = "from rankcast.cli import main; main()"
+
+
+class InThisProcess:
+    """Runs a task when it is waited for: the runner's own logic, without processes."""
+
+    capacity = 1
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def __enter__(self) -> Self:
+        run_job.__globals__["_load"].cache_clear()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.tasks.clear()
+
+    def submit(self, task: Task) -> None:
+        self.tasks.append(task)
+
+    def finished(self) -> list[tuple[Task, Row | Failure]]:
+        task = self.tasks.pop(0)
+        return [(task, run_job(task))]
+
+
+def run(folder: Path, *names: str, engine: Engine | None = None, **options: Any) -> Outcome:
+    catalogue = Catalogue(folder)
+    engine = engine or InThisProcess()
+    return run_experiments(catalogue, names, Store(folder, folder / "runs"), engine, **options)
+
+
+def test_rows_are_collected_and_finished_jobs_skipped(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "fig3", '[Job("a", 1), Job("b", 2)]')
+    first = run(tmp_path, "fig3")
+    assert first.finished
+    assert not first.failures
+    assert first.results == (read_result(tmp_path / "fig3" / "result.json"),)
+    assert [row.values["y"] for row in first.results[0].rows] == [10, 20]
+    row = first.results[0].rows[0]
+    assert row.wall_s >= 0
+    assert row.device.startswith(("cpu", "cuda"))
+    assert {"python", "numpy", "rankcast"} <= set(row.versions)
+    assert run(tmp_path, "fig3").results == first.results
+    assert calls(tmp_path, "fig3") == ["a", "b"]
+
+
+def test_a_failed_job_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
+    folder = write_experiment(
+        tmp_path, "fig3", '[Job("a", 1, {"do": "fail", "switch": "ok"}), Job("b", 2)]'
+    )
+    outcome = run(tmp_path, "fig3")
+    assert not outcome.finished
+    assert [task.title for task, _ in outcome.failures] == ["fig3/a"]
+    assert outcome.failures[0][1].message == "no data; name its folder with --data"
+    error = outcome.failures[0][0].context.scratch / "error.txt"
+    assert "Traceback" in error.read_text()
+    assert read_result(folder / "result.json").missing == ("a",)
+    (folder / "ok").touch()
+    outcome = run(tmp_path, "fig3")
+    assert outcome.finished
+    assert calls(tmp_path, "fig3") == ["a", "b", "a"]
+    assert outcome.results[0].rows[0].values["kept"]  # the checkpoint of the first attempt
+    assert not error.exists()
+    assert not (error.parent / "spent.txt").exists()
+
+
+def test_time_counts_earlier_attempts_that_left_a_checkpoint(tmp_path: Path) -> None:
+    job = '[Job("a", 1, {"do": "fail", "switch": "ok"})]'
+    folder = write_experiment(tmp_path, "fig3", job)
+    scratch = run(tmp_path, "fig3").failures[0][0].context.scratch
+    (folder / "ok").touch()
+    (scratch / "spent.txt").write_text("1000 500\n")
+    row = run(tmp_path, "fig3").results[0].rows[0]
+    assert 1000 <= row.wall_s < 1100
+    assert 500 <= row.cpu_s < 600
+
+
+def test_changed_settings_are_run_again(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "fig3", '[Job("a", 1, {"x": 1}), Job("b", 2)]')
+    run(tmp_path, "fig3")
+    write_experiment(tmp_path, "fig3", '[Job("a", 1, {"x": 20}), Job("b", 2)]')
+    outcome = run(tmp_path, "fig3")
+    assert calls(tmp_path, "fig3") == ["a", "b", "a"]
+    assert outcome.results[0].rows[0].job.settings == {"x": 20}
+
+
+def test_what_is_needed_comes_first_and_is_handed_on(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "a_last", '[Job("a", 1)]', needs=("z_first",))
+    write_experiment(tmp_path, "z_first", '[Job("p", 3), Job("q", 4)]')
+    outcome = run(tmp_path, "a_last")
+    assert [result.experiment for result in outcome.results] == ["z_first", "a_last"]
+    assert outcome.results[1].rows[0].values["inputs"] == {"z_first": [30, 40]}
+
+
+def test_what_is_only_needed_may_come_from_the_collected_result(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "a_last", '[Job("a", 1)]', needs=("z_first",))
+    write_experiment(tmp_path, "z_first", '[Job("p", 3)]')
+    run(tmp_path, "z_first")
+    (tmp_path / "runs" / "default" / "z_first" / "rows" / "p.json").unlink()
+    assert run(tmp_path, "a_last").finished
+    assert calls(tmp_path, "z_first") == ["p"]
+    assert run(tmp_path, "z_first").finished  # asked for by name: this machine runs it
+    assert calls(tmp_path, "z_first") == ["p", "p"]
+
+
+def test_what_needs_missing_rows_waits(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "a_last", '[Job("a", 1)]', needs=("z_first",))
+    write_experiment(tmp_path, "z_first", '[Job("p", 3, {"do": "fail"}), Job("q", 4)]')
+    outcome = run(tmp_path, "a_last")
+    assert outcome.waiting == ("a_last",)
+    assert calls(tmp_path, "a_last") == []
+    assert not (tmp_path / "a_last" / "result.json").exists()
+    assert calls(tmp_path, "z_first") == ["p", "q"]
+
+
+def test_an_interruption_keeps_finished_rows(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "fig3", '[Job("a", 1), Job("b", 2), Job("c", 3)]')
+
+    class Impatient(Observer):
+        def on_end(self, task: Task, outcome: object) -> None:
+            if task.job.name == "b":
+                raise KeyboardInterrupt
+
+    outcome = run(tmp_path, "fig3", observer=Impatient())
+    assert outcome.interrupted
+    assert read_result(tmp_path / "fig3" / "result.json").missing == ("c",)
+    assert run(tmp_path, "fig3").finished
+    assert calls(tmp_path, "fig3") == ["a", "b", "c"]
+
+
+def test_two_processes_do_not_run_the_same(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "fig3", '[Job("a", 1)]')
+    with (
+        Store(tmp_path, tmp_path / "runs").lock("fig3"),
+        pytest.raises(ConfigError, match="Another process is running fig3"),
+    ):
+        run(tmp_path, "fig3")
+    assert calls(tmp_path, "fig3") == []
+
+
+# --- local worker processes -------------------------------------------------------------------
+
+
+def test_local_workers_run_jobs_side_by_side_with_one_thread(tmp_path: Path, capfd: Any) -> None:
+    # Each of the two ends only once the other one runs.
+    jobs = """[Job("a", 1, {"do": "wait", "switch": "pid-b"}),
+               Job("b", 2, {"do": "wait", "switch": "pid-a"}), Job("c", 3)]"""
+    write_experiment(tmp_path, "fig3", jobs)
+    before = dict(os.environ)
+    outcome = run(tmp_path, "fig3", engine=LocalEngine(2))
+    assert outcome.finished
+    assert [row.values["y"] for row in outcome.results[0].rows] == [10, 20, 30]
+    assert {row.values["threads"] for row in outcome.results[0].rows} == {"1"}
+    assert os.environ == before
+    assert "said by" not in capfd.readouterr().out
+    assert (tmp_path / "runs/default/fig3/scratch/a/output.txt").read_text() == "said by a\n"
+
+
+def test_a_worker_that_dies_costs_no_other_job(tmp_path: Path) -> None:
+    jobs = '[Job("a", 1), Job("dies", 2, {"do": "die"}), Job("c", 3), Job("d", 4)]'
+    write_experiment(tmp_path, "fig3", jobs)
+    outcome = run(tmp_path, "fig3", engine=LocalEngine(2))
+    assert outcome.results[0].missing == ("dies",)
+    [(task, failure)] = outcome.failures
+    assert task.job.name == "dies"
+    assert "process died" in failure.message
+
+
+def test_a_worker_count_below_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--workers"):
+        LocalEngine(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_runner(tmp_path: Path, number: signal.Signals) -> None:
+    folder = write_experiment(
+        tmp_path / "experiments", "fig3", '[Job("a", 1), Job("b", 2, {"do": "wait"})]'
+    )
+    command = [sys.executable, "-c", MAIN, "experiment", "run", "fig3"]
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        wait_for(lambda: (folder / "pid-b").exists() and (folder / "pid-b").read_text() != "")
+        row = tmp_path / "runs/experiments/default/fig3/rows/a.json"
+        wait_for(row.exists)
+        worker = int((folder / "pid-b").read_text())
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.wait()
+    wait_for(lambda: not alive(worker))
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "Go on with" in said
+        assert "Traceback" not in said
+        assert read_result(folder / "result.json").missing == ("b",)
+
+
+def wait_for(condition: Any) -> None:
+    """Wait for something that another process does; give up after half a minute."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # a zombie whose parent was killed has ended too
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX"
+    return False
+
+
+# --- Ray --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def local_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield
+    ray.shutdown()
+
+
+def test_ray_runs_the_same_jobs_on_two_workers(tmp_path: Path, local_ray: None) -> None:
+    import ray
+
+    jobs = """[Job("a", 1, {"do": "wait", "switch": "pid-b"}),
+               Job("b", 2, {"do": "wait", "switch": "pid-a"}), Job("c", 3, {"do": "fail"})]"""
+    write_experiment(tmp_path, "fig3", jobs)
+    outcome = run(tmp_path, "fig3", engine=RayEngine(2))
+    assert not ray.is_initialized()
+    assert outcome.results[0].missing == ("c",)
+    assert [row.values["y"] for row in outcome.results[0].rows] == [10, 20]
+    assert {row.values["threads"] for row in outcome.results[0].rows} == {"1"}
+    assert outcome.failures[0][1].message == "no data; name its folder with --data"
+
+
+def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'rankcast\[ray\]'"):
+        RayEngine()
+
+
+# --- the catalogue and the scoreboard ---------------------------------------------------------
+
+
+def test_experiments_are_found_from_below(tmp_path: Path, monkeypatch: Any) -> None:
+    write_experiment(tmp_path / "experiments", "fig3", "[]")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    assert find_experiments().folder == tmp_path / "experiments"
+    assert find_experiments(tmp_path / "experiments").names == ("fig3",)
+    with pytest.raises(ConfigError, match="holds no experiments"):
+        find_experiments(tmp_path / "deep")
+    monkeypatch.setattr("rankcast.__file__", str(tmp_path / "a" / "b" / "c" / "d.py"))
+    monkeypatch.chdir("/")
+    with pytest.raises(ConfigError, match="--experiments DIR"):
+        find_experiments()
+
+
+def test_data_is_found_beside_or_named(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.delenv("RANKCAST_DATA", raising=False)
+    experiments = tmp_path / "checkout" / "experiments"
+    shared, other = tmp_path / "shared" / "data", tmp_path / "other"
+    shared.mkdir(parents=True)
+    other.mkdir()
+    assert find_data(experiments) == shared
+    assert find_data(experiments, other) == other
+    monkeypatch.setenv("RANKCAST_DATA", str(other))
+    assert find_data(experiments) == other
+    with pytest.raises(ConfigError, match="--data names"):
+        find_data(experiments, tmp_path / "none")
+
+
+def test_mistakes_in_experiments_are_explained(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "table3", "[]", needs=("tabel4",))
+    write_experiment(tmp_path, "table4", "[]", needs=("fig3",))
+    write_experiment(tmp_path, "fig3", "[]", needs=("table4",))
+    write_experiment(tmp_path, "fig4", "[]", called="fig5")
+    for name, text in (("broken", "import no_such_module"), ("empty", "x = 1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experiment.py").write_text(text)
+    catalogue = Catalogue(tmp_path)
+    for name, message in (
+        ("tabl4", "did you mean 'table4'"),
+        ("table3", "table3 needs 'tabel4'.*did you mean 'table4'"),
+        ("table4", "in a circle: .*fig3"),
+        ("fig4", "calls its experiment 'fig5'"),
+        ("broken", "no_such_module"),
+        ("empty", "defines no EXPERIMENT"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            catalogue.in_order([name])
+
+
+def test_the_scoreboard_lists_every_claim(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "a", '[Job("a", 1)]', needs=("fig4",))
+    write_experiment(tmp_path, "fig4", '[Job("p", 2)]', source="Fig. 4")
+    write_experiment(tmp_path, "table3", "[]", source="Table III")
+    catalogue, store = Catalogue(tmp_path), Store(tmp_path, tmp_path / "runs")
+    run(tmp_path, "fig4")
+    found = scoreboard(present_all(catalogue, catalogue.load_all(), store))
+    assert [(one["experiment"], one["verdict"]) for one in found] == [
+        ("table3", "measured"),  # it has no jobs, and is presented all the same
+        ("fig4", "measured"),
+        ("a", "not resolved"),
+    ]
+    assert found[1] == {
+        "experiment": "fig4",
+        "source": "Fig. 4",
+        "claim": "y grows",
+        "paper": "10",
+        "ours": "[20]",
+        "interval": [0.5, 1.5],
+        "verdict": "measured",
+        "seeds": [2],
+        "command": "rankcast experiment run fig4",
+        "note": "[]",
+    }
+    assert "rankcast experiment run a" in found[2]["note"]
+    run(tmp_path, "a")
+    [claim] = scoreboard(present_all(catalogue, catalogue.select(["a"]), store))
+    assert claim["note"] == "['fig4']"
