@@ -116,4 +116,5 @@ EXPERIMENT = Experiment(
     jobs=jobs,
     run=run,
     present=present,
+    live=True,
 )

@@ -99,4 +99,5 @@ EXPERIMENT = Experiment(
     jobs=jobs,
     run=run,
     present=present,
+    live=True,
 )

@@ -89,7 +89,7 @@ def convergence(ours: Sequence[Row], theirs: Sequence[Row], name: str) -> Claim:
         interval,
         "reproduced" if within else "not resolved" if missed < len(shares) else "contradicted",
         tuple(row.job.seed for row in ours),
-        "Share of episodes; judged every 20 episodes, so that 20 is the least that can be seen"
+        "Share of episodes; judged every 10 episodes, so that 10 is the least that can be seen"
         + (f"; {missed} of {len(shares)} seeds never reached it" if missed else ""),
     )
 

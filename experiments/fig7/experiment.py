@@ -21,7 +21,7 @@ EXPERIMENT = Sweep(
             f"T{steps[0]}-{steps[1]}",
             {"policy": {"diffusion": {"training_steps": steps[0], "inference_steps": steps[1]}}},
             paper=95.30 if steps == (1000, 50) else None,
-            episodes=100,
+            episodes=60,
         )
         for steps in GRID
     ),
@@ -32,6 +32,6 @@ EXPERIMENT = Sweep(
     ),
     seeds=(0, 1, 2),
     live=False,
-    note="100 episodes. Judged by reward on the calibrated learner, because differences in "
+    note="60 episodes. Judged by reward on the calibrated learner, because differences in "
     "accuracy would be far below what the judged texts resolve.",
 ).experiment()

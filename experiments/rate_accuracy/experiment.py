@@ -23,15 +23,26 @@ from rankcast.experiment.policies import (
 from rankcast.experiment.rates import present
 from rankcast.experiment.rival_plans import learned_utility, plans_of, scoring, solvers, unlearned
 from rankcast.experiment.spec import Experiment, Job, Row, RunContext, Scale
-from rankcast.experiment.tasks import SNRS_DB, TASKS
+from rankcast.experiment.tasks import TASKS
 from rankcast.finetune.transformer import TransformerLearner
 
 FROM = {"airllm": ("table3", "airllm"), "airllm-0.01": ("table5a", "lambda-0.01")}
 UNNESTED = ("svd", "svd-activations")
 SCORED = (*UNNESTED, "eva", "sensitivity")
-ORDER = ("airllm", "airllm-0.01", "uniform", "knapsack", *SCORED, "random", "waterfill")
+ORDER = (
+    "airllm-0.01",
+    "airllm",
+    "uniform",
+    "knapsack",
+    "random",
+    "sensitivity",
+    *UNNESTED,
+    "eva",
+    "waterfill",
+)
 SEEDS = (0, 1, 2)
-ALL_LINKS = ("airllm", "airllm-0.01", "uniform", "knapsack")
+BESIDE_ADALORA = ("airllm", "airllm-0.01")
+BESIDE_ADALORA_DB = (-5.0, 5.0, 15.0)
 FEW_DB = (-5.0, 5.0)
 
 
@@ -43,11 +54,15 @@ def jobs(scale: Scale) -> Sequence[Job]:
         Job(
             f"{name}-{seed}",
             seed,
-            {"allocator": name, "judge_db": list(SNRS_DB if name in ALL_LINKS else FEW_DB)},
+            {"allocator": name, "judge_db": list(_links(name))},
         )
         for name in ORDER
         for seed in SEEDS
     ]
+
+
+def _links(name: str) -> Sequence[float]:
+    return BESIDE_ADALORA_DB if name in BESIDE_ADALORA else FEW_DB
 
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:

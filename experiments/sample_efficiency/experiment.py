@@ -28,7 +28,7 @@ from rankcast.experiment.tuning import best
 from rankcast.statistics import t_interval
 
 LABELS = {"airllm": "AirLLM, tuned", "ppo": "PPO, tuned"}
-EPISODES = {"ppo": 1000, "airllm": 200}
+EPISODES = {"ppo": 1000, "airllm": 100}
 EVALUATE_EVERY = {"ppo": 40, "airllm": 2}
 GOAL = 0.30
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rankcast.experiment.policies import (
     CALIBRATION,
+    EPISODES,
     episodes_of,
     policy_job,
     run_policy_job,
@@ -68,8 +69,10 @@ def jobs(scale: Scale) -> Sequence[Job]:
         policy_job(
             KEYS[label],
             seed,
-            episodes=episodes_of(scale, 1000 if label == "PPO" else 200),
-            judge_db=(JUDGED_DB,) if seed < LIVE_SEEDS and scale == "default" else (),
+            episodes=episodes_of(scale, 1000 if label == "PPO" else EPISODES),
+            judge_db=(JUDGED_DB,)
+            if label in PAPER and seed < LIVE_SEEDS and scale == "default"
+            else (),
             **settings,
         )
         for label, settings in VARIANTS.items()

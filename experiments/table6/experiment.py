@@ -30,7 +30,7 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
         "Time for 1,000 episodes",
         ("training steps", "inference steps", "paper [s]", "ours [CPU s]", "seeds"),
         lines,
-        "Extrapolated from 100 episodes, with judging every 20, on one core of a shared machine; "
+        "Extrapolated from 60 episodes, with judging every 10, on one core of a shared machine; "
         "the paper's includes its language model.",
     )
     growth = paired_t(times[100], times[30]).scaled(1 / (sum(times[30]) / len(times[30])))

@@ -131,6 +131,11 @@ def test_the_answer_comes_first(page: Text) -> None:
 def test_without_an_answer_there_is_none() -> None:
     assert make_page(everything()[:1]).answer == ()
     assert make_page(()).sections == ()
+    one = everything()[-1]
+    without_rows = replace(one, result=replace(one.result, rows=(), missing=("a",)))
+    page = make_page([without_rows])
+    assert page.answer == ()
+    assert page.sections[0].text[0].startswith("Use the exact solver")
 
 
 def test_missing_jobs_and_times_are_named(page: Text) -> None:

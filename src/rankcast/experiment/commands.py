@@ -133,12 +133,13 @@ def _say(outcome: Outcome, typed: str) -> None:
         lines.append(f"{task.title} failed: {failure.message}")
         lines.append(f"  {task.context.scratch / ERROR_FILE}")
     lines += [f"{name} did not run: what it needs has rows missing." for name in outcome.waiting]
+    lines += [f"{name} was left out: it needs data (--data)." for name in outcome.left_out]
     if outcome.interrupted:
         lines.append("interrupted; finished rows are kept.")
-    if lines:
+    if outcome.interrupted or outcome.failures or outcome.waiting:
         again = "Go on with" if outcome.interrupted else "Try what is missing again with"
         lines += [f"{again}\n  {typed}"]
-        print("\n".join(f"rankcast: {line}" for line in lines), file=sys.stderr)  # noqa: T201
+    print("\n".join(f"rankcast: {line}" for line in lines), end="\n" * bool(lines), file=sys.stderr)  # noqa: T201
 
 
 def _plain(outcome: Outcome, store: Store) -> dict[str, object]:

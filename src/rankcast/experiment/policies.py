@@ -20,8 +20,8 @@ from rankcast.experiment.tasks import FULL_RANK_AT_DB, TASKS
 from rankcast.experiment.world import World, WorldConfig, make_world
 from rankcast.records import IntArray
 
-EPISODES = 200
-EVALUATE_EVERY = 20
+EPISODES = 150
+EVALUATE_EVERY = 10
 SEEDS = (0, 1, 2, 3, 4)
 CALIBRATION = "calibration"
 

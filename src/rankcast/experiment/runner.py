@@ -23,18 +23,22 @@ class Outcome:
         results: of the experiments asked for and of those that they need.
         failures: the jobs that failed.
         waiting: experiments whose needs have rows missing, so that they could not run.
+        left_out: experiments that the quick scale left out for want of data.
         interrupted: whether a person stopped it.
     """
 
     results: tuple[Result, ...]
     failures: tuple[tuple[Task, Failure], ...]
     waiting: tuple[str, ...]
+    left_out: tuple[str, ...]
     interrupted: bool
 
     @property
     def finished(self) -> bool:
         """Whether no row is missing."""
-        return not any(result.missing for result in self.results)
+        return not any(
+            result.missing for result in self.results if result.experiment not in self.left_out
+        )
 
 
 class Observer:
@@ -95,10 +99,14 @@ def run_experiments(
     """
     with ExitStack() as locks:
         parts: list[_Part] = []
+        left_out: list[str] = []
         for experiment in catalogue.in_order(names):
+            if experiment.live and data is None and store.scale == "quick":
+                left_out.append(experiment.name)
             part = _Part(experiment, experiment.name in names, jobs_of(experiment, store.scale))
-            part.stand_in = None if part.asked else store.stand_in(experiment.name)
-            if _unfinished(part, store):
+            if not part.asked or experiment.name in left_out:
+                part.stand_in = store.stand_in(experiment.name)
+            if experiment.name not in left_out and _unfinished(part, store):
                 locks.enter_context(store.lock(experiment.name))
                 part.pending.extend(_unfinished(part, store))
             parts.append(part)
@@ -115,7 +123,8 @@ def run_experiments(
         for part in parts:
             run.close(part)
     waiting = () if interrupted else tuple(part.name for part in parts if part.pending)
-    return Outcome(tuple(run.results.values()), tuple(run.failures), waiting, interrupted)
+    results, failures = tuple(run.results.values()), tuple(run.failures)
+    return Outcome(results, failures, waiting, tuple(left_out), interrupted)
 
 
 def _unfinished(part: _Part, store: Store) -> list[Job]:
@@ -165,7 +174,7 @@ class _Run:
             return
         result = part.stand_in or self.store.collect(part.experiment)
         self.results[part.name] = result
-        changed = part.asked or part.name in self._touched
+        changed = part.stand_in is None and (part.asked or part.name in self._touched)
         if changed and (result.rows or not result.missing):
             write_result(self.store.result_file(part.name), result)
 

@@ -205,6 +205,8 @@ class Experiment:
         run: runs one job and returns its values, as JSON values; called in a worker process.
         present: claims, tables and charts from the rows, which may be incomplete.
         needs: experiments whose results must be there first.
+        live: whether its jobs train on data sets, which do not come with the project; without them
+            the quick scale leaves it out.
     """
 
     name: str
@@ -215,3 +217,4 @@ class Experiment:
     run: Callable[[Job, RunContext], Mapping[str, Any]]
     present: Callable[[Result, Mapping[str, Result]], Presentation]
     needs: tuple[str, ...] = ()
+    live: bool = False

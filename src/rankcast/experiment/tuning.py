@@ -11,7 +11,7 @@ from rankcast.experiment.readouts import reward
 from rankcast.experiment.spec import Result
 
 SEEDS = (100, 101)
-PPO_EPISODES, AIRLLM_EPISODES = 1000, 100
+PPO_EPISODES, AIRLLM_EPISODES = 1000, 60
 
 
 def ppo(learning_rate: float, epochs: int, n_envs: int) -> dict[str, Any]:

@@ -84,13 +84,18 @@ def make_page(presented: Sequence[Presented]) -> Page:
         raise ConfigError(f"The report was given {', '.join(twice)} more than once.")
     ordered = sorted(presented, key=lambda one: one.experiment.name != ANSWER)
     counted = Counter(claim.verdict for one in ordered for claim in one.presentation.claims)
-    answers = [one.presentation.text for one in ordered if one.experiment.name == ANSWER]
+    answers = [one.presentation.text for one in ordered if _answers(one)]
     return Page(
         "rankcast: the scoreboard",
         paragraphs("\n\n".join(answers)),
         tuple((verdict, counted[verdict]) for verdict in get_args(Verdict) if counted[verdict]),
         tuple(_section(one) for one in ordered),
     )
+
+
+def _answers(one: Presented) -> bool:
+    """Return whether an experiment's text opens the page; before its first row it cannot."""
+    return one.experiment.name == ANSWER and bool(one.result.rows)
 
 
 def _section(one: Presented) -> Section:
@@ -107,7 +112,7 @@ def _section(one: Presented) -> Section:
         presentation.claims,
         presentation.tables,
         figures,
-        () if experiment.name == ANSWER else paragraphs(presentation.text),
+        () if _answers(one) else paragraphs(presentation.text),
         _facts(one.result),
         one.result.missing,
     )
