@@ -82,6 +82,8 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
 def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     """Show accuracy for each budget."""
     del inputs
+    if not result.rows:
+        return Presentation(())
     lines = []
     for snr_db in SNRS_DB:
         rows = result.select(snr_db=snr_db)

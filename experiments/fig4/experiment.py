@@ -15,6 +15,8 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     """Draw accuracy against SNR; the claims are the paired differences at each SNR."""
     del result
     points = points_of(inputs["rate_accuracy"], inputs["adalora"])
+    if not points:
+        return Presentation(())
     series = []
     for name in SHOWN:
         at = points.get(name, {})
@@ -36,7 +38,7 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
         markers=True,
         note="Real model, MiniLM on SST-2; bands: 95 % over seeds and texts.",
     )
-    return Presentation(tuple(against_adalora(points)), (), (chart,))
+    return Presentation(tuple(against_adalora(points, better=True)), (), (chart,))
 
 
 EXPERIMENT = Experiment(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from rankcast.experiment.readouts import rank_map
-from rankcast.experiment.spec import Chart, Claim, Experiment, Presentation, Result
+from rankcast.experiment.readouts import rank_map, verdict
+from rankcast.experiment.spec import Chart, Claim, Presentation, Result
 from rankcast.experiment.sweeps import Order, Rows, Sweep, Variant, default_as
 from rankcast.statistics import paired_t
 
@@ -53,21 +54,13 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
             "higher (no number)",
             f"{difference.value:+.2f} ranks",
             difference.interval,
-            "not resolved"
-            if difference.interval is None or difference.low <= 0 <= difference.high
-            else "reproduced"
-            if difference.low > 0
-            else "contradicted",
+            verdict(difference, float("inf")),
             tuple(row.job.seed for row in rows),
-            "MiniLM, an encoder; the paper's model is a decoder.",
+            "Calibrated learner of MiniLM, an encoder; the paper's model is a decoder.",
         )
         for words, difference in facts
     )
     return Presentation((*claims, *shown.claims), shown.tables, shown.charts)
 
 
-_BASE = SWEEP.experiment()
-EXPERIMENT = Experiment(
-    _BASE.name, _BASE.title, _BASE.question, _BASE.source, _BASE.jobs, _BASE.run, present,
-    _BASE.needs,
-)  # fmt: skip
+EXPERIMENT = replace(SWEEP.experiment(), present=present)

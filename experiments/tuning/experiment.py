@@ -1,4 +1,7 @@
-"""Eight settings of PPO and eight of AirLLM on two seeds that nothing else uses."""
+"""Eight settings of PPO and eight of AirLLM, with two seeds that nothing else uses.
+
+The calibrated runs under them are those of other seeds: rankings, not rewards, carry over.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rankcast.adapters.svd import ElasticAdapter
 from rankcast.allocation.base import Allocator
-from rankcast.allocation.utility import BayesianUtility
+from rankcast.allocation.utility import LearnedUtility
 from rankcast.errors import CheckpointError, ConfigError
 from rankcast.link.fading import SnrProcess, SnrState
 from rankcast.link.payload import LinkCostModel
@@ -77,7 +77,7 @@ class RankcastCallback(TrainerCallback):
         bandwidth_hz: float = 100e6,
         deadline_s: float = 1.0,
         text: TextStats | None = None,
-        utility: BayesianUtility | None = None,
+        utility: LearnedUtility | None = None,
         orthogonality_weight: float = 0.0,
         seed: int = 0,
     ) -> None:

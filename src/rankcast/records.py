@@ -114,6 +114,10 @@ class LinkState:
         """B."""
         return len(self.snr_db)
 
+    def select(self, chosen: NDArray[np.bool_]) -> LinkState:
+        """Return the links that a (B,) mask chooses."""
+        return LinkState(self.snr_db[chosen], self.bandwidth_hz[chosen], self.deadline_s[chosen])
+
 
 @dataclass(frozen=True, slots=True)
 class TextStats:

@@ -252,6 +252,54 @@ def test_continues_identically_from_its_state() -> None:
     assert ends == [False, True, True, True]
 
 
+def test_the_bandwidth_varies_within_its_octaves_and_is_charged_for() -> None:
+    env = environment(200, bandwidth_octaves=1.5)
+    env.reset(seed=0)
+    octaves = []
+    for action in actions(env, 3):
+        link = env.observe().link
+        octaves.append(np.log2(link.bandwidth_hz / 1e4))
+        vector, _, _, _, info = env.step(action)
+        assert info["link_cost"] == pytest.approx(env.link_costs.link_cost(action, link))
+        assert vector[:, 1] == pytest.approx(np.log10(env.observe().link.bandwidth_hz), rel=1e-6)
+    drawn = np.array(octaves)
+    assert not (drawn[0] == drawn[1]).any()
+    # Uniform in [-1.5, 1.5]: of 600, the quarters hold 150 each, give or take 4.5 deviations.
+    assert np.abs(np.histogram(drawn, 4, (-1.5, 1.5))[0] - 150).max() < 48
+    assert np.abs(drawn).max() <= 1.5
+
+
+def test_a_constant_bandwidth_draws_nothing() -> None:
+    env, rng = environment(2), np.random.default_rng(3)
+    env.reset(seed=3)
+    expected = [IidSnr().start(rng, 2)]
+    for action in actions(env, 3):
+        assert np.array_equal(env.observe().link.snr_db, expected[-1].snr_db)
+        assert env.observe().link.bandwidth_hz.tolist() == [1e4, 1e4]
+        env.step(action)
+        expected.append(IidSnr().advance(expected[-1], rng))
+    assert env.state_dict()["rng"] == rng.bit_generator.state
+
+
+def test_a_varying_bandwidth_continues_identically_from_its_state() -> None:
+    env, other = (environment(2, bandwidth_octaves=1.0) for _ in range(2))
+    env.reset(seed=4)
+    rollout(env, 3)
+    other.load_state_dict(copy.deepcopy(env.state_dict()))
+    other.learner.load_state_dict(copy.deepcopy(env.learner.state_dict()))
+    assert np.array_equal(env.observe().link.bandwidth_hz, other.observe().link.bandwidth_hz)
+    assert np.array_equal(rollout(env, 3, seed=6), rollout(other, 3, seed=6))
+
+
+def test_a_state_from_before_bandwidths_varied_is_still_read() -> None:
+    env, other = environment(2), environment(2)
+    env.reset(seed=4)
+    state = env.state_dict()
+    del state["bandwidth_hz"]
+    other.load_state_dict(state)
+    assert other.observe().link.bandwidth_hz.tolist() == [1e4, 1e4]
+
+
 def test_what_lies_beyond_the_space_is_shown_as_its_bound() -> None:
     env = environment()
     link = LinkState(np.array([-120.0]), 1e4, 1e-9)
@@ -289,6 +337,9 @@ def test_misuse_is_said() -> None:
         RankAllocationEnv(learner(2))
     with pytest.raises(ConfigError, match="horizon"):
         EnvConfig(horizon=0)
+    for octaves in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="bandwidth_octaves"):
+            EnvConfig(bandwidth_octaves=octaves)
     unknown: Any = "increases"
     with pytest.raises(ConfigError, match="did you mean 'increase'"):
         EnvConfig(payment=unknown)

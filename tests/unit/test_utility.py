@@ -180,8 +180,8 @@ def test_without_forgetting_the_order_does_not_matter() -> None:
 
 def test_bins_of_high_ranks() -> None:
     utility = BayesianUtility(layout(2, 64), UtilityConfig(rank_decay=20.0))
-    assert utility._starts.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32]
-    assert utility._widths.tolist() == [1] * 8 + [8, 16, 32]
+    assert utility._bins.middles.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 12.5, 24.5, 48.5]
+    assert utility._bins.widths.tolist() == [1] * 8 + [8, 16, 32]
     gains = utility.mean_gains()
     assert gains.shape == (2, 64)
     assert gains.sum() == pytest.approx(0.7)
@@ -196,7 +196,7 @@ def test_bins_of_high_ranks() -> None:
 
 @pytest.mark.parametrize(("r_max", "widths"), [(1, [1]), (8, [1] * 8), (10, [1] * 8 + [2])])
 def test_bins_end_at_r_max(r_max: int, widths: list[int]) -> None:
-    assert BayesianUtility(layout(1, r_max))._widths.tolist() == widths
+    assert BayesianUtility(layout(1, r_max))._bins.widths.tolist() == widths
 
 
 def test_learns_true_gains_from_noisy_losses() -> None:

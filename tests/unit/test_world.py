@@ -59,6 +59,20 @@ def test_full_rank_takes_the_whole_deadline_at_the_named_snr() -> None:
     assert world.problem.link_costs.link_cost(full, world.link) == pytest.approx(1.0)
 
 
+def test_where_bandwidth_varies_policies_are_judged_at_three() -> None:
+    constant, varied = small_world(), small_world(WorldConfig(bandwidth_octaves=1.0))
+    bandwidth_hz = constant.link.bandwidth_hz[0]
+    assert constant.link.size == 5
+    assert varied.link.size == 15
+    assert varied.link.snr_db.tolist() == 3 * constant.link.snr_db.tolist()
+    expected = np.repeat([0.5, 1.0, 2.0], 5) * bandwidth_hz
+    assert varied.link.bandwidth_hz == pytest.approx(expected)
+    assert varied.observe(2).link.size == 30
+    varied.env.reset(seed=0)
+    assert varied.env.observe().link.bandwidth_hz[0] != bandwidth_hz
+    assert varied.oracle <= varied.uniform_per_link <= varied.uniform
+
+
 def test_gains_that_do_not_decrease_are_still_solved() -> None:
     world = small_world()
     gains = world.gains[:, ::-1].copy()

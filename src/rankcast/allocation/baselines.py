@@ -8,7 +8,7 @@ import numpy as np
 
 from rankcast.allocation.base import AllocationProblem
 from rankcast.allocation.solve import knapsack, waterfill
-from rankcast.allocation.utility import BayesianUtility
+from rankcast.allocation.utility import LearnedUtility
 from rankcast.errors import ConfigError
 from rankcast.records import FloatArray, IntArray, Observation
 
@@ -102,17 +102,15 @@ class BeliefAllocator:
     """
 
     problem: AllocationProblem
-    utility: BayesianUtility
+    utility: LearnedUtility
     width: float = 0.0
     name: str = "solver"
 
     def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
         """Return (B, N) ranks."""
-        if self.width == 0.0:
-            gains = self.utility.mean_gains()
-        else:
-            gains = self.utility.sample_gains(rng, observation.link.size, self.width)
-        return waterfill(gains, self.problem, observation.link)
+        link, drawn = observation.link, None if self.width == 0.0 else rng
+        gains = self.utility.gains_at(self.problem, link, drawn, self.width)
+        return waterfill(gains, self.problem, link)
 
 
 @dataclass(frozen=True)
@@ -127,13 +125,22 @@ class KnapsackAllocator:
     """
 
     problem: AllocationProblem
-    utility: BayesianUtility | FloatArray
+    utility: LearnedUtility | FloatArray
     name: str = "knapsack"
 
     def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
         """Return the (B, N) optimum; `rng` is not used."""
         del rng
-        known = self.utility
-        gains = known.mean_gains() if isinstance(known, BayesianUtility) else np.asarray(known)
-        values = np.pad(gains.cumsum(axis=1), ((0, 0), (1, 0)))
-        return knapsack(values, self.problem, observation.link)
+        known, link = self.utility, observation.link
+        if isinstance(known, np.ndarray):
+            return knapsack(_values(known), self.problem, link)
+        plans = [
+            knapsack(_values(gains), self.problem, link.select(np.arange(link.size) == k))
+            for k, gains in enumerate(known.gains_at(self.problem, link))
+        ]
+        return np.concatenate(plans)
+
+
+def _values(gains: FloatArray) -> FloatArray:
+    """Return (N, R + 1) loss removed at each rank by (N, R) gains."""
+    return np.pad(gains.cumsum(axis=1), ((0, 0), (1, 0)))

@@ -13,7 +13,7 @@ import numpy as np
 from rankcast.allocation.base import AllocationProblem, keep_within_budget
 from rankcast.allocation.solve import waterfill
 from rankcast.allocation.stopping import PriceFactor, StoppingRule, check_discount
-from rankcast.allocation.utility import BayesianUtility
+from rankcast.allocation.utility import LearnedUtility
 from rankcast.errors import ConfigError
 from rankcast.records import FloatArray, IntArray, LinkState, Observation
 
@@ -142,7 +142,7 @@ class MyopicIncremental:
     """
 
     problem: IncrementalProblem
-    gains: FloatArray | BayesianUtility
+    gains: FloatArray | LearnedUtility
     horizon_worth: float = 1.0
     name: str = "myopic"
 
@@ -170,7 +170,7 @@ class StoppingAllocator:
     """
 
     problem: IncrementalProblem
-    gains: FloatArray | BayesianUtility
+    gains: FloatArray | LearnedUtility
     rule: StoppingRule
     name: str = "stopping"
 
@@ -191,5 +191,5 @@ def _wanted(
     return waterfill(asked, problem, observation.link)
 
 
-def _gains(known: FloatArray | BayesianUtility) -> FloatArray:
-    return known.mean_gains() if isinstance(known, BayesianUtility) else known
+def _gains(known: FloatArray | LearnedUtility) -> FloatArray:
+    return known if isinstance(known, np.ndarray) else known.mean_gains()

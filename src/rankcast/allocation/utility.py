@@ -11,14 +11,70 @@ The paper has no such model: it observes R_t and differentiates nothing (docs/pa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-from rankcast.errors import CheckpointError, ConfigError
-from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
+from rankcast.allocation.base import AllocationProblem
+from rankcast.errors import CheckpointError, ConfigError, nearest
+from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, TextStats
 
 N_BASELINE = 3  # intercept, lexical entropy, OOV rate
+
+
+UtilityForm = Literal["additive", "saturating"]
+
+
+class LearnedUtility(Protocol):
+    """A belief over what each component is worth, that learns from observed losses."""
+
+    def update(
+        self,
+        ranks: IntArray,
+        task_loss: FloatArray,
+        text: TextStats,
+        reference_loss: FloatArray | None = None,
+    ) -> None:
+        """Learn from the losses of (B, N) plans; see `BayesianUtility.update`."""
+        ...
+
+    def mean_gains(self) -> FloatArray:
+        """Return (N, R) expected gains, decreasing along R and not negative."""
+        ...
+
+    def sample_gains(self, rng: np.random.Generator, size: int, width: float = 1.0) -> FloatArray:
+        """Return (size, N, R) draws; `width` scales their distance from the mean."""
+        ...
+
+    def gains_at(
+        self,
+        problem: AllocationProblem,
+        link: LinkState,
+        rng: np.random.Generator | None = None,
+        width: float = 1.0,
+    ) -> FloatArray:
+        """Return (B, N, R) gains for which water-filling finds the best plan of each link.
+
+        Args:
+            problem: λ and link costs; of no account to an additive utility.
+            link: B links.
+            rng: for a draw of each link's own (Thompson sampling); None for the expected gains.
+            width: scales the draws' distance from the mean.
+        """
+        ...
+
+    def predict(self, ranks: IntArray, text: TextStats) -> FloatArray:
+        """Return (B,) expected task loss of (B, N) plans."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to continue."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +91,9 @@ class UtilityConfig:
         paired_noise_std: likewise of the difference between a plan and full rank on one batch.
         forgetting: share of the evidence that is kept at each update; below 1 where the model
             under the utility is itself learning.
+        form: `additive`, or `saturating` where later components remove less than the same ones
+            alone, as on fine-tuned models (`rankcast.allocation.saturating`); the latter takes no
+            notice of `relative_std`, `rank_correlation` and `rank_decay`.
     """
 
     total_gain: float = 0.7
@@ -44,9 +103,13 @@ class UtilityConfig:
     noise_std: float = 0.05
     paired_noise_std: float = 0.02
     forgetting: float = 1.0
+    form: UtilityForm = "additive"
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
+        if self.form not in get_args(UtilityForm):
+            hint = nearest(self.form, get_args(UtilityForm))
+            raise ConfigError(f"There is no form of utility {self.form!r}{hint}.")
         positive = ("total_gain", "relative_std", "rank_decay", "noise_std", "paired_noise_std")
         values = {name: getattr(self, name) for name in positive}
         bad = [name for name, value in values.items() if value is not None and not value > 0]
@@ -55,6 +118,44 @@ class UtilityConfig:
                 f"The utility needs positive {', '.join(positive)}, rank_correlation in [0, 1) "
                 f"and forgetting in (0, 1]; got {self}."
             )
+
+
+class RankBins:
+    """Ranks 1..8 each for themselves, then doubling bins (9–16, 17–32, …) that share a gain.
+
+    Args:
+        layout: the projections and r_max.
+    """
+
+    def __init__(self, layout: AdapterLayout) -> None:
+        self._n = layout.n_projections
+        edges = np.array(_bin_edges(layout.r_max))
+        self.widths = np.diff(edges).astype(np.float64)
+        self._starts = edges[:-1]
+        self.middles = self._starts + (self.widths - 1) / 2 + 1
+        """Rank in the middle of each bin, from 1."""
+
+    @property
+    def size(self) -> int:
+        """N·bins."""
+        return self._n * len(self.widths)
+
+    @property
+    def full(self) -> FloatArray:
+        """(N·bins,) components of each bin at full rank."""
+        return np.tile(self.widths, self._n)
+
+    def counts(self, ranks: IntArray) -> FloatArray:
+        """Return (B, N·bins): how many components of each bin are active in (B, N) ranks."""
+        ranks = np.asarray(ranks)
+        active = np.clip(ranks[..., None] - self._starts, 0, self.widths)
+        return active.reshape(len(ranks), -1).astype(np.float64)
+
+    def to_ranks(self, gains: FloatArray) -> FloatArray:
+        """Return (B, N, R) gains of single ranks, decreasing, from (B, N·bins) of bins."""
+        binned = gains.reshape(len(gains), self._n, -1)
+        decreasing = np.maximum(isotonic_decreasing(binned, self.widths), 0.0)
+        return np.repeat(decreasing, self.widths.astype(int), axis=2)
 
 
 class BayesianUtility:
@@ -70,9 +171,7 @@ class BayesianUtility:
 
     def __init__(self, layout: AdapterLayout, config: UtilityConfig | None = None) -> None:
         self.layout, self.config = layout, config or UtilityConfig()
-        edges = np.array(_bin_edges(layout.r_max))
-        self._widths = np.diff(edges).astype(np.float64)
-        self._starts = edges[:-1]
+        self._bins = RankBins(layout)
         mean, precision = self._prior()
         self._prior_precision = precision
         self._prior_information = precision @ mean
@@ -96,12 +195,12 @@ class BayesianUtility:
             reference_loss: (B,) loss of the same batches under full rank. If given, the pair is
                 used: its difference holds less noise and no baseline.
         """
-        active = self._counts(ranks)
+        active = self._bins.counts(ranks)
         if reference_loss is None:
-            features = np.concatenate([_baseline(text), -active], axis=1)
+            features = np.concatenate([baseline_features(text), -active], axis=1)
             target, noise = np.asarray(task_loss), self.config.noise_std
         else:
-            missing = np.tile(self._widths, self.layout.n_projections) - active
+            missing = self._bins.full - active
             features = np.concatenate([np.zeros((len(ranks), N_BASELINE)), missing], axis=1)
             target, noise = np.asarray(task_loss) - reference_loss, self.config.paired_noise_std
         keep = self.config.forgetting ** len(ranks)
@@ -123,9 +222,23 @@ class BayesianUtility:
         spread = solve_triangular(self._cholesky(), normal, lower=True, trans=1)
         return self._to_gains(mean + width * spread.T)
 
+    def gains_at(
+        self,
+        problem: AllocationProblem,
+        link: LinkState,
+        rng: np.random.Generator | None = None,
+        width: float = 1.0,
+    ) -> FloatArray:
+        """Return (B, N, R) gains for each link; see `LearnedUtility.gains_at`."""
+        del problem
+        if rng is None:
+            return np.repeat(self.mean_gains()[None], link.size, axis=0)
+        return self.sample_gains(rng, link.size, width)
+
     def predict(self, ranks: IntArray, text: TextStats) -> FloatArray:
         """Return (B,) expected task loss under the linear belief (without isotonic projection)."""
-        return np.concatenate([_baseline(text), -self._counts(ranks)], axis=1) @ self._mean()
+        counts = self._bins.counts(ranks)
+        return np.concatenate([baseline_features(text), -counts], axis=1) @ self._mean()
 
     def state_dict(self) -> dict[str, FloatArray]:
         """Return what is needed to continue."""
@@ -149,9 +262,9 @@ class BayesianUtility:
     def _prior(self) -> tuple[FloatArray, FloatArray]:
         """Return mean (D,) and precision (D, D)."""
         c, n = self.config, self.layout.n_projections
-        middle = self._starts + (self._widths - 1) / 2
+        middle, widths = self._bins.middles - 1, self._bins.widths
         shape = np.exp(-middle / (c.rank_decay or self.layout.r_max / 2))
-        mean = c.total_gain / (n * (shape * self._widths).sum()) * shape
+        mean = c.total_gain / (n * (shape * widths).sum()) * shape
         distance = np.abs(np.subtract.outer(middle, middle))
         covariance = (c.relative_std**2 * np.outer(mean, mean)) * c.rank_correlation**distance
         block = np.linalg.inv(covariance)
@@ -174,17 +287,8 @@ class BayesianUtility:
             self._factor = np.asarray(cho_factor(self._precision, lower=True)[0])
         return self._factor
 
-    def _counts(self, ranks: IntArray) -> FloatArray:
-        """Return (B, N·bins): how many components of each bin are active."""
-        ranks = np.asarray(ranks)
-        active = np.clip(ranks[..., None] - self._starts, 0, self._widths)
-        return active.reshape(len(ranks), -1).astype(np.float64)
-
     def _to_gains(self, beliefs: FloatArray) -> FloatArray:
-        n = self.layout.n_projections
-        binned = beliefs[:, N_BASELINE:].reshape(len(beliefs), n, -1)
-        decreasing = np.maximum(isotonic_decreasing(binned, self._widths), 0.0)
-        return np.repeat(decreasing, self._widths.astype(int), axis=2)
+        return self._bins.to_ranks(beliefs[:, N_BASELINE:])
 
 
 def isotonic_decreasing(values: FloatArray, weights: FloatArray) -> FloatArray:
@@ -209,7 +313,8 @@ def isotonic_decreasing(values: FloatArray, weights: FloatArray) -> FloatArray:
     return fit
 
 
-def _baseline(text: TextStats) -> FloatArray:
+def baseline_features(text: TextStats) -> FloatArray:
+    """Return (B, 3): a constant, lexical entropy and OOV rate."""
     return np.column_stack([np.ones_like(text.oov_rate), text.lexical_entropy, text.oov_rate])
 
 

@@ -55,6 +55,7 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._stop = stop
         self._snr: SnrState | None = None
+        self._bandwidth_hz = np.full(self.num_envs, self.config.bandwidth_hz)
         self._step = 0
         # In force; where only the increase is paid for: received, and free from then on.
         self._ranks = np.zeros((self.num_envs, self.layout.n_projections), dtype=np.int64)
@@ -86,6 +87,7 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         # Another stream than the link's: one seed for both would tie the noise to the SNR.
         self.learner.reset(None if seed is None else _seed_of_learner(seed))
         self._snr = self.process.start(self.np_random, self.num_envs)
+        self._bandwidth_hz = self._draw_bandwidth()
         self._step = 0
         return to_vector(self.observe(), self.layout.r_max), {}
 
@@ -104,6 +106,7 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._step += 1
         assert self._snr is not None
         self._snr = self.process.advance(self._snr, self.np_random)
+        self._bandwidth_hz = self._draw_bandwidth()
         terminated = (
             np.zeros(self.num_envs, dtype=bool) if self._stop is None else self._stop(reward)
         )
@@ -116,6 +119,7 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         return {
             "rng": self.np_random.bit_generator.state,
             "snr": None if self._snr is None else self._snr.to_arrays(),
+            "bandwidth_hz": self._bandwidth_hz.copy(),
             "ranks": self._ranks.copy(),
             "step": self._step,
         }
@@ -125,6 +129,8 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._np_random = np.random.default_rng()
         self._np_random.bit_generator.state = state["rng"]
         self._snr = None if state["snr"] is None else SnrState.from_arrays(state["snr"])
+        if "bandwidth_hz" in state:  # older checkpoints are of a constant bandwidth
+            self._bandwidth_hz = np.array(state["bandwidth_hz"])
         self._ranks = np.array(state["ranks"])
         self._step = int(state["step"])
 
@@ -132,12 +138,18 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """Return the B links of this moment."""
         if self._snr is None:
             raise ConfigError("The environment has no state yet; call reset() first.")
-        config = self.config
         return LinkState(
             self._snr.snr_db,
-            np.full(self.num_envs, config.bandwidth_hz),
-            np.full(self.num_envs, config.deadline_s),
+            self._bandwidth_hz.copy(),
+            np.full(self.num_envs, self.config.deadline_s),
         )
+
+    def _draw_bandwidth(self) -> FloatArray:
+        """Return (B,) bandwidths of the next step [Hz]; a constant one draws nothing."""
+        config, octaves = self.config, self.config.bandwidth_octaves
+        if octaves == 0.0:
+            return np.full(self.num_envs, config.bandwidth_hz)
+        return config.bandwidth_hz * 2.0 ** self.np_random.uniform(-octaves, octaves, self.num_envs)
 
     def _deliver(self, ranks: IntArray) -> IntArray:
         """Take note of what the device now has; return the (B, N) ranks that are paid for."""

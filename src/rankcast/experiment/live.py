@@ -109,7 +109,8 @@ def trained(learner: TransformerLearner, ranks: IntArray, checkpoint: Path) -> T
     learner.apply(ranks[None])
     while learner.n_steps < learner.config.total_steps:
         learner.train_step()
-        if learner.n_steps % CHECKPOINT_EVERY == 0:
+        done = learner.n_steps == learner.config.total_steps
+        if done or learner.n_steps % CHECKPOINT_EVERY == 0:
             save_state(checkpoint, {"learner": learner.state_dict()})
     return learner
 

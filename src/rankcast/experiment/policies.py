@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,20 @@ from rankcast.experiment.live import PlanJudge, pack
 from rankcast.experiment.spec import Job, Result, Row, RunContext, Scale
 from rankcast.experiment.tasks import FULL_RANK_AT_DB, TASKS
 from rankcast.experiment.world import World, WorldConfig, make_world
-from rankcast.records import IntArray
+from rankcast.records import FloatArray, IntArray
 
-EPISODES = 150
+EPISODES = 100
 EVALUATE_EVERY = 10
 SEEDS = (0, 1, 2, 3, 4)
 CALIBRATION = "calibration"
 
 TRAINING: Mapping[str, Any] = {
-    "utility": {"total_gain": 0.69, "noise_std": 0.15, "paired_noise_std": 0.03}
+    "utility": {
+        "total_gain": 0.69,
+        "noise_std": 0.15,
+        "paired_noise_std": 0.03,
+        "form": "saturating",
+    }
 }
 """As in the preset `sst2-minilm`: ln 2 is what a guess between two classes loses."""
 
@@ -178,7 +182,7 @@ def plan_values(world: World, plans: IntArray) -> list[dict[str, Any]]:
     ]
 
 
-def mean_plans(world: World, policy: Any, repeats: int = 20) -> IntArray:
+def mean_plans(world: World, policy: Any, repeats: int = 20) -> FloatArray:
     """Return (K, N) mean ranks of a policy's plans, rounded to 0.01, for heat maps."""
     observation = world.observe(repeats)
     plans = policy.allocate(observation, np.random.default_rng(0))
@@ -218,8 +222,10 @@ def judge_of(context: RunContext, row: Row) -> PlanJudge | None:
     from rankcast.finetune.transformer import TransformerLearner  # noqa: PLC0415
     from rankcast.run.folder import load_state  # noqa: PLC0415
 
-    folder = context.input_scratch.get(CALIBRATION, Path("/nowhere")) / row.job.name
-    if context.data is None or not (folder / "checkpoint.pt").is_file():
+    if context.data is None or CALIBRATION not in context.input_scratch:
+        return None
+    folder = context.input_scratch[CALIBRATION] / row.job.name
+    if not (folder / "checkpoint.pt").is_file():
         return None
     task = TASKS[row.job.settings["task"]]
     config = replace(task.finetune, seed=row.job.seed, total_steps=row.job.settings["steps"])

@@ -5,6 +5,7 @@ Rewards are noise-free and those of the deployed policy, averaged over the judge
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,12 +22,18 @@ def verdict(difference: Estimate, claimed: float) -> Verdict:
 
     `reproduced`: our interval is above 0, whatever the size. `contradicted`: it reaches 0 or below
     and excludes the paper's size. `not resolved`: it holds both, or there is no interval.
+
+    Args:
+        difference: ours.
+        claimed: the paper's size; infinite where it only says which is better, and then an
+            interval has to lie below 0 to contradict it.
     """
     if difference.interval is None:
         return "not resolved"
     if difference.low > 0:
         return "reproduced"
-    return "contradicted" if difference.high < claimed else "not resolved"
+    size = claimed if math.isfinite(claimed) else 0.0
+    return "contradicted" if difference.high < size else "not resolved"
 
 
 def regret(row: Row, episode: int | None = None, what: str = "deployed") -> float:
@@ -61,11 +68,20 @@ def reward_series(label: str, rows: Sequence[Row], what: str = "deployed") -> Se
     )
 
 
+def in_pairs(ours: Sequence[Row], theirs: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return the rows of the seeds that both have, seed by seed."""
+    other = {row.job.seed: row for row in theirs}
+    return [(row, other[row.job.seed]) for row in ours if row.job.seed in other]
+
+
 def paired(ours: Sequence[Row], theirs: Sequence[Row]) -> Estimate:
-    """Return the difference of final rewards, seed by seed."""
-    other = {row.job.seed: reward(row) for row in theirs}
-    both = [row for row in ours if row.job.seed in other]
-    return paired_t([reward(row) for row in both], [other[row.job.seed] for row in both])
+    """Return the difference of final rewards, seed by seed.
+
+    Raises:
+        ConfigError: no seed in common.
+    """
+    both = in_pairs(ours, theirs)
+    return paired_t([reward(row) for row, _ in both], [reward(row) for _, row in both])
 
 
 def episodes_to(row: Row, target: float) -> float:
@@ -73,7 +89,54 @@ def episodes_to(row: Row, target: float) -> float:
     for point in row.values["curve"]:
         if _reward_of(row, point["deployed"]) >= target:
             return float(point["episode"])
-    return float("inf")
+    return math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """How soon one method reaches the final reward of another.
+
+    Attributes:
+        share: its episodes as a share of those that the other itself took to come as far; a seed
+            that never did counts with all its episodes, which is too few.
+        of_all: its episodes as a share of all that the other was trained for.
+        missed: how many seeds never came as far.
+        seeds: that both methods have.
+    """
+
+    share: Estimate
+    of_all: float
+    missed: int
+    seeds: tuple[int, ...]
+
+    def verdict(self, most: float) -> Verdict:
+        """Return what it says of the claim that a share of the episodes is enough."""
+        if self.share.interval is None:
+            return "not resolved"
+        if self.share.low > most:
+            return "contradicted"
+        return "reproduced" if self.share.high <= most and not self.missed else "not resolved"
+
+
+def race(ours: Sequence[Row], theirs: Sequence[Row]) -> Race | None:
+    """Compare when both first reach `theirs` final reward; None without a seed in common."""
+    both = in_pairs(ours, theirs)
+    if not both:
+        return None
+    found = [episodes_to(mine, reward(other)) for mine, other in both]
+    spent = [min(n, _episodes(mine)) for n, (mine, _) in zip(found, both, strict=True)]
+    needed = [episodes_to(other, reward(other)) for _, other in both]
+    every = [_episodes(other) for _, other in both]
+    return Race(
+        t_interval(np.divide(spent, needed)),
+        float(np.divide(spent, every).mean()),
+        sum(math.isinf(n) for n in found),
+        tuple(mine.job.seed for mine, _ in both),
+    )
+
+
+def _episodes(row: Row) -> float:
+    return float(row.values["curve"][-1]["episode"])
 
 
 @dataclass(frozen=True)
@@ -93,9 +156,17 @@ class Answers:
         """Share of right answers, resampling seeds and texts."""
         return pooled_bootstrap(self.correct, 0)
 
+    def shared(self, other: Answers) -> tuple[int, ...]:
+        """Return the seeds that both have."""
+        return tuple(seed for seed in self.seeds if seed in other.seeds)
+
     def minus(self, other: Answers) -> Estimate:
-        """Return the paired difference over the seeds and texts that both have."""
-        both = [seed for seed in self.seeds if seed in other.seeds]
+        """Return the paired difference over the seeds and texts that both have.
+
+        Raises:
+            ConfigError: no seed in common.
+        """
+        both = self.shared(other)
         mine = self.correct[[self.seeds.index(seed) for seed in both]]
         theirs = other.correct[[other.seeds.index(seed) for seed in both]]
         return pooled_bootstrap(mine - theirs, 0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rankcast.experiment.comparison import Comparison, Rows
 from rankcast.experiment.policies import (
     CALIBRATION,
     EPISODES,
@@ -32,13 +33,10 @@ from rankcast.experiment.spec import (
     LineChart,
     Presentation,
     Result,
-    Row,
     Scale,
     Table,
 )
 from rankcast.statistics import t_interval
-
-Rows = Mapping[str, Sequence[Row]]
 
 JUDGED_DB = 5.0
 LIVE_SEEDS = 3
@@ -91,6 +89,7 @@ class Sweep:
         source: where the paper makes the claim.
         variants: what is compared.
         orders: what the paper claims about them.
+        comparisons: what we ask about them.
         seeds: of every variant.
         live: whether plans are judged on the real model.
         more_charts: further charts from the rows.
@@ -103,6 +102,7 @@ class Sweep:
     source: str
     variants: tuple[Variant, ...]
     orders: tuple[Order, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     seeds: tuple[int, ...] = SEEDS
     live: bool = True
     more_charts: Callable[[Rows], Sequence[Chart]] | None = None
@@ -157,10 +157,11 @@ class Sweep:
         """Return a table, learning curves and a verdict on every order."""
         rows = self.rows(result, inputs)
         claims = [claim for order in self.orders for claim in self._claims(order, rows)]
+        claims += [claim for asked in self.comparisons for claim in asked.claims(rows)]
         if not rows:
             return Presentation(())
         curves = LineChart(
-            f"{self.source}: reward while learning",
+            f"{self.title if self.source == 'ours' else self.source}: reward while learning",
             "episodes",
             "reward of the deployed policy",
             tuple(reward_series(label, found) for label, found in rows.items()),
@@ -188,7 +189,13 @@ class Sweep:
             "setting", "paper: accuracy", f"accuracy at {JUDGED_DB:g} dB, real model",
             "final reward, calibrated learner", "regret", "seeds",
         )  # fmt: skip
-        return Table(self.title, columns, tuple(lines), self.note)
+        kept = [i for i in range(len(columns)) if any(line[i] != "–" for line in lines)]
+        return Table(
+            self.title,
+            tuple(columns[i] for i in kept),
+            tuple(tuple(line[i] for i in kept) for line in lines),
+            self.note,
+        )
 
     def _claims(self, order: Order, rows: Rows) -> list[Claim]:
         """Return the verdict by accuracy on the real model, and by reward."""

@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from rankcast.allocation.base import Allocator
 from rankcast.allocation.baselines import BeliefAllocator
-from rankcast.allocation.utility import BayesianUtility, UtilityConfig
+from rankcast.allocation.saturating import make_utility
+from rankcast.allocation.utility import LearnedUtility, UtilityConfig
 from rankcast.experiment.world import World
 from rankcast.policy.airllm import AirLLM, PolicyConfig
 from rankcast.policy.training import AirLLMTrainer, TrainingConfig
@@ -54,7 +55,7 @@ class Trained:
     """
 
     policy: AirLLM
-    utility: BayesianUtility
+    utility: LearnedUtility
     curve: tuple[CurvePoint, ...]
     rewards: tuple[float, ...]
 
@@ -86,10 +87,10 @@ def train_teacher(
     seed: int,
     evaluate_every: int = 25,
     utility_config: UtilityConfig | None = None,
-) -> tuple[BayesianUtility, tuple[CurvePoint, ...]]:
+) -> tuple[LearnedUtility, tuple[CurvePoint, ...]]:
     """Learn by Thompson sampling with the exact solver, without networks."""
     rng = np.random.default_rng(seed)
-    utility = BayesianUtility(world.problem.layout, utility_config or TrainingConfig().utility)
+    utility = make_utility(world.problem.layout, utility_config or TrainingConfig().utility)
     explorer = BeliefAllocator(world.problem, utility, TEACHER_WIDTH)
     greedy = BeliefAllocator(world.problem, utility)
     curve = []
@@ -104,7 +105,7 @@ def train_teacher(
 
 
 def _explore(
-    world: World, explorer: Allocator, utility: BayesianUtility, rng: np.random.Generator
+    world: World, explorer: Allocator, utility: LearnedUtility, rng: np.random.Generator
 ) -> None:
     """Act to the end of an episode; the utility learns from every step."""
     done = False
@@ -116,7 +117,7 @@ def _explore(
         done = bool(terminated.any() or truncated.any())
 
 
-def _judge(world: World, policy: AirLLM, utility: BayesianUtility, episode: int) -> CurvePoint:
+def _judge(world: World, policy: AirLLM, utility: LearnedUtility, episode: int) -> CurvePoint:
     """Return a policy's regrets after an episode, with randomness of its own."""
     observation = world.observe()
     generator = torch.Generator().manual_seed(episode)

@@ -54,6 +54,8 @@ class WorldConfig:
         link_weight: λ.
         deadline: whether late plans are refused or, as in the paper's reward, pay.
         horizon: T_env, steps of an episode.
+        bandwidth_octaves: o of `EnvConfig`; if it is not 0, policies are judged on each SNR at
+            each of the bandwidths W/2^o, W and W·2^o.
     """
 
     snrs_db: tuple[float, ...] = PAPER_SNRS_DB
@@ -62,6 +64,7 @@ class WorldConfig:
     link_weight: float = 0.1
     deadline: DeadlineRule = "penalise"
     horizon: int = 15
+    bandwidth_octaves: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def make_world(
     Args:
         learner: observes the utility, with noise; brings the layout.
         utility: the same utility, noise-free.
-        config: links, λ, deadline and horizon.
+        config: links, λ, deadline, horizon and bandwidths.
         link_costs: turns ranks and a link into η; None: exact FP32 payload at the AWGN rate.
         process: of the SNR in training; None draws independently from the judged SNRs.
         seed: of the search for the best plans where the utility is not additive.
@@ -155,9 +158,15 @@ def make_world(
         learner,
         process or IidSnr(config.snrs_db),
         costs,
-        EnvConfig(bandwidth_hz, config.deadline_s, config.link_weight, config.horizon),
+        EnvConfig(
+            bandwidth_hz,
+            config.deadline_s,
+            config.link_weight,
+            config.horizon,
+            bandwidth_octaves=config.bandwidth_octaves,
+        ),
     )
-    link = LinkState(np.array(config.snrs_db), np.array(bandwidth_hz), np.array(config.deadline_s))
+    link = _judged_links(config, bandwidth_hz)
     world = World(problem, env, utility.loss, utility.gains, link)
     best = best_known(problem, utility.loss, utility.gains, link, np.random.default_rng(seed))
     uniform = _uniform_objectives(world)
@@ -166,6 +175,17 @@ def make_world(
         oracle=float(world.objective(best, link).mean()),
         uniform=float(uniform.mean(axis=1).min()),
         uniform_per_link=float(uniform.min(axis=0).mean()),
+    )
+
+
+def _judged_links(config: WorldConfig, bandwidth_hz: float) -> LinkState:
+    """Return the K links on which policies are judged: all SNRs at one bandwidth, then the next."""
+    octaves = config.bandwidth_octaves
+    bandwidths = bandwidth_hz * 2.0 ** np.array([-octaves, 0.0, octaves] if octaves else [0.0])
+    return LinkState(
+        np.tile(config.snrs_db, len(bandwidths)),
+        np.repeat(bandwidths, len(config.snrs_db)),
+        np.array(config.deadline_s),
     )
 
 

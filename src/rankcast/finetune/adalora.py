@@ -6,6 +6,7 @@ from the number of steps and the wanted mean rank.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class AdaLoraSchedule:
         orthogonality_weight: factor on AdaLoRA's own regulariser.
 
     Raises:
-        ConfigError: a schedule in which nothing would be pruned, or too much.
+        ConfigError: a schedule in which nothing would be pruned, or without any rank.
     """
 
     total_steps: int
@@ -72,8 +73,8 @@ class AdaLoraSchedule:
     ) -> AdaLoraSchedule:
         """Return the schedule for a number of steps and a final total of ranks.
 
-        As in AdaLoRA's paper the initial budget is 1.5 times the final one. Pruning takes place
-        between 10 % and 70 % of the steps.
+        As in AdaLoRA's paper the initial budget is 1.5 times the final one, rounded up to whole
+        ranks of at least 2. Pruning takes place between 10 % and 70 % of the steps.
         """
         return cls(
             total_steps,
@@ -93,6 +94,9 @@ class AdaLoraFinetuner:
             orthogonality are not used, because AdaLoRA has its own.
         data: what it learns from.
         schedule: how the budget falls.
+
+    Raises:
+        ConfigError: a final budget that is not below the initial one.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class AdaLoraFinetuner:
         self._objective: Objective = SequenceClassification(data.train.n_labels)
         base = load_model(config.model, self._objective, config.seed, train_texts=data.train.texts)
         self.layout = find_projections(base.model, config.kinds, schedule.init_r)
+        _check_budget(schedule, self.layout)
         self.model = self._wrap(base.model, base.head)
         self._tokenizer = base.tokenizer
         self._max_length = min(config.max_length, base.max_length)
@@ -122,8 +127,7 @@ class AdaLoraFinetuner:
         if not pattern:
             return np.full(self.layout.n_projections, self.schedule.init_r, dtype=np.int64)
         kept = {
-            name.removeprefix("model.").split(".lora_E")[0]: sum(np.ravel(mask).tolist())
-            for name, mask in pattern.items()
+            name.split(".lora_E")[0]: sum(np.ravel(mask).tolist()) for name, mask in pattern.items()
         }
         return np.array([kept[p.name] for p in self.layout.projections], dtype=np.int64)
 
@@ -187,7 +191,7 @@ class AdaLoraFinetuner:
         return {
             "n_steps": self.n_steps,
             "trained": [p.detach().clone() for p in self._trained],
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "batches": self._batches.state_dict(),
             "importance": importance,
             "rank_pattern": self.model.peft_config[ADAPTER].rank_pattern,
@@ -242,6 +246,17 @@ class AdaLoraFinetuner:
         if split not in self._splits:
             self._splits[split] = tokenise(self.data[split], self._tokenizer, self._max_length)
         return self._splits[split]
+
+
+def _check_budget(schedule: AdaLoraSchedule, layout: AdapterLayout) -> None:
+    """Refuse a budget that does not fall, which PEFT finds out in the middle of training."""
+    most = schedule.init_r * layout.n_projections
+    if schedule.total_ranks >= most:
+        raise ConfigError(
+            f"AdaLoRA only prunes: {schedule.total_ranks} ranks cannot remain of {most}: rank "
+            f"{schedule.init_r} of {layout.n_projections} projections. Raise init_r, or derive the "
+            f"schedule with AdaLoraSchedule.derive."
+        )
 
 
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")

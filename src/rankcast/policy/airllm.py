@@ -16,6 +16,7 @@ from torch import Tensor
 from rankcast.allocation.base import AllocationProblem
 from rankcast.errors import ConfigError
 from rankcast.policy.actor_critic import ActorCritic
+from rankcast.policy.blindfold import Blindfold, StateName
 from rankcast.policy.coarse import (
     N_STATE_FEATURES,
     CoarseDescription,
@@ -25,7 +26,7 @@ from rankcast.policy.coarse import (
 from rankcast.policy.denoisers import ResidualMlpDenoiser, UNetDenoiser
 from rankcast.policy.fast_sampler import FastSampler
 from rankcast.policy.ppo import PpoConfig
-from rankcast.policy.rank_code import decode
+from rankcast.policy.rank_code import bin_width, decode
 from rankcast.policy.sampler import ddim_sample, ddpm_sample, guided_predict
 from rankcast.policy.schedule import DiffusionConfig, NoiseSchedule, check_choice
 from rankcast.records import FloatArray, IntArray, Observation
@@ -51,6 +52,7 @@ class PolicyConfig:
         actor_hidden: d_MLP (Table II: 256).
         initial_log_std: log-spread of the coarse action at the start.
         depth_groups: groups of layers in the coarse description.
+        blind: parts of the state that actor, critic and denoiser are not shown, for ablations.
         diffusion: schedule, prediction type, steps and guidance.
         ppo: PPO's settings.
     """
@@ -66,6 +68,7 @@ class PolicyConfig:
     actor_hidden: int = 256
     initial_log_std: float = -2.5
     depth_groups: int = 3
+    blind: tuple[StateName, ...] = ()
     diffusion: DiffusionConfig = field(
         default_factory=lambda: DiffusionConfig(
             inference_steps=10, prediction="x0", batch_size=64, learning_rate=1e-3
@@ -78,6 +81,8 @@ class PolicyConfig:
         check_choice("proposal", self.proposal, get_args(Proposal))
         check_choice("refinement", self.refinement, get_args(Refinement))
         check_choice("denoiser", self.denoiser, get_args(DenoiserName))
+        for part in self.blind:
+            check_choice("part of the state", part, get_args(StateName))
         if self.proposal == "none" and self.refinement == "none":
             raise ConfigError("A policy needs a proposal, a refinement, or both.")
 
@@ -117,6 +122,7 @@ class AirLLM:
     ) -> None:
         self.problem, self.config = problem, config or PolicyConfig()
         c, n = self.config, problem.layout.n_projections
+        self.blindfold = Blindfold.for_problem(problem, c.blind)
         self.describe = CoarseDescription.of_layout(problem.layout, c.depth_groups)
         self.schedule = NoiseSchedule.named(c.diffusion.schedule, c.diffusion.training_steps)
         direct = c.refinement == "none"
@@ -167,8 +173,19 @@ class AirLLM:
             condition = self.condition(observation, coarse.action, explore=explore)
             code = self.refine(condition, generator)
         ranks = decode(code, self.problem.layout.r_max).numpy()
-        feasible = self.problem.settle(ranks, observation)
+        feasible = self.problem.settle(ranks, observation, self._worth(code))
         return Decision(feasible, seen, coarse.action, coarse.log_prob, coarse.value)
+
+    def _worth(self, code: Tensor) -> FloatArray:
+        """Return (B, N, R) what a code says of each component, for cutting a plan that is late.
+
+        A component is worth the less the higher it is above the code's own, unrounded rank. Gains
+        are judged by the bit, so they are given in proportion to the bits.
+        """
+        layout = self.problem.layout
+        rank = (code.double().numpy() + 1.0) / bin_width(layout.r_max) - 0.5
+        above = np.arange(1, layout.r_max + 1) - rank[..., None]
+        return np.exp(-above) * self.problem.link_costs.bits_per_rank()[:, None]
 
     def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
         """Return (B, N) ranks; see `Allocator`."""
@@ -177,7 +194,7 @@ class AirLLM:
 
     def actor_input(self, observation: Observation) -> Tensor:
         """Return the (B, 4 + N) input of actor and critic."""
-        return _tensor(actor_features(observation, self.problem))
+        return _tensor(actor_features(self.blindfold(observation), self.problem))
 
     def actor_input_of(self, features: FloatArray, rng: np.random.Generator) -> Tensor:
         """Return the (B, 4 + N) input for states given by features (B, 4), random ranks in force.
@@ -186,11 +203,14 @@ class AirLLM:
         in force; random ones teach the actor so.
         """
         ranks = rng.uniform(-1.0, 1.0, (len(features), self.problem.layout.n_projections))
+        if "ranks" in self.config.blind:
+            ranks[:] = 2.0 * self.blindfold.rank / self.problem.layout.r_max - 1.0
         return _tensor(np.concatenate([features, ranks], axis=1))
 
     def condition(self, observation: Observation, coarse: Tensor, *, explore: bool) -> Tensor:
         """Return the denoiser's (B, 5 + K) condition: state, whether to explore, proposal."""
-        return make_condition(state_features(observation, self.problem), coarse, explore=explore)
+        seen = state_features(self.blindfold(observation), self.problem)
+        return make_condition(seen, coarse, explore=explore)
 
     def refine(self, condition: Tensor, generator: torch.Generator) -> Tensor:
         """Return the (B, N) code at the end of the reverse chain (Algorithm 1, lines 5–10)."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from rankcast.allocation.utility import BayesianUtility, UtilityConfig
+from rankcast.allocation.utility import LearnedUtility, UtilityConfig
 from rankcast.policy.airllm import AirLLM, make_condition
 from rankcast.policy.diffusion_loss import denoising_loss, reward_weighted_loss, utility_guided_loss
 from rankcast.policy.experience import Transition
@@ -77,7 +77,7 @@ class DdimStage:
         self,
         policy: AirLLM,
         config: TrainingConfig,
-        utility: BayesianUtility,
+        utility: LearnedUtility,
         rng: np.random.Generator,
         generator: torch.Generator,
     ) -> None:
@@ -207,7 +207,7 @@ class DdimStage:
 
 
 def modelled_reward(
-    utility: BayesianUtility, policy: AirLLM, lesson: Lesson, index: Tensor
+    utility: LearnedUtility, policy: AirLLM, lesson: Lesson, index: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """Return R̂ = -Û - λη of codes (B, N), differentiable: gains interpolated between ranks.
 

@@ -20,7 +20,8 @@ import numpy as np
 from rankcast.allocation.base import AllocationProblem
 from rankcast.allocation.incremental import IncrementalProblem, plan_at_price
 from rankcast.allocation.stopping import PriceFactor
-from rankcast.allocation.utility import BayesianUtility
+from rankcast.allocation.utility import LearnedUtility
+from rankcast.policy.blindfold import Blindfold
 from rankcast.policy.coarse import CoarseDescription, state_features
 from rankcast.records import FloatArray, IntArray, LinkState, Observation, TextStats
 
@@ -51,13 +52,14 @@ class Lesson:
 
     Attributes:
         ranks: (M, N) plans, feasible.
-        features: (M, 4) state features.
+        features: (M, 4) state features, as far as the policy sees them.
         coarse: (M, K) descriptions of the plans.
         explore: (M,) whether the plan comes from a draw of the belief.
         best_coarse: (M, K) description of the plan solved from the expected gains, what the actor
             is shown.
-        link: the M links.
-        received: (M, N) ranks that the device has, or None where plans do not depend on them.
+        link: the M true links.
+        received: (M, N) ranks that the device has, as far as the policy sees them, or None where
+            plans do not depend on them.
     """
 
     ranks: IntArray
@@ -78,19 +80,23 @@ class Teacher:
         describe: the coarse description.
         config: how plans are made.
         price: factor on λ·η by link; None: 1. It may be replaced as more becomes known.
+        blindfold: what the policy may see of a state; None: all. Plans follow the true state.
     """
 
     def __init__(
         self,
         problem: AllocationProblem,
-        utility: BayesianUtility,
+        utility: LearnedUtility,
         describe: CoarseDescription,
         config: TeacherConfig | None = None,
         price: PriceFactor | None = None,
+        *,
+        blindfold: Blindfold | None = None,
     ) -> None:
         self.problem, self.utility, self.describe = problem, utility, describe
         self.config = config or TeacherConfig()
         self.price = price
+        self.blindfold = blindfold or Blindfold.for_problem(problem)
         self._states: deque[tuple[float, ...]] = deque(maxlen=self.config.memory)
         self._received: deque[IntArray] = deque(maxlen=self.config.memory)
 
@@ -109,22 +115,25 @@ class Teacher:
         c = self.config
         observation = self._states_to_teach(rng, c.plans)
         explore = np.arange(c.plans) % 2 == 0
-        gains = np.repeat(self.utility.mean_gains()[None], c.plans, axis=0)
+        gains = self.utility.gains_at(self.problem, observation.link)
         best = plan_at_price(gains, self.problem, observation, self.price)
         if c.group_price_spread > 0.0:
             members = self.describe.weights > 0
             factors = rng.normal(0.0, c.group_price_spread, (c.plans, self.describe.size))
             gains *= np.exp(factors @ members)[..., None]
-        gains[explore] = self.utility.sample_gains(rng, int(explore.sum()), c.explore_width)
+        gains[explore] = self.utility.gains_at(
+            self.problem, observation.link.select(explore), rng, c.explore_width
+        )
         ranks = plan_at_price(gains, self.problem, observation, self.price)
+        seen = self.blindfold(observation)
         return Lesson(
             ranks,
-            state_features(observation, self.problem),
+            state_features(seen, self.problem),
             self.describe(ranks),
             explore,
             self.describe(best),
             observation.link,
-            observation.ranks if self._received else None,
+            seen.ranks if self._received else None,
         )
 
     def state_dict(self) -> dict[str, FloatArray]:

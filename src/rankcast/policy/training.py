@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
-from rankcast.allocation.utility import BayesianUtility
+from rankcast.allocation.saturating import make_utility
 from rankcast.env import RankAllocationVectorEnv
 from rankcast.errors import ConfigError
 from rankcast.policy.airllm import AirLLM
@@ -61,8 +61,14 @@ class AirLLMTrainer:
         self.episode = 0
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.utility = BayesianUtility(env.layout, self.config.utility)
-        self.teacher = Teacher(policy.problem, self.utility, policy.describe, self.config.teacher)
+        self.utility = make_utility(env.layout, self.config.utility)
+        self.teacher = Teacher(
+            policy.problem,
+            self.utility,
+            policy.describe,
+            self.config.teacher,
+            blindfold=policy.blindfold,
+        )
         self.ddim = DdimStage(policy, self.config, self.utility, self.rng, self.generator)
         self.ppo_optimizer = torch.optim.Adam(
             policy.actor_critic.parameters(), lr=policy.config.ppo.learning_rate, fused=True

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from rankcast.allocation.base import AllocationProblem, Allocator
-from rankcast.allocation.utility import BayesianUtility
+from rankcast.allocation.saturating import make_utility
+from rankcast.allocation.utility import LearnedUtility
 from rankcast.errors import CheckpointError
 from rankcast.policy.airllm import AirLLM
 from rankcast.policy.training import AirLLMTrainer
@@ -38,7 +39,7 @@ class Planner:
 
     problem: AllocationProblem
     policy: AirLLM
-    utility: BayesianUtility
+    utility: LearnedUtility
     text: TextStats
     config: RunConfig
 
@@ -62,7 +63,7 @@ class Planner:
         )
         problem = config.link.problem(layout)
         policy = AirLLM(problem, config.policy, config.seed)
-        utility = BayesianUtility(layout, config.training.utility)
+        utility = make_utility(layout, config.training.utility)
         utility.load_state_dict(state["utility"])
         try:
             policy.load_state_dict(state["policy"])

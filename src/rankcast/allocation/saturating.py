@@ -1,0 +1,298 @@
+"""What a plan is worth where gains saturate: a belief over a loss that decays exponentially.
+
+U(r | H, ρ) = b·(1, H, ρ) + A·exp(-s(r)), s(r) = Σ_m Σ_{i ≤ r_m} g_{m,i}, g = exp(u) > 0, with a
+Gaussian belief over b, log A and u by Laplace's approximation. On a fine-tuned model the first
+components remove most of the loss and whatever comes after them little: probes of a real model
+choose this form by cross-validation (`rankcast.finetune.monotone_fit`), and an additive belief
+spreads a gain that belongs to rank 1 over all ranks.
+
+The prior learns from all projections at once how gains fall along the rank: u is the sum of a level
+and a slope in log2 of the rank, both common to all, a level of each projection, and a rest.
+
+Shapes: `M` remembered losses, `N` projections, `R` = r_max, `K` = N·bins, `D` = 4 + K.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+from rankcast.allocation.base import AllocationProblem
+from rankcast.allocation.utility import (
+    N_BASELINE,
+    BayesianUtility,
+    LearnedUtility,
+    RankBins,
+    UtilityConfig,
+    baseline_features,
+)
+from rankcast.errors import CheckpointError
+from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, TextStats
+
+MEMORY = 3000
+"""Losses that are remembered; older ones are forgotten whole."""
+
+FULL_EXPONENT = 2.0
+"""s at full rank that the prior expects."""
+
+SLOPE, SLOPE_STD = 2.0, 1.5
+LEVEL_STD, PROJECTION_STD, REST_STD = 1.0, 0.8, 0.5
+AMPLITUDE_STD = 0.5
+LARGEST_LOG_GAIN = 1.5
+STEPS = 4
+_HEAD = N_BASELINE + 1
+
+
+def make_utility(layout: AdapterLayout, config: UtilityConfig) -> LearnedUtility:
+    """Return the belief that a configuration asks for."""
+    return (
+        SaturatingUtility(layout, config)
+        if config.form == "saturating"
+        else BayesianUtility(layout, config)
+    )
+
+
+class SaturatingUtility:
+    """A belief over a saturating utility, fitted anew when it is asked after new losses.
+
+    A fit costs O(M·D²) for each of at most four Gauss–Newton steps, a draw O(D³).
+
+    Args:
+        layout: the projections and r_max.
+        config: total gain, noise and forgetting; the spread of gains has constants of its own.
+    """
+
+    def __init__(self, layout: AdapterLayout, config: UtilityConfig | None = None) -> None:
+        self.layout, self.config = layout, config or UtilityConfig(form="saturating")
+        self._bins = RankBins(layout)
+        self._prior_mean, self._prior_precision = self._prior()
+        self._theta = self._prior_mean.copy()
+        size = self._bins.size
+        self._counts = np.zeros((0, size))
+        self._text = np.zeros((0, N_BASELINE))
+        self._target = np.zeros(0)
+        self._paired = np.zeros(0, dtype=bool)
+        self._factor: FloatArray | None = None
+
+    def update(
+        self,
+        ranks: IntArray,
+        task_loss: FloatArray,
+        text: TextStats,
+        reference_loss: FloatArray | None = None,
+    ) -> None:
+        """Learn from the losses of (B, N) plans; see `BayesianUtility.update`."""
+        losses = np.asarray(task_loss, dtype=np.float64)
+        paired = reference_loss is not None
+        target = losses - reference_loss if paired else losses
+        self._counts = _append(self._counts, self._bins.counts(ranks))
+        self._text = _append(self._text, baseline_features(text))
+        self._target = _append(self._target, target)
+        self._paired = _append(self._paired, np.full(len(losses), paired))
+        self._factor = None
+
+    def mean_gains(self) -> FloatArray:
+        """Return (N, R) gains that sum to what full rank removes; their order is what matters."""
+        self._fit()
+        g = self._to_gains(self._theta[None])[0]
+        total = g.sum()
+        return g * np.exp(self._theta[N_BASELINE]) * -np.expm1(-total) / total
+
+    def sample_gains(self, rng: np.random.Generator, size: int, width: float = 1.0) -> FloatArray:
+        """Return (size, N, R) draws, each summing to what full rank removes under it."""
+        theta = self._draw(rng, size, width)
+        g = self._to_gains(theta)
+        total = g.sum(axis=(1, 2))
+        scale = np.exp(theta[:, N_BASELINE]) * -np.expm1(-total) / total
+        return g * scale[:, None, None]
+
+    def gains_at(
+        self,
+        problem: AllocationProblem,
+        link: LinkState,
+        rng: np.random.Generator | None = None,
+        width: float = 1.0,
+    ) -> FloatArray:
+        """Return (B, N, R) marginal gains at the best plan of each link; see `LearnedUtility`."""
+        if rng is None:
+            self._fit()
+            theta = np.repeat(self._theta[None], link.size, axis=0)
+        else:
+            theta = self._draw(rng, link.size, width)
+        amplitude = np.exp(theta[:, N_BASELINE])
+        return marginal_gains(self._to_gains(theta), amplitude, problem, link)
+
+    def predict(self, ranks: IntArray, text: TextStats) -> FloatArray:
+        """Return (B,) expected task loss."""
+        self._fit()
+        s = self._bins.counts(ranks) @ np.exp(self._theta[_HEAD:])
+        baseline = baseline_features(text) @ self._theta[:N_BASELINE]
+        return baseline + np.exp(self._theta[N_BASELINE] - s)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to continue."""
+        return {
+            "theta": self._theta.copy(),
+            "counts": self._counts.copy(),
+            "text": self._text.copy(),
+            "target": self._target.copy(),
+            "paired": self._paired.astype(np.float64),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            CheckpointError: the state belongs to another layout or form of utility.
+        """
+        if "theta" not in state or np.shape(state["theta"]) != self._theta.shape:
+            raise CheckpointError(
+                "The saved utility is of another layout or form; load it with the model, r_max and "
+                "utility.form that it was trained with."
+            )
+        self._theta = np.array(state["theta"], dtype=np.float64)
+        self._counts = np.array(state["counts"], dtype=np.float64).reshape(-1, self._bins.size)
+        self._text = np.array(state["text"], dtype=np.float64).reshape(-1, N_BASELINE)
+        self._target = np.array(state["target"], dtype=np.float64)
+        self._paired = np.array(state["paired"]).astype(bool)
+        self._factor = None
+
+    def _prior(self) -> tuple[FloatArray, FloatArray]:
+        """Return mean (D,) and precision (D, D)."""
+        bins, n = self._bins, self.layout.n_projections
+        at = np.log2(bins.middles)  # 0 for rank 1
+        shape = np.exp(-SLOPE * at)
+        level = np.log(FULL_EXPONENT / (n * (shape * bins.widths).sum()))
+        per_bin = len(at)
+        common = LEVEL_STD**2 + SLOPE_STD**2 * np.outer(at, at)
+        own = PROJECTION_STD**2 + REST_STD**2 * np.eye(per_bin)
+        covariance = np.tile(common, (n, n)) + np.kron(np.eye(n), own)
+        precision = np.zeros((_HEAD + n * per_bin,) * 2)
+        precision[:N_BASELINE, :N_BASELINE] = np.diag([0.25, 25.0, 25.0])
+        precision[N_BASELINE, N_BASELINE] = AMPLITUDE_STD**-2
+        inverse = np.linalg.inv(covariance)
+        precision[_HEAD:, _HEAD:] = (inverse + inverse.T) / 2
+        mean = np.concatenate(
+            [[self.config.total_gain, 0.0, 0.0, np.log(self.config.total_gain)],
+             np.tile(level - SLOPE * at, n)]
+        )  # fmt: skip
+        return mean, precision
+
+    def _fit(self) -> None:
+        """Climb to the mode by damped Gauss–Newton steps, from the last one."""
+        if self._factor is not None:
+            return
+        weights = self._weights()
+        value, gradient, precision = self._linearised(self._theta, weights)
+        for _ in range(STEPS):
+            step = cho_solve(cho_factor(precision, lower=True), gradient)
+            for damping in (1.0, 0.5, 0.25, 0.125, 0.0):
+                theta = self._theta + damping * step
+                theta[_HEAD:] = np.minimum(theta[_HEAD:], LARGEST_LOG_GAIN)
+                if damping == 0.0 or self._misfit(theta, weights) < value:
+                    break
+            else:
+                break
+            gained = value - self._misfit(theta, weights)
+            self._theta = theta
+            value, gradient, precision = self._linearised(theta, weights)
+            if gained < 0.01:
+                break
+        self._factor = np.asarray(cho_factor(precision, lower=True)[0])
+
+    def _weights(self) -> FloatArray:
+        """Return (M,) precision of each loss, less for older ones."""
+        c = self.config
+        noise = np.where(self._paired, c.paired_noise_std, c.noise_std)
+        age = np.arange(len(self._target))[::-1]
+        return c.forgetting**age / noise**2
+
+    def _residual(self, theta: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+        """Return (M,) residuals, (M,) A·exp(-s) of the plans, and that of full rank."""
+        gains = np.exp(theta[_HEAD:])
+        left = np.exp(theta[N_BASELINE] - self._counts @ gains)
+        full = float(np.exp(theta[N_BASELINE] - self._bins.full @ gains))
+        expected = np.where(self._paired, left - full, self._text @ theta[:N_BASELINE] + left)
+        return self._target - expected, left, full
+
+    def _misfit(self, theta: FloatArray, weights: FloatArray) -> float:
+        """Return minus the log posterior, up to a constant."""
+        residual, _, _ = self._residual(theta)
+        away = theta - self._prior_mean
+        return float(weights @ residual**2 + away @ self._prior_precision @ away) / 2
+
+    def _linearised(
+        self, theta: FloatArray, weights: FloatArray
+    ) -> tuple[float, FloatArray, FloatArray]:
+        """Return misfit, direction of ascent (D,) and Gauss–Newton precision (D, D)."""
+        residual, left, full = self._residual(theta)
+        gains, alone = np.exp(theta[_HEAD:]), ~self._paired
+        slope = -left[:, None] * self._counts
+        slope[self._paired] += full * self._bins.full
+        jacobian = np.concatenate(
+            [self._text * alone[:, None], (left - np.where(alone, 0.0, full))[:, None],
+             slope * gains],
+            axis=1,
+        )  # fmt: skip
+        away = theta - self._prior_mean
+        prior = self._prior_precision @ away
+        weighted = jacobian.T * weights
+        precision = weighted @ jacobian + self._prior_precision
+        value = float(weights @ residual**2 + away @ prior) / 2
+        return value, weighted @ residual - prior, precision
+
+    def _draw(self, rng: np.random.Generator, size: int, width: float) -> FloatArray:
+        """Return (size, D) draws; `width` scales their distance from the mode."""
+        self._fit()
+        assert self._factor is not None
+        normal = rng.standard_normal((len(self._theta), size))
+        spread = solve_triangular(self._factor, normal, lower=True, trans=1)
+        theta = self._theta + width * spread.T
+        theta[:, _HEAD:] = np.minimum(theta[:, _HEAD:], LARGEST_LOG_GAIN)
+        return theta
+
+    def _to_gains(self, theta: FloatArray) -> FloatArray:
+        return self._bins.to_ranks(np.exp(theta[:, _HEAD:]))
+
+
+def marginal_gains(
+    gains: FloatArray, amplitude: FloatArray, problem: AllocationProblem, link: LinkState
+) -> FloatArray:
+    """Return gains that make an additive problem of a saturating one, with the same best plan.
+
+    Components enter in order of gain per bit. The best plan is the prefix k of that order with the
+    least A·exp(-s) + λη, and the factor that is returned on g lies between the prices per gain of
+    the components k and k + 1, so that water-filling stops there.
+
+    Args:
+        gains: (B, N, R) g, decreasing along R.
+        amplitude: (B,) A.
+        problem: λ and link costs.
+        link: B links.
+
+    Returns:
+        (B, N, R) m·g with one m for each link.
+    """
+    price = problem.link_weight * problem.cost_per_rank(link)
+    prices = np.repeat(price[:, :, None], gains.shape[2], axis=2).reshape(len(gains), -1)
+    flat = gains.reshape(len(gains), -1)
+    order = np.argsort(-flat / np.maximum(prices, 1e-300), axis=1, kind="stable")
+    g = np.take_along_axis(flat, order, axis=1)
+    c = np.take_along_axis(prices, order, axis=1)
+    total = np.concatenate([np.zeros((len(g), 1)), g.cumsum(axis=1)], axis=1)
+    left = amplitude[:, None] * np.exp(-total)
+    spent = np.concatenate([np.zeros((len(g), 1)), c.cumsum(axis=1)], axis=1)
+    k = (left + spent).argmin(axis=1)
+    rows = np.arange(len(g))
+    ratio = c / np.maximum(g, 1e-300)  # m above it: the component is sent
+    below = np.where(k > 0, ratio[rows, np.maximum(k - 1, 0)], 0.0)
+    above = np.where(k < g.shape[1], ratio[rows, np.minimum(k, g.shape[1] - 1)], np.inf)
+    factor = np.clip(left[rows, k], below * (1 + 1e-9), above * (1 - 1e-9))
+    return factor[:, None, None] * gains
+
+
+def _append(kept: Any, new: Any) -> Any:
+    """Return an array with new rows at its end, at most `MEMORY` of them."""
+    return np.concatenate([kept, new])[-MEMORY:]
