@@ -8,7 +8,7 @@ from rankcast.experiment.borrowed import no_jobs, nothing
 from rankcast.experiment.rates import LABELS, against_adalora, points_of
 from rankcast.experiment.spec import Experiment, LineChart, Presentation, Result, Series
 
-SHOWN = ("airllm", "airllm-0.01", "adalora")
+SHOWN = ("airllm", "airllm-0", "adalora")
 
 
 def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:

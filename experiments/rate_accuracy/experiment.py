@@ -26,11 +26,11 @@ from rankcast.experiment.spec import Experiment, Job, Row, RunContext, Scale
 from rankcast.experiment.tasks import TASKS
 from rankcast.finetune.transformer import TransformerLearner
 
-FROM = {"airllm": ("table3", "airllm"), "airllm-0.01": ("table5a", "lambda-0.01")}
+FROM = {"airllm": ("table3", "airllm"), "airllm-0": ("table5a", "lambda-0")}
 UNNESTED = ("svd", "svd-activations")
 SCORED = (*UNNESTED, "eva", "sensitivity")
 ORDER = (
-    "airllm-0.01",
+    "airllm-0",
     "airllm",
     "uniform",
     "knapsack",
@@ -41,7 +41,7 @@ ORDER = (
     "waterfill",
 )
 SEEDS = (0, 1, 2)
-BESIDE_ADALORA = ("airllm", "airllm-0.01")
+BESIDE_ADALORA = ("airllm", "airllm-0")
 BESIDE_ADALORA_DB = (-5.0, 5.0, 15.0)
 FEW_DB = (-5.0, 5.0)
 

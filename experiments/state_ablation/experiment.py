@@ -91,12 +91,13 @@ SWEEP = Sweep(
             )
         ),
     ),
+    seeds=(0, 1, 2),
     live=False,
     note="A hidden part is replaced by a constant in training and in use; the deadline is always "
     "shown. Each SNR is judged at three bandwidths, 1.5 octaves apart. SNR and bandwidth act only "
     "through the rate that they make together. The deadline is enforced on the true link: a plan "
-    "that is too large shrinks to fit, in proportion, whatever the policy saw, so a policy without "
-    "the link loses the choice of components and thrift, not arrival. Where late plans pay instead "
+    "that is too large is cut to fit, whatever the policy saw, so a policy without the link loses "
+    "thrift, not arrival. Where late plans pay instead "
     "(as in the paper's reward) no plan is corrected by what the policy did not see; regrets and "
     "rewards of the two rules are not comparable. The ranks in force cannot "
     "matter beyond learning, since each step pays for its whole plan. Text: the calibrated learner "

@@ -168,6 +168,17 @@ def test_commands_in_the_readme_are_understood() -> None:
             assert overrides == {}, args
 
 
+def test_the_table_of_experiments_says_what_the_folders_say() -> None:
+    from rankcast.experiment.catalogue import Catalogue
+
+    text = (ROOT / "docs" / "experiments.md").read_text("utf-8")
+    row = r"^\| \[`(\w+)`\]\(\.\./experiments/\1/README\.md\) \| (.+?) \| (.+?) \|$"
+    listed = re.findall(row, text, re.MULTILINE)
+    experiments = Catalogue(ROOT / "experiments").load_all()
+    found = [(e.name, e.source, e.question) for e in experiments]
+    assert sorted(listed) == sorted(found), "The table in docs/experiments.md is out of date."
+
+
 def test_results_tables_are_what_the_result_files_say() -> None:
     """A block `results:NAME` holds what `experiments/NAME` makes of its result file alone."""
     from rankcast.experiment.catalogue import Catalogue

@@ -16,8 +16,9 @@ from rankcast.allocation.baselines import (
     RandomAllocator,
     UniformAllocator,
 )
+from rankcast.allocation.saturating import SaturatingUtility
 from rankcast.allocation.scored import EqualBitsUniform, PatternAllocator, ScoredAllocator
-from rankcast.allocation.utility import BayesianUtility
+from rankcast.allocation.utility import BayesianUtility, LearnedUtility
 from rankcast.errors import InfeasibleDeadlineError
 from rankcast.finetune.synthetic import SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
@@ -32,8 +33,8 @@ TRUTH = SyntheticUtility.draw(np.random.default_rng(0), LAYOUT)
 SMALL: dict[str, Any] = {"hidden": 16, "blocks": 1, "actor_hidden": 16}
 
 
-def belief() -> BayesianUtility:
-    utility, rng = BayesianUtility(LAYOUT), np.random.default_rng(1)
+def belief(form: type[BayesianUtility | SaturatingUtility] = BayesianUtility) -> LearnedUtility:
+    utility, rng = form(LAYOUT), np.random.default_rng(1)
     ranks = rng.integers(0, 5, (200, 12))
     text = TextStats(np.full(200, 2.5), np.full(200, 0.1))
     utility.update(ranks, TRUTH.loss(ranks) + 0.05 * rng.normal(size=200), text)
@@ -47,6 +48,12 @@ PATTERNS = [np.random.default_rng(3).integers(low, low + 2, 12) for low in (3, 1
 
 def scored(name: str, **limits: Any) -> Callable[[AllocationProblem], Allocator]:
     return lambda problem: ScoredAllocator(problem, SCORES, name, **limits)
+
+
+def solver(
+    name: str, form: type[SaturatingUtility], width: float = 0.0
+) -> Callable[[AllocationProblem], Allocator]:
+    return lambda problem: BeliefAllocator(problem, belief(form), width, name)
 
 
 def policy(**settings: Any) -> Callable[[AllocationProblem], Allocator]:
@@ -68,11 +75,16 @@ DETERMINISTIC: dict[str, Callable[[AllocationProblem], Allocator]] = {
     "solver": lambda problem: BeliefAllocator(problem, belief()),
     "knapsack": lambda problem: KnapsackAllocator(problem, TRUTH.gains),
     "knapsack-belief": lambda problem: KnapsackAllocator(problem, belief(), "knapsack-belief"),
+    "solver-saturating": solver("solver-saturating", SaturatingUtility),
+    "knapsack-saturating": lambda problem: KnapsackAllocator(
+        problem, belief(SaturatingUtility), "knapsack-saturating"
+    ),
     "ppo": policy(refinement="none"),
 }
 RANDOM: dict[str, Callable[[AllocationProblem], Allocator]] = {
     "random": RandomAllocator,
     "thompson": lambda problem: BeliefAllocator(problem, belief(), 1.0, "thompson"),
+    "thompson-saturating": solver("thompson-saturating", SaturatingUtility, 1.0),
     "ppo+ddim": policy(),
     "ddim": policy(proposal="none"),
     "ppo+ddpm": policy(refinement="ddpm"),

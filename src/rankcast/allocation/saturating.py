@@ -20,11 +20,12 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from rankcast.allocation.base import AllocationProblem
+from rankcast.allocation.marginal import marginal_gains
+from rankcast.allocation.rank_bins import RankBins
 from rankcast.allocation.utility import (
     N_BASELINE,
     BayesianUtility,
     LearnedUtility,
-    RankBins,
     UtilityConfig,
     baseline_features,
 )
@@ -41,7 +42,10 @@ SLOPE, SLOPE_STD = 2.0, 1.5
 LEVEL_STD, PROJECTION_STD, REST_STD = 1.0, 0.8, 0.5
 AMPLITUDE_STD = 0.5
 LARGEST_LOG_GAIN = 1.5
-STEPS = 4
+STEPS, HALVINGS = 40, 20
+ENOUGH = 0.01
+"""Misfit [nats] below which a step ends the fit: the belief is wider than what is left to gain."""
+
 _HEAD = N_BASELINE + 1
 
 
@@ -57,7 +61,8 @@ def make_utility(layout: AdapterLayout, config: UtilityConfig) -> LearnedUtility
 class SaturatingUtility:
     """A belief over a saturating utility, fitted anew when it is asked after new losses.
 
-    A fit costs O(M·D²) for each of at most four Gauss–Newton steps, a draw O(D³).
+    A fit costs O(M·D²) for each Gauss–Newton step, of which it takes two or three where it goes on
+    from the last mode, and a draw O(D³).
 
     Args:
         layout: the projections and r_max.
@@ -118,11 +123,13 @@ class SaturatingUtility:
         """Return (B, N, R) marginal gains at the best plan of each link; see `LearnedUtility`."""
         if rng is None:
             self._fit()
-            theta = np.repeat(self._theta[None], link.size, axis=0)
+            theta = self._theta[None]
         else:
             theta = self._draw(rng, link.size, width)
-        amplitude = np.exp(theta[:, N_BASELINE])
-        return marginal_gains(self._to_gains(theta), amplitude, problem, link)
+        gains, amplitude = self._to_gains(theta), np.exp(theta[:, N_BASELINE])
+        if rng is None:
+            gains, amplitude = (np.repeat(x, link.size, axis=0) for x in (gains, amplitude))
+        return marginal_gains(gains, amplitude, problem, link)
 
     def predict(self, ranks: IntArray, text: TextStats) -> FloatArray:
         """Return (B,) expected task loss."""
@@ -188,19 +195,32 @@ class SaturatingUtility:
         value, gradient, precision = self._linearised(self._theta, weights)
         for _ in range(STEPS):
             step = cho_solve(cho_factor(precision, lower=True), gradient)
-            for damping in (1.0, 0.5, 0.25, 0.125, 0.0):
-                theta = self._theta + damping * step
-                theta[_HEAD:] = np.minimum(theta[_HEAD:], LARGEST_LOG_GAIN)
-                if damping == 0.0 or self._misfit(theta, weights) < value:
-                    break
-            else:
+            theta, reached = self._damped(step, weights, value)
+            if not reached < value:
                 break
-            gained = value - self._misfit(theta, weights)
+            gained = value - reached
             self._theta = theta
             value, gradient, precision = self._linearised(theta, weights)
-            if gained < 0.01:
+            if gained < ENOUGH:
                 break
         self._factor = np.asarray(cho_factor(precision, lower=True)[0])
+
+    def _damped(
+        self, step: FloatArray, weights: FloatArray, value: float
+    ) -> tuple[FloatArray, float]:
+        """Return where the longest halving of a step leads that lowers the misfit, and the misfit.
+
+        If none does, what is returned is no better than `value`.
+        """
+        theta, reached = self._theta, value
+        for _ in range(HALVINGS):
+            theta = self._theta + step
+            theta[_HEAD:] = np.minimum(theta[_HEAD:], LARGEST_LOG_GAIN)
+            reached = self._misfit(theta, weights)
+            if reached < value:
+                break
+            step = step / 2
+        return theta, reached
 
     def _weights(self) -> FloatArray:
         """Return (M,) precision of each loss, less for older ones."""
@@ -219,9 +239,10 @@ class SaturatingUtility:
 
     def _misfit(self, theta: FloatArray, weights: FloatArray) -> float:
         """Return minus the log posterior, up to a constant."""
-        residual, _, _ = self._residual(theta)
         away = theta - self._prior_mean
-        return float(weights @ residual**2 + away @ self._prior_precision @ away) / 2
+        with np.errstate(over="ignore", invalid="ignore"):  # a step far too long ends in inf or NaN
+            residual, _, _ = self._residual(theta)
+            return float(weights @ residual**2 + away @ self._prior_precision @ away) / 2
 
     def _linearised(
         self, theta: FloatArray, weights: FloatArray
@@ -255,42 +276,6 @@ class SaturatingUtility:
 
     def _to_gains(self, theta: FloatArray) -> FloatArray:
         return self._bins.to_ranks(np.exp(theta[:, _HEAD:]))
-
-
-def marginal_gains(
-    gains: FloatArray, amplitude: FloatArray, problem: AllocationProblem, link: LinkState
-) -> FloatArray:
-    """Return gains that make an additive problem of a saturating one, with the same best plan.
-
-    Components enter in order of gain per bit. The best plan is the prefix k of that order with the
-    least A·exp(-s) + λη, and the factor that is returned on g lies between the prices per gain of
-    the components k and k + 1, so that water-filling stops there.
-
-    Args:
-        gains: (B, N, R) g, decreasing along R.
-        amplitude: (B,) A.
-        problem: λ and link costs.
-        link: B links.
-
-    Returns:
-        (B, N, R) m·g with one m for each link.
-    """
-    price = problem.link_weight * problem.cost_per_rank(link)
-    prices = np.repeat(price[:, :, None], gains.shape[2], axis=2).reshape(len(gains), -1)
-    flat = gains.reshape(len(gains), -1)
-    order = np.argsort(-flat / np.maximum(prices, 1e-300), axis=1, kind="stable")
-    g = np.take_along_axis(flat, order, axis=1)
-    c = np.take_along_axis(prices, order, axis=1)
-    total = np.concatenate([np.zeros((len(g), 1)), g.cumsum(axis=1)], axis=1)
-    left = amplitude[:, None] * np.exp(-total)
-    spent = np.concatenate([np.zeros((len(g), 1)), c.cumsum(axis=1)], axis=1)
-    k = (left + spent).argmin(axis=1)
-    rows = np.arange(len(g))
-    ratio = c / np.maximum(g, 1e-300)  # m above it: the component is sent
-    below = np.where(k > 0, ratio[rows, np.maximum(k - 1, 0)], 0.0)
-    above = np.where(k < g.shape[1], ratio[rows, np.minimum(k, g.shape[1] - 1)], np.inf)
-    factor = np.clip(left[rows, k], below * (1 + 1e-9), above * (1 - 1e-9))
-    return factor[:, None, None] * gains
 
 
 def _append(kept: Any, new: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from rankcast.allocation.base import AllocationProblem
+from rankcast.allocation.rank_bins import RankBins, isotonic_decreasing  # noqa: F401 (older home)
 from rankcast.errors import CheckpointError, ConfigError, nearest
 from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, TextStats
 
@@ -120,44 +121,6 @@ class UtilityConfig:
             )
 
 
-class RankBins:
-    """Ranks 1..8 each for themselves, then doubling bins (9–16, 17–32, …) that share a gain.
-
-    Args:
-        layout: the projections and r_max.
-    """
-
-    def __init__(self, layout: AdapterLayout) -> None:
-        self._n = layout.n_projections
-        edges = np.array(_bin_edges(layout.r_max))
-        self.widths = np.diff(edges).astype(np.float64)
-        self._starts = edges[:-1]
-        self.middles = self._starts + (self.widths - 1) / 2 + 1
-        """Rank in the middle of each bin, from 1."""
-
-    @property
-    def size(self) -> int:
-        """N·bins."""
-        return self._n * len(self.widths)
-
-    @property
-    def full(self) -> FloatArray:
-        """(N·bins,) components of each bin at full rank."""
-        return np.tile(self.widths, self._n)
-
-    def counts(self, ranks: IntArray) -> FloatArray:
-        """Return (B, N·bins): how many components of each bin are active in (B, N) ranks."""
-        ranks = np.asarray(ranks)
-        active = np.clip(ranks[..., None] - self._starts, 0, self.widths)
-        return active.reshape(len(ranks), -1).astype(np.float64)
-
-    def to_ranks(self, gains: FloatArray) -> FloatArray:
-        """Return (B, N, R) gains of single ranks, decreasing, from (B, N·bins) of bins."""
-        binned = gains.reshape(len(gains), self._n, -1)
-        decreasing = np.maximum(isotonic_decreasing(binned, self.widths), 0.0)
-        return np.repeat(decreasing, self.widths.astype(int), axis=2)
-
-
 class BayesianUtility:
     """A Gaussian belief over the gains of all components, updated with every observed loss.
 
@@ -248,8 +211,13 @@ class BayesianUtility:
         """Continue from `state_dict()`.
 
         Raises:
-            CheckpointError: the state belongs to another layout.
+            CheckpointError: the state belongs to another layout or form of utility.
         """
+        if "precision" not in state:
+            raise CheckpointError(
+                "The saved utility is of another form; load it with the utility.form that it was "
+                "trained with."
+            )
         if np.shape(state["precision"]) != self._precision.shape:
             raise CheckpointError(
                 f"The saved utility has {len(state['information'])} unknowns, this layout has "
@@ -291,36 +259,6 @@ class BayesianUtility:
         return self._bins.to_ranks(beliefs[:, N_BASELINE:])
 
 
-def isotonic_decreasing(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """Return the weighted least-squares decreasing fit along the last axis.
-
-    By the min-max formula, fit_i = min_{a ≤ i} max_{b ≥ i} mean(values[a..b]): for the few bins
-    of a projection it is faster than pool-adjacent-violators called once per row.
-
-    Args:
-        values: (..., K).
-        weights: (K,) positive.
-    """
-    k = len(weights)
-    zero = np.zeros((*values.shape[:-1], 1))
-    sums = np.concatenate([zero, np.cumsum(values * weights, axis=-1)], axis=-1)
-    mass = np.concatenate([[0.0], np.cumsum(weights)])
-    fit = np.full(values.shape, np.inf)
-    for a in range(k):
-        means = (sums[..., a + 1 :] - sums[..., a : a + 1]) / (mass[a + 1 :] - mass[a])
-        best = np.maximum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]
-        fit[..., a:] = np.minimum(fit[..., a:], best)
-    return fit
-
-
 def baseline_features(text: TextStats) -> FloatArray:
     """Return (B, 3): a constant, lexical entropy and OOV rate."""
     return np.column_stack([np.ones_like(text.oov_rate), text.lexical_entropy, text.oov_rate])
-
-
-def _bin_edges(r_max: int) -> list[int]:
-    """Return 0, 1, …, 8, 16, 32, … up to r_max."""
-    edges = list(range(min(r_max, 8) + 1))
-    while edges[-1] < r_max:
-        edges.append(min(2 * edges[-1], r_max))
-    return edges

@@ -25,11 +25,11 @@ from rankcast.experiment.spec import (
     Verdict,
 )
 from rankcast.experiment.tasks import SNRS_DB
-from rankcast.statistics import Estimate, not_worse
+from rankcast.statistics import Estimate, auc_interval, not_worse
 
 LABELS = {
     "airllm": "AirLLM, λ = 0.1",
-    "airllm-0.01": "AirLLM, λ = 0.01",
+    "airllm-0": "AirLLM, λ = 0: fills the deadline",
     "adalora": "AdaLoRA, one training a link",
     "uniform": "uniform, filling the deadline",
     "knapsack": "knapsack on the learned utility",
@@ -49,6 +49,9 @@ CLAIMED = 0.0036
 MORE_BITS = 0.02
 """Within this share two payloads count as equal."""
 
+AREA_DB = 5.0
+"""Areas end at the budget of this link [dB], up to which every allocator was judged."""
+
 Point = tuple[float, Answers]  # bits, answers
 Points = Mapping[str, Mapping[float, Point]]
 
@@ -59,7 +62,8 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     if not points:
         return Presentation(())
     claims = (*against_adalora(points), *fewer_parameters(points), *_against_others(points))
-    return Presentation(claims, (_table(points),), (_chart(points),), _answer(points))
+    tables = (_table(points), _areas(points))
+    return Presentation(claims, tables, (_chart(points),), _answer(points))
 
 
 def points_of(result: Result, adalora: Result) -> Points:
@@ -87,9 +91,14 @@ def _adalora_point(rows: Sequence[Row]) -> Point | None:
 
 def against_adalora(points: Points, *, better: bool = False) -> list[Claim]:
     """Return AirLLM beside AdaLoRA at each link: whether not worse, or better as the paper says."""
+    return against(points, "airllm-0", "AirLLM (λ = 0)", better=better)
+
+
+def against(points: Points, name: str, label: str, *, better: bool = False) -> list[Claim]:
+    """Return some plans beside AdaLoRA's at each link; see `against_adalora`."""
     claims = []
     for snr_db, (bits, theirs) in points.get("adalora", {}).items():
-        used, ours = points.get("airllm-0.01", {}).get(snr_db, (0.0, None))
+        used, ours = points.get(name, {}).get(snr_db, (0.0, None))
         if ours is None or not ours.shared(theirs):
             continue
         difference = ours.minus(theirs)
@@ -99,7 +108,7 @@ def against_adalora(points: Points, *, better: bool = False) -> list[Claim]:
         words = "more accurate than" if better else "not worse than"
         claims.append(
             Claim(
-                f"At {snr_db:g} dB AirLLM (λ = 0.01) is {words} AdaLoRA at as many bits.",
+                f"At {snr_db:g} dB {label} is {words} AdaLoRA at as many bits.",
                 "+0.36 to +0.46 points (Fig. 4)" if better else "",
                 f"{100 * difference.value:+.2f} points",
                 difference.scaled(100).interval,
@@ -144,19 +153,19 @@ def _against_others(points: Points) -> list[Claim]:
     """Return AirLLM beside every other allocator, over the links that both were judged on."""
     claims = []
     for name, mine in points.items():
-        if name in ("adalora", "airllm-0.01"):
+        if name in ("adalora", "airllm-0"):
             continue
-        shared = [snr for snr in mine if snr in points.get("airllm-0.01", {})]
+        shared = [snr for snr in mine if snr in points.get("airllm-0", {})]
         if not shared:
             continue
-        ours, theirs = _mean_over(points["airllm-0.01"], shared), _mean_over(mine, shared)
+        ours, theirs = _mean_over(points["airllm-0"], shared), _mean_over(mine, shared)
         if not ours.shared(theirs):
             continue
         difference = ours.minus(theirs)
-        bits = [points["airllm-0.01"][s][0] / max(mine[s][0], 1.0) for s in shared]
+        bits = [points["airllm-0"][s][0] / max(mine[s][0], 1.0) for s in shared]
         claims.append(
             Claim(
-                f"AirLLM (λ = 0.01) against {LABELS[name]}.",
+                f"AirLLM (λ = 0) against {LABELS[name]}.",
                 "",
                 f"{100 * difference.value:+.2f} points",
                 difference.scaled(100).interval,
@@ -198,6 +207,30 @@ def _table(points: Points) -> Table:
         "which cuts an ordinary training at rank 8."
     )
     return Table("Accuracy and bits at each link", columns, lines, note)
+
+
+def _areas(points: Points) -> Table:
+    """Return the area under each rate-accuracy curve, between budgets that all have."""
+    several = {name: at for name, at in points.items() if len(at) > 1}
+    low = max((min(bits for bits, _ in at.values()) for at in several.values()), default=0.0)
+    upto = [bits for at in several.values() for snr, (bits, _) in at.items() if snr <= AREA_DB]
+    high = max(upto, default=0.0)
+    if not 0 < low < high:
+        several = {}
+    lines = []
+    for name, at in several.items():
+        links = sorted(at)
+        seeds = sorted(set.intersection(*(set(at[snr][1].seeds) for snr in links)))
+        answers = np.array([[at[snr][1].of_seed(seed) for snr in links] for seed in seeds])
+        area = auc_interval([at[snr][0] for snr in links], answers, low, high, 0)
+        lines.append((LABELS[name], percent(area), str(len(seeds))))
+    note = (
+        f"Mean accuracy between {low / 1e6:.2f} and {high / 1e6:.2f} Mbit, by the logarithm of the "
+        "bits, linear between links; beyond the largest plan its accuracy holds."
+    )
+    return Table(
+        "Area under the rate-accuracy curve", ("allocator", "area", "seeds"), tuple(lines), note
+    )
 
 
 def _chart(points: Points) -> LineChart:

@@ -160,6 +160,10 @@ class Answers:
         """Return the seeds that both have."""
         return tuple(seed for seed in self.seeds if seed in other.seeds)
 
+    def of_seed(self, seed: int) -> FloatArray:
+        """Return the (n,) answers of one seed."""
+        return self.correct[self.seeds.index(seed)]
+
     def minus(self, other: Answers) -> Estimate:
         """Return the paired difference over the seeds and texts that both have.
 

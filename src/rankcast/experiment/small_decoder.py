@@ -48,7 +48,7 @@ class DecoderConfig:
     length: int = 128
     window: int = 64
     batch_size: int = 32
-    steps: int = 600
+    steps: int = 400
     warmup_steps: int = 40
     lr: float = 2e-3
     save_every: int = 50
