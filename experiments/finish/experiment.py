@@ -24,7 +24,7 @@ from rankcast.experiment.tasks import STEPS, TASKS
 from rankcast.records import IntArray
 
 VARIANT = "lambda-0"
-SNRS_DB = (-5.0, 5.0, 10.0, 15.0)
+SNRS_DB = (-5.0, 5.0, 15.0)
 NESTED_SHARE = 0.75
 QUICK_STEPS = 8
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rankcast.errors import DataError
 from rankcast.experiment.live import PlanJudge, trained
 from rankcast.experiment.policies import (
     CALIBRATION,
@@ -16,9 +15,9 @@ from rankcast.experiment.policies import (
     WORLD,
     calibrated_row,
     calibrated_world,
-    judge_of,
     judged_plans,
     plan_values,
+    required_judge,
 )
 from rankcast.experiment.rates import present
 from rankcast.experiment.rival_plans import learned_utility, plans_of, scoring, solvers, unlearned
@@ -70,25 +69,25 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
     name = job.settings["allocator"]
     row = calibrated_row(context.inputs[CALIBRATION], "sst2", job.seed)
     world = calibrated_world(row, job.seed, WORLD)
-    judge = judge_of(context, row) if name not in UNNESTED else unnested_judge(row, context)
+    judge_db, judge = job.settings["judge_db"], None
+    if name in UNNESTED:
+        judge = unnested_judge(row, context)
+    elif judge_db:
+        judge = required_judge(context, row)
     if name in FROM:
         source, variant = FROM[name]
         found = context.inputs[source].select(variant=variant)
         policy = next(r for r in found if r.job.seed == job.seed)
         plans = np.array([p["ranks"] for p in policy.values["plans"]])
     elif name in SCORED:
-        if judge is None:
-            raise DataError(
-                f"{name} looks at the real model, whose checkpoint is not on this machine: run "
-                f"`rankcast experiment run {CALIBRATION}` here first."
-            )
+        assert judge is not None
         plans = plans_of(scoring(name, world, judge.learner, job.seed), world, job.seed)
     elif name in ("uniform", "random"):
         plans = plans_of(unlearned(world)[name], world, job.seed)
     else:
         utility = learned_utility(world, job.seed, TRAINING["utility"])
         plans = plans_of(solvers(world, utility)[name], world, job.seed)
-    by_link, judge_db = dict(zip(world.link.snr_db, plans, strict=True)), job.settings["judge_db"]
+    by_link = dict(zip(world.link.snr_db, plans, strict=True))
     live = [] if judge is None else judged_plans(judge, by_link, judge_db)
     return {"plans": plan_values(world, plans), "live": live}
 

@@ -19,7 +19,7 @@ from rankcast.link.payload import LinkCostModel
 from rankcast.policy.airllm import AirLLM, PolicyConfig, make_condition
 from rankcast.policy.coarse import state_features
 from rankcast.policy.ddim_stage import modelled_reward
-from rankcast.policy.rank_code import encode
+from rankcast.policy.rank_code import bin_width, decode, encode
 from rankcast.policy.sampler import ddim_sample, guided_predict
 from rankcast.policy.teacher import TeacherConfig
 from rankcast.policy.training import AirLLMTrainer, TrainingConfig
@@ -134,6 +134,41 @@ def test_exploiting_uses_the_mean_proposal_and_exploring_draws() -> None:
     means = [one.act(observation(), generator(s), explore=False).coarse for s in (1, 2)]
     assert not torch.equal(*draws)
     assert torch.equal(*means)
+
+
+def test_a_late_plan_loses_first_what_is_farthest_above_the_code() -> None:
+    # All round to rank 2. Their second components lie 0.4 and 0.2 above the code of the first and
+    # the last projection, and 0.3 below that of the others. That the last
+    # is larger is of no account.
+    unrounded = np.full((1, 12), 2.3)
+    unrounded[0, [0, 11]] = 1.6, 1.8
+    code = torch.tensor((unrounded + 0.5) * bin_width(4) - 1.0, dtype=torch.float32)
+    ranks = decode(code, 4).numpy()
+    assert ranks.tolist() == [[2] * 12]
+    worth = policy()._worth(code)
+    assert worth.shape == (1, 12, 4)
+    bits = COSTS.bits_per_rank()
+    assert bits[11] > bits[0]
+    whole = float(COSTS.payload_bits(ranks)[0])
+    for budget, left in (
+        (whole, [2] * 12),
+        (whole - 1, [1, *[2] * 11]),
+        (whole - bits[0], [1, *[2] * 11]),
+        (whole - bits[0] - 1, [1, *[2] * 10, 1]),
+    ):
+        link = LinkState(np.zeros(1), np.array([budget]), 1.0)
+        assert PROBLEM.feasible(ranks, link, worth).tolist() == [left]
+
+
+def test_components_as_far_above_the_code_are_worth_the_same_by_the_bit() -> None:
+    ranks = np.tile(np.arange(5), 3)[None, :12]
+    worth = policy()._worth(encode(torch.as_tensor(ranks), 4))
+    by_bit = worth[0] / COSTS.bits_per_rank()[:, None]
+    above = np.arange(1, 5) - ranks[0][:, None]
+    for distance in range(-3, 5):
+        alike = by_bit[above == distance]
+        assert alike == pytest.approx(np.full(alike.shape, np.exp(-distance)), rel=1e-5)
+    assert (np.diff(worth, axis=2) < 0).all()
 
 
 @pytest.mark.parametrize("proposal", ["ppo", "none"])

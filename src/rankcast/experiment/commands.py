@@ -22,7 +22,7 @@ from rankcast.experiment.catalogue import Catalogue, find_data, find_experiments
 from rankcast.experiment.engines import Engine, LocalEngine
 from rankcast.experiment.ray_engine import RayEngine
 from rankcast.experiment.runner import Observer, Outcome, run_experiments
-from rankcast.experiment.scoreboard import present_all, scoreboard
+from rankcast.experiment.scoreboard import Presented, present_all, scoreboard
 from rankcast.experiment.spec import Row, Scale
 from rankcast.experiment.store import Store, jobs_of
 from rankcast.experiment.worker import ERROR_FILE, Failure, Task
@@ -107,12 +107,25 @@ def report(command: ExperimentReport) -> int:
     if command.json:
         print(json.dumps(scoreboard(presented), indent=2, ensure_ascii=False))  # noqa: T201
         return 0
+    if command.update:
+        return _renew(command.update, presented)
     from rankcast.experiment.report import write_report  # noqa: PLC0415 - draws
 
     page = write_report(command.output or store.work / "report", presented)
     print(page)  # noqa: T201
     if command.open:
         webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def _renew(documents: Sequence[Path], presented: Sequence[Presented]) -> int:
+    """Renew the blocks of documents and name those that were stale."""
+    from rankcast.experiment.report.blocks import blocks_of, update_document  # noqa: PLC0415
+
+    blocks = blocks_of(presented)
+    for document in documents:
+        renewed = update_document(document, blocks)
+        print(f"{document}: {', '.join(renewed) or 'nothing to renew'}")  # noqa: T201
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rankcast.errors import ConfigError
+from rankcast.errors import ConfigError, DataError
 from rankcast.experiment.live import PlanJudge, pack
 from rankcast.experiment.spec import Job, Result, Row, RunContext, Scale
 from rankcast.experiment.tasks import FULL_RANK_AT_DB, TASKS
@@ -193,9 +193,27 @@ def mean_plans(world: World, policy: Any, repeats: int = 20) -> FloatArray:
 def judge_live(
     context: RunContext, row: Row, plans: Mapping[float, IntArray], judge_db: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Return accuracy on the real model of the plans for some links; empty without the model."""
-    judge = judge_of(context, row) if judge_db else None
-    return [] if judge is None else judged_plans(judge, plans, judge_db)
+    """Return accuracy on the real model of the plans for some links [dB]; empty for none.
+
+    Raises:
+        DataError: the real model is not on this machine.
+    """
+    return judged_plans(required_judge(context, row), plans, judge_db) if judge_db else []
+
+
+def required_judge(context: RunContext, row: Row) -> PlanJudge:
+    """Return the judge of a calibrated run's real model.
+
+    Raises:
+        DataError: its checkpoint, or the data, is not on this machine.
+    """
+    judge = judge_of(context, row)
+    if judge is None:
+        raise DataError(
+            f"Plans are judged on the real model of {row.job.name}, which is not on this machine: "
+            f"run `rankcast experiment run {CALIBRATION}` here first, with the data sets (--data)."
+        )
+    return judge
 
 
 def judged_plans(

@@ -187,6 +187,8 @@ class ExperimentReport(_ExperimentOptions):
     """Which; all of them if left out."""
     output: Path | None = None
     """Folder to write; WORK/report if left out."""
+    update: tuple[Path, ...] = ()
+    """Documents whose result blocks are renewed, such as README.md; no page is written then."""
     open: bool = False
     """Show the page in a browser."""
 
