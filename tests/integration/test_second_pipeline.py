@@ -44,8 +44,8 @@ SETTINGS = SecondSettings(
     "tiny", 20, probes=20, episodes=2, teacher_episodes=2, judge_db=(5.0, 15.0)
 )
 DECODER = DecoderConfig(
-    layers=1, width=16, heads=2, vocabulary=300, length=32, window=8, batch_size=2, steps=4,
-    warmup_steps=1, save_every=1,
+    layers=1, width=16, heads=2, words_of="tiny", vocabulary=30, length=32, window=8,
+    batch_size=2, steps=4, warmup_steps=1, save_every=1,
 )  # fmt: skip
 
 

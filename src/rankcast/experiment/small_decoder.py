@@ -1,5 +1,8 @@
 """A small OPT, pre-trained for minutes on the texts at hand: a decoder where no hub is reached.
 
+Its word pieces and their embeddings are borrowed from an encoder that is at hand; minutes are too
+few to learn what words mean.
+
 Shapes: B windows, S tokens.
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +20,12 @@ import numpy as np
 import torch
 
 from rankcast.errors import DataError
+from rankcast.finetune.base_models import load_model
+from rankcast.finetune.objectives import SequenceClassification
 from rankcast.records import IntArray
 from rankcast.run.folder import load_state, save_state
 
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+PAD, END, UNKNOWN = "[PAD]", "[SEP]", "[UNK]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,9 @@ class DecoderConfig:
         layers: of the decoder.
         width: of its hidden states.
         heads: of attention.
-        vocabulary: largest number of tokens.
+        words_of: model that lends its word pieces and their embeddings, as `load_model` takes it.
+        vocabulary: how many of its pieces, besides single letters.
+        init_std: of new weights; wider than OPT's, which is for wider layers.
         length: most tokens of a text.
         window: S, tokens that are trained on together.
         batch_size: B.
@@ -44,14 +52,16 @@ class DecoderConfig:
     layers: int = 4
     width: int = 192
     heads: int = 6
-    vocabulary: int = 6000
+    words_of: str = "minilm"
+    vocabulary: int = 8000
+    init_std: float = 0.06
     length: int = 128
     window: int = 64
     batch_size: int = 32
-    steps: int = 400
-    warmup_steps: int = 40
-    lr: float = 2e-3
-    save_every: int = 50
+    steps: int = 240
+    warmup_steps: int = 20
+    lr: float = 3e-3
+    save_every: int = 40
     seed: int = 0
 
     def lr_at(self, step: int) -> float:
@@ -95,14 +105,15 @@ def pretrain(texts: Sequence[str], config: DecoderConfig, checkpoint: Path) -> t
     Raises:
         DataError: fewer tokens than a batch takes.
     """
-    tokenizer = byte_tokenizer(texts, config)
+    tokenizer, words = known_words(texts, config)
     tokens = _stream(texts, tokenizer, config.seed)
     if len(tokens) < config.window:
         raise DataError(
             f"Pre-training takes {config.window} tokens at least, the texts have {len(tokens)}."
         )
-    model = _model(config, tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
+    model = _model(config, tokenizer, words)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=config.lr, weight_decay=0.01)
     step = 0
     if checkpoint.is_file():
         state = load_state(checkpoint)
@@ -115,7 +126,7 @@ def pretrain(texts: Sequence[str], config: DecoderConfig, checkpoint: Path) -> t
             group["lr"] = config.lr_at(step)
         batch = torch.from_numpy(_windows(tokens, config, step))
         model(input_ids=batch, labels=batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
@@ -125,24 +136,31 @@ def pretrain(texts: Sequence[str], config: DecoderConfig, checkpoint: Path) -> t
     return model.eval(), tokenizer
 
 
-def byte_tokenizer(texts: Sequence[str], config: DecoderConfig) -> Any:
-    """Return a byte-level BPE tokenizer like OPT's, learned from the texts in lower case.
+def known_words(texts: Sequence[str], config: DecoderConfig) -> tuple[Any, torch.Tensor]:
+    """Return a tokenizer of the texts' most frequent word pieces, and (V, E) their embeddings.
 
-    Every text begins with the end token, as OPT's do.
+    Pieces and embeddings are those of another model, `config.words_of`. Every text begins with
+    the end token, as OPT's do.
     """
-    from tokenizers import ByteLevelBPETokenizer, processors  # noqa: PLC0415
+    from tokenizers import Tokenizer, models, processors  # noqa: PLC0415
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
-    special = [PAD, END, UNKNOWN]
-    learned = ByteLevelBPETokenizer(lowercase=True, add_prefix_space=True)
-    learned.train_from_iterator(
-        sorted(set(texts)), config.vocabulary, special_tokens=special, show_progress=False
+    other = load_model(
+        config.words_of, SequenceClassification(2), config.seed, train_texts=tuple(texts)
     )
-    core: Any = learned._tokenizer  # noqa: SLF001 the wrapper has no other way out
+    backend, vocabulary = other.tokenizer.backend_tokenizer, other.tokenizer.get_vocab()
+    seen = Counter(piece for one in backend.encode_batch(list(texts)) for piece in one.tokens)
+    frequent = sorted(seen, key=lambda piece: (-seen[piece], piece))[: config.vocabulary]
+    letters = sorted(piece for piece in vocabulary if len(piece.removeprefix("##")) == 1)
+    pieces = list(dict.fromkeys([PAD, END, UNKNOWN, *frequent, *letters]))
+    core = Tokenizer(
+        models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=UNKNOWN)
+    )
+    core.normalizer, core.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     core.post_processor = processors.TemplateProcessing(
-        single=f"{END} $A", special_tokens=[(END, special.index(END))]
+        single=f"{END} $A", special_tokens=[(END, pieces.index(END))]
     )
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
         bos_token=END,
@@ -150,19 +168,23 @@ def byte_tokenizer(texts: Sequence[str], config: DecoderConfig) -> Any:
         unk_token=UNKNOWN,
         model_max_length=config.length,
     )
+    table = other.model.get_input_embeddings().weight.detach()
+    return tokenizer, table[[vocabulary[piece] for piece in pieces]].clone()
 
 
-def _model(config: DecoderConfig, tokenizer: Any) -> Any:
+def _model(config: DecoderConfig, tokenizer: Any, words: torch.Tensor) -> Any:
+    """Return an OPT with new weights but for the embeddings, which stay as they are."""
     from transformers import OPTConfig, OPTForCausalLM  # noqa: PLC0415
 
     shape = OPTConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(words),
         hidden_size=config.width,
-        word_embed_proj_dim=config.width,
+        word_embed_proj_dim=words.shape[1],
         ffn_dim=4 * config.width,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         max_position_embeddings=config.length,
+        init_std=config.init_std,
         dropout=0.0,
         attention_dropout=0.0,
         pad_token_id=tokenizer.pad_token_id,
@@ -171,7 +193,12 @@ def _model(config: DecoderConfig, tokenizer: Any) -> Any:
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        return OPTForCausalLM(shape)
+        model: Any = OPTForCausalLM(shape)
+    embeddings = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings.copy_(words)
+    embeddings.requires_grad_(False)
+    return model
 
 
 def _stream(texts: Sequence[str], tokenizer: Any, seed: int) -> IntArray:
