@@ -53,7 +53,7 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
     )
     total = max(1, round(N_PROJECTIONS * R_MAX * share_of_full_rank(s["snr_db"])))
     schedule = AdaLoraSchedule.derive(s["steps"], total, N_PROJECTIONS)
-    tuner = AdaLoraFinetuner(config, task.splits(context.data), schedule)
+    tuner = AdaLoraFinetuner(config, task.splits_for(context), schedule)
     checkpoint = context.scratch / "checkpoint.pt"
     if checkpoint.is_file():
         tuner.load_state_dict(load_state(checkpoint)["tuner"])

@@ -153,5 +153,6 @@ EXPERIMENT = Experiment(
     jobs=jobs,
     run=run,
     present=present,
-    needs=(CALIBRATION, "table3"),
+    needs=(CALIBRATION,),
+    beside=("table3",),
 )

@@ -68,7 +68,7 @@ def _end_under(
     from rankcast.run.folder import load_state, save_state  # noqa: PLC0415
 
     config = replace(task.finetune, seed=job.seed, total_steps=job.settings["steps"])
-    splits = task.splits(context.data)
+    splits = task.splits_for(context)
     nested, done = context.scratch / "nested.pt", context.scratch / f"ended-{name}.pt"
     if not nested.is_file():
         learner = TransformerLearner(config, splits)
@@ -146,6 +146,7 @@ EXPERIMENT = Experiment(
     jobs=jobs,
     run=run,
     present=present,
-    needs=("table5a", "rate_accuracy", "adalora"),
+    needs=("table5a",),
+    beside=("rate_accuracy", "adalora"),
     live=True,
 )

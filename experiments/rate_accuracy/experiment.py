@@ -101,7 +101,7 @@ def unnested_judge(row: Row, context: RunContext) -> PlanJudge:
     config = replace(
         task.finetune, seed=row.job.seed, total_steps=row.job.settings["steps"], nested_prob=0.0
     )
-    learner = TransformerLearner(config, task.splits(context.data))
+    learner = TransformerLearner(config, task.splits_for(context))
     folder = context.scratch.parent / f"unnested-{row.job.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     full = np.full(learner.layout.n_projections, learner.layout.r_max)
@@ -117,5 +117,6 @@ EXPERIMENT = Experiment(
     jobs=jobs,
     run=run,
     present=present,
-    needs=(CALIBRATION, "adalora", "table3", "table5a"),
+    needs=(CALIBRATION, "table3", "table5a"),
+    beside=("adalora",),
 )

@@ -16,7 +16,7 @@ from rankcast.experiment.tasks import AGNEWS, SST2
 STEPS = 1000
 DECODER = DecoderConfig()
 QUICK_DECODER = replace(DECODER, steps=4, vocabulary=1000)
-TASK = replace(SST2, n_probe=160, finetune=replace(SST2.finetune, alpha=32.0))
+TASK = replace(SST2, n_probe=1000, finetune=replace(SST2.finetune, alpha=32.0))
 """At the scale that suits MiniLM, 8, this decoder learned too slowly in a trial of another seed."""
 NOTE = (
     f"SST-2; an OPT of {DECODER.layers} layers of width {DECODER.width} with MiniLM's word "
@@ -39,7 +39,7 @@ def build_model(context: RunContext) -> Path:
 
 STUDY = Second(
     TASK,
-    SecondSettings(BUILT, STEPS),
+    SecondSettings(BUILT, STEPS, texts_per_plan=160),
     paper_model="facebook/opt-1.3b",
     build_model=build_model,
 )

@@ -19,7 +19,7 @@ NOTE = (
 )
 STUDY = Second(
     AGNEWS,
-    SecondSettings("minilm", STEPS, total_gain=math.log(4)),
+    SecondSettings("minilm", STEPS, texts_per_plan=128, total_gain=math.log(4)),
     paper_model="facebook/opt-1.3b",
 )
 

@@ -192,5 +192,6 @@ EXPERIMENT = Experiment(
     jobs=jobs,
     run=run_policy_job,
     present=present,
-    needs=(CALIBRATION, "adalora"),
+    needs=(CALIBRATION,),
+    beside=("adalora",),
 )

@@ -175,7 +175,8 @@ def probes(n_plans: int = 60, n_texts: int = 40) -> ProbeSet:
     entropy = rng.permutation(np.linspace(1.0, 3.0, n_texts))
     factor = np.where(entropy > 2.0, 2.0, 1.0)
     losses = (truth(plans, saturating=False)[:, None] * factor).astype(np.float32)
-    return ProbeSet(plans, losses, losses[1], entropy, np.linspace(0, 0.5, n_texts))
+    texts = np.tile(np.arange(n_texts), (n_plans, 1))
+    return ProbeSet(plans, texts, losses, losses[1], entropy, np.linspace(0, 0.5, n_texts))
 
 
 def test_probes_survive_a_file(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_probes_survive_a_file(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["probes.npz"]
     found = ProbeSet.load(tmp_path / "new" / "probes.npz")
     assert len(found) == 60
-    for name in ("ranks", "losses", "reference_losses", "lexical_entropy", "oov_rate"):
+    for name in ("ranks", "texts", "losses", "reference_losses", "lexical_entropy", "oov_rate"):
         assert np.array_equal(getattr(found, name), getattr(measured, name))
 
 
@@ -213,7 +214,10 @@ def test_the_noise_of_a_batch_comes_from_the_probes() -> None:
     # The two plans spread over the texts by 1 and by 0; their difference to full rank by 1 and 2.
     losses = np.array([[1, 3, 1, 3], [2, 2, 2, 2]], dtype=np.float32)
     reference = np.array([0, 4, 0, 4], dtype=np.float32)
-    measured = ProbeSet(np.zeros((2, 2), dtype=int), losses, reference, np.ones(4), np.zeros(4))
+    texts = np.tile(np.arange(4), (2, 1))
+    measured = ProbeSet(
+        np.zeros((2, 2), dtype=int), texts, losses, reference, np.ones(4), np.zeros(4)
+    )
     assert noise_from_probes(measured, batch_size=2) == pytest.approx((0.5, np.sqrt(1.25)))
     # Within the strata {1, 1} and {3, 3} nothing varies.
     assert noise_from_probes(measured, 2, np.array([0, 1, 0, 1])) == pytest.approx((0, 0))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rankcast
+from rankcast.errors import DataError
 from rankcast.experiment.catalogue import Catalogue
 from rankcast.experiment.live import pack
 from rankcast.experiment.policies import calibrated_row, policy_job, run_policy_job, seeds_of
@@ -46,7 +47,7 @@ def present(name: str, *filled: Result) -> Presentation:
     """Present an experiment from some results; all others that it needs are empty."""
     found = {one.experiment: one for one in filled}
     loaded = experiment(name)
-    inputs = {need: found.get(need, result(need)) for need in loaded.needs}
+    inputs = {need: found.get(need, result(need)) for need in (*loaded.needs, *loaded.beside)}
     return loaded.present(found.get(name, result(name)), inputs)
 
 
@@ -121,7 +122,7 @@ def test_it_loads_and_its_jobs_can_be_told_apart(name: str) -> None:
     loaded = experiment(name)
     assert loaded.name == name
     assert loaded.question.endswith("?")
-    assert set(loaded.needs) <= set(CATALOGUE.names)
+    assert {*loaded.needs, *loaded.beside} <= set(CATALOGUE.names)
     for scale in ("quick", "default"):
         jobs = loaded.jobs(scale)
         assert len({job.name for job in jobs}) == len(jobs)
@@ -459,7 +460,7 @@ def calibration_result() -> Result:
 def test_a_job_of_table3_leaves_what_the_tables_read(tmp_path: Path) -> None:
     calibration = calibration_result()
     context = RunContext(tmp_path, "quick", {"calibration": calibration}, {}, None)
-    job = policy_job("airllm", 1, episodes=4, evaluate_every=2, judge_db=(5.0,))
+    job = policy_job("airllm", 1, episodes=4, evaluate_every=2)
     values = json.loads(json.dumps(plain(run_policy_job(job, context))))
     assert [p["episode"] for p in values["curve"]] == [2, 4]
     assert len(values["rewards"]) == 4
@@ -468,10 +469,17 @@ def test_a_job_of_table3_leaves_what_the_tables_read(tmp_path: Path) -> None:
     assert [p["snr_db"] for p in values["plans"]] == [-5, 0, 5, 10, 15]
     assert all(p["link_cost"] <= 1 for p in values["plans"])
     assert np.shape(values["mean_ranks"]) == (5, 12)
-    assert values["live"] == []  # no model is at hand
+    assert values["live"] == []
     shown = present("table3", result("table3", [Row(job, values, 1.0, 1.0, "cpu", {})]))
     assert len(shown.tables[0].rows) == 1
     assert len(present("calibration", calibration).claims) == 1
+
+
+def test_plans_are_not_passed_off_as_judged_without_the_model(tmp_path: Path) -> None:
+    context = RunContext(tmp_path, "default", {"calibration": calibration_result()}, {}, None)
+    job = policy_job("airllm", 1, episodes=2, evaluate_every=2, judge_db=(5.0,))
+    with pytest.raises(DataError, match="experiment run calibration"):
+        run_policy_job(job, context)
 
 
 def test_environments_side_by_side_count_as_episodes(tmp_path: Path) -> None:

@@ -71,13 +71,13 @@ class Catalogue:
             if name in found:
                 continue
             found[name] = self.load(name)
-            for need in found[name].needs:
+            for need in (*found[name].needs, *found[name].beside):
                 if need not in self.names:
                     raise ConfigError(
                         f"{name} needs {need!r}, which is no experiment{nearest(need, self.names)}."
                     )
-            waiting += found[name].needs
-        sorter = TopologicalSorter({name: e.needs for name, e in found.items()})
+            waiting += (*found[name].needs, *found[name].beside)
+        sorter = TopologicalSorter({name: (*e.needs, *e.beside) for name, e in found.items()})
         try:
             return tuple(found[name] for name in sorter.static_order())
         except CycleError as error:

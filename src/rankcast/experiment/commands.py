@@ -51,7 +51,7 @@ def list_experiments(command: ExperimentList) -> int:
             "name": experiment.name,
             "source": experiment.source,
             "title": experiment.title,
-            "needs": list(experiment.needs),
+            "needs": [*experiment.needs, *experiment.beside],
             "scale": store.scale,
             "jobs": len(jobs),
             "finished": len(store.collect(experiment).rows),

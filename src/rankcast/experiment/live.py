@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rankcast.errors import DataError
+from rankcast.experiment.spec import RunContext
 from rankcast.finetune.config import FinetuneConfig
 from rankcast.finetune.datasets import DatasetConfig, load_dataset
 from rankcast.finetune.texts import DatasetSplits, TextDataset
@@ -22,6 +23,7 @@ from rankcast.records import FloatArray, IntArray
 from rankcast.run.folder import load_state, replace_file, save_state
 
 CHECKPOINT_EVERY = 100
+QUICK_TEXTS = 200
 SHORTEST_HELD_OUT = 10  # words; shorter phrases occur all over the training texts
 SHORTEST_REMOVED = 4  # words
 
@@ -34,7 +36,8 @@ class LiveTask:
         name: of the task.
         folder: of its tables below the data folder.
         n_held_out: training texts that join the judged pool.
-        n_probe: training texts on which plans are probed.
+        n_probe: training texts from which those are drawn on which plans are probed. Texts that
+            overlap with them leave the training, too.
         finetune: model and training; the seed is set per run.
     """
 
@@ -60,6 +63,22 @@ class LiveTask:
             DatasetConfig(source=source, text_column="sentence", label_column="label")
         )
         return hold_out(whole, self.n_held_out, self.n_probe)
+
+    def splits_for(self, context: RunContext) -> DatasetSplits:
+        """Return the splits for a job: at the quick scale few texts to probe and to judge.
+
+        Raises:
+            DataError: as `splits`.
+        """
+        splits = self.splits(context.data)
+        return fewer(splits, QUICK_TEXTS if context.scale == "quick" else None)
+
+
+def fewer(splits: DatasetSplits, most: int | None) -> DatasetSplits:
+    """Return the splits with at most so many texts to probe and to judge, always the same."""
+    return DatasetSplits(
+        splits.train, splits.validation.sample(most, 0), splits.test.sample(most, 0)
+    )
 
 
 def hold_out(whole: DatasetSplits, n_held_out: int, n_probe: int) -> DatasetSplits:

@@ -247,6 +247,6 @@ def judge_of(context: RunContext, row: Row) -> PlanJudge | None:
         return None
     task = TASKS[row.job.settings["task"]]
     config = replace(task.finetune, seed=row.job.seed, total_steps=row.job.settings["steps"])
-    learner = TransformerLearner(config, task.splits(context.data))
+    learner = TransformerLearner(config, task.splits_for(context))
     learner.load_state_dict(load_state(folder / "checkpoint.pt")["learner"])
     return PlanJudge(learner, folder / "judged")

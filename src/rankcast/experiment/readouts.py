@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankcast.errors import ConfigError
 from rankcast.experiment.live import unpack
 from rankcast.experiment.spec import HeatMap, Row, Series, Verdict
+from rankcast.experiment.world import regret_unit
 from rankcast.records import FloatArray
 from rankcast.statistics import Estimate, paired_t, pooled_bootstrap, t_interval
 
@@ -50,7 +52,7 @@ def reward(row: Row, episode: int | None = None, what: str = "deployed") -> floa
 
 def _reward_of(row: Row, value: float) -> float:
     oracle, uniform = row.values["oracle"], row.values["best_uniform"]
-    return float(-(oracle + value * (uniform - oracle)))
+    return float(-(oracle + value * regret_unit(oracle, uniform)))
 
 
 def reward_series(label: str, rows: Sequence[Row], what: str = "deployed") -> Series:
@@ -157,7 +159,9 @@ class Answers:
         return pooled_bootstrap(self.correct, 0)
 
     def shared(self, other: Answers) -> tuple[int, ...]:
-        """Return the seeds that both have."""
+        """Return the seeds that both have; none where they were asked different texts."""
+        if self.correct.shape[1] != other.correct.shape[1]:
+            return ()
         return tuple(seed for seed in self.seeds if seed in other.seeds)
 
     def of_seed(self, seed: int) -> FloatArray:
@@ -168,9 +172,14 @@ class Answers:
         """Return the paired difference over the seeds and texts that both have.
 
         Raises:
-            ConfigError: no seed in common.
+            ConfigError: no seed in common, or other texts.
         """
         both = self.shared(other)
+        if not both:
+            raise ConfigError(
+                f"Seeds {self.seeds} on {self.correct.shape[1]} texts cannot be paired with seeds "
+                f"{other.seeds} on {other.correct.shape[1]}. Judge both on the same texts."
+            )
         mine = self.correct[[self.seeds.index(seed) for seed in both]]
         theirs = other.correct[[other.seeds.index(seed) for seed in both]]
         return pooled_bootstrap(mine - theirs, 0)

@@ -188,8 +188,11 @@ class _Run:
         return None
 
     def _ready(self, experiment: Experiment) -> bool:
-        found = [self.results.get(need) for need in experiment.needs]
-        return all(result is not None and not result.missing for result in found)
+        for need in experiment.needs:
+            result, part = self.results.get(need), self.parts[need]
+            if result is None or (result.missing and part.stand_in is None):
+                return False
+        return True
 
     def _task(self, experiment: Experiment, job: Job) -> Task:
         context = RunContext(

@@ -28,7 +28,7 @@ def present_all(
     Raises:
         ConfigError: a result that cannot be read.
     """
-    needed = {name for experiment in experiments for name in experiment.needs}
+    needed = {name for e in experiments for name in (*e.needs, *e.beside)}
     known = {e.name: e for e in experiments}
     known |= {name: catalogue.load(name) for name in sorted(needed - set(known))}
     results = {name: store.collect(experiment) for name, experiment in known.items()}
@@ -43,7 +43,7 @@ def present(experiment: Experiment, results: dict[str, Result]) -> Presented:
         claim = Claim(experiment.question, "", "", None, "not resolved", (), note)
         return Presented(experiment, result, Presentation((claim,), text=note))
     try:
-        inputs = {name: results[name] for name in experiment.needs}
+        inputs = {name: results[name] for name in (*experiment.needs, *experiment.beside)}
         return Presented(experiment, result, experiment.present(result, inputs))
     except Exception as error:
         error.add_note(f"while presenting {experiment.name}")

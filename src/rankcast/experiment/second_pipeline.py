@@ -20,7 +20,7 @@ import numpy as np
 from rankcast.allocation.baselines import KnapsackAllocator
 from rankcast.allocation.scored import EqualBitsUniform
 from rankcast.allocation.utility import UtilityConfig
-from rankcast.experiment.live import PlanJudge, pack, trained
+from rankcast.experiment.live import PlanJudge, fewer, pack, trained
 from rankcast.experiment.policies import TRAINING, WORLD, judged_plans, plan_values
 from rankcast.experiment.rival_plans import TEACHER_EPISODES, plans_of
 from rankcast.experiment.training import train_policy, train_teacher
@@ -52,6 +52,7 @@ class SecondSettings:
         model: as `FinetuneConfig.model`, or `built` for the study's own.
         steps: of the nested training, and of AdaLoRA's.
         probes: plans on which the trained model is probed.
+        texts_per_plan: texts drawn for each of them; None for all.
         episodes: of AirLLM's training.
         teacher_episodes: of the solver's Thompson sampling.
         total_gain: loss that full rank is expected to remove before anything is known [nats].
@@ -62,6 +63,7 @@ class SecondSettings:
     model: str
     steps: int
     probes: int = 120
+    texts_per_plan: int | None = None
     episodes: int = 150
     teacher_episodes: int = TEACHER_EPISODES
     total_gain: float = 0.69
@@ -73,7 +75,7 @@ def run_pipeline(
     config: FinetuneConfig, splits: DatasetSplits, settings: SecondSettings, scratch: Path
 ) -> dict[str, Any]:
     """Train, probe, calibrate, allocate and judge; every stage is kept in the scratch folder."""
-    splits = _fewer(splits, settings.most_texts)
+    splits = fewer(splits, settings.most_texts)
     learner = TransformerLearner(config, splits)
     full = np.full(learner.layout.n_projections, learner.layout.r_max)
     trained(learner, full, scratch / "checkpoint.pt")
@@ -119,14 +121,21 @@ def _calibrate(
     """Probe the trained model and fit a utility to what it loses."""
     layout, seed = learner.layout, learner.config.seed
     plans = random_plans(np.random.default_rng([seed, 1]), settings.probes, layout)
-    probes = probe(learner, "validation", plans, scratch / "probes.npz")
+    probes = probe(
+        learner,
+        "validation",
+        plans,
+        scratch / "probes.npz",
+        texts_per_plan=settings.texts_per_plan,
+        seed=seed,
+    )
     calibration = Calibration.of_probes(
         probes, layout, np.random.default_rng(seed), batch_size=learner.config.batch_size
     )
     return {
         "calibration": calibration.to_plain(),
         "full_rank_loss": float(probes.reference_losses.mean()),
-        "rank_0_loss": float(probes.losses[0].mean()),
+        "rank_0_loss": float(probes.mean_losses()[0]),
     }
 
 
@@ -171,13 +180,6 @@ def equal_bits_uniform(world: World, plans: IntArray) -> IntArray:
 
 def _by_link(world: World, plans: IntArray) -> dict[float, IntArray]:
     return dict(zip(world.link.snr_db.tolist(), plans, strict=True))
-
-
-def _fewer(splits: DatasetSplits, most: int | None) -> DatasetSplits:
-    """Return the splits with at most so many texts to probe and to judge."""
-    return DatasetSplits(
-        splits.train, splits.validation.sample(most, 0), splits.test.sample(most, 0)
-    )
 
 
 def _adalora(

@@ -204,7 +204,9 @@ class Experiment:
         jobs: what is to be run at a scale, the most important first.
         run: runs one job and returns its values, as JSON values; called in a worker process.
         present: claims, tables and charts from the rows, which may be incomplete.
-        needs: experiments whose results must be there first.
+        needs: experiments whose results its jobs use, so that these must be there first.
+        beside: experiments that its presentation shows, as far as they have run; its jobs do not
+            wait for them.
         live: whether its jobs train on data sets, which do not come with the project; without them
             the quick scale leaves it out.
     """
@@ -217,4 +219,5 @@ class Experiment:
     run: Callable[[Job, RunContext], Mapping[str, Any]]
     present: Callable[[Result, Mapping[str, Result]], Presentation]
     needs: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     live: bool = False

@@ -119,7 +119,8 @@ class Sweep:
             self.jobs,
             run_policy_job,
             self.present,
-            (CALIBRATION, *sorted(borrowed)),
+            (CALIBRATION,) if any(v.borrowed is None for v in self.variants) else (),
+            tuple(sorted(borrowed)),
         )
 
     def jobs(self, scale: Scale) -> Sequence[Job]:

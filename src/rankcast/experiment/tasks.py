@@ -35,12 +35,12 @@ _NESTED = FinetuneConfig(
     measure_reference=False,
     mixed_precision="no",
 )
-SST2 = LiveTask("sst2", "sst2", n_held_out=2310, n_probe=320, finetune=_NESTED)
+SST2 = LiveTask("sst2", "sst2", n_held_out=2310, n_probe=3000, finetune=_NESTED)
 AGNEWS = LiveTask(
     "agnews",
     "agnews",
     n_held_out=0,
-    n_probe=128,
+    n_probe=1000,
     finetune=replace(_NESTED, batch_size=16, max_length=32),
 )
 """Its texts are longer than SST-2's: title and lead begin within 32 tokens."""

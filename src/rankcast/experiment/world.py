@@ -2,7 +2,9 @@
 
 Regret is (policy - optimum) / (best uniform rank - optimum) of the noise-free objective U + λη,
 averaged over the links on which the world is judged: 0 is the optimum, 1 the best single rank for
-all projections and all links. `rankcast.experiment.training` trains policies in it.
+all projections and all links. Where those two differ by less than `SMALLEST_GAP`, as where the best
+uniform rank is optimal, regret counts in units of that instead. `rankcast.experiment.training`
+trains policies in it.
 
 Shapes: K judged links, `B` links, `N` projections, `R` = r_max.
 """
@@ -26,6 +28,7 @@ from rankcast.link.payload import LinkCostModel
 from rankcast.records import FloatArray, IntArray, LinkState, Observation, TextStats
 
 PAPER_SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
+SMALLEST_GAP = 1e-3  # of the objective [nats]; a smaller one is no scale to measure by
 REPEATS = 40  # plans sampled for each judged link at each evaluation
 
 
@@ -98,11 +101,11 @@ class World:
     def regret(self, ranks: IntArray, link: LinkState) -> float:
         """Return the regret of (B, N) plans, which hold the judged links equally often."""
         mean = float(self.objective(ranks, link).mean())
-        return (mean - self.oracle) / (self.uniform - self.oracle)
+        return (mean - self.oracle) / regret_unit(self.oracle, self.uniform)
 
     def reward(self, regret: float) -> float:
         """Return the mean noise-free reward -U - λη that a regret stands for."""
-        return -(self.oracle + regret * (self.uniform - self.oracle))
+        return -(self.oracle + regret * regret_unit(self.oracle, self.uniform))
 
     def observe(self, repeats: int = REPEATS) -> Observation:
         """Return (K·repeats) states: the judged links, the learner's text, no ranks in force."""
@@ -125,6 +128,11 @@ class World:
         """Return an allocator's mean regret over repeated plans for the judged links."""
         observation = self.observe(repeats)
         return self.regret(allocator.allocate(observation, rng), observation.link)
+
+
+def regret_unit(oracle: float, uniform: float) -> float:
+    """Return the difference in mean objective that is a regret of 1 [nats]."""
+    return max(uniform - oracle, SMALLEST_GAP)
 
 
 def make_world(

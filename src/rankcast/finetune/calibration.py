@@ -8,15 +8,17 @@ is fitted is a stand-in: final plans are to be verified on the model itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rankcast.errors import ConfigError, DataError
+from rankcast.finetune.fit_quality import FitQuality, quality_of
 from rankcast.finetune.monotone import LossLink, MonotoneUtility, significant
-from rankcast.finetune.monotone_fit import FitQuality, fit, quality_of
-from rankcast.finetune.probing import ProbeSet
+from rankcast.finetune.monotone_fit import fit
+from rankcast.finetune.probe_set import ProbeSet
 from rankcast.records import AdapterLayout, FloatArray, IntArray, Projection
 
 Statistic = Literal["lexical_entropy", "oov_rate"]
@@ -105,6 +107,8 @@ class Calibration:
     ) -> Self:
         """Fit a utility to each stratum of the probed texts.
 
+        A plan judged on fewer than two texts of a stratum does not count there.
+
         Args:
             probes: the measurements.
             layout: of the model probed.
@@ -116,14 +120,16 @@ class Calibration:
             batch_size: texts of a training batch, for its noise.
 
         Raises:
-            DataError: too few probes or texts.
+            DataError: too few probes, or too few texts of a stratum for enough of them.
         """
         strata = _strata(getattr(probes, by), n_groups)
         fits, groups = [], []
         for number in range(n_groups):
             chosen = strata == number
-            losses = probes.mean_losses(chosen)
-            found = fit(probes.ranks, losses, layout, rng, link, decreasing=decreasing)
+            losses, error = probes.mean_losses(chosen), probes.std_errors(chosen)
+            found = fit(
+                probes.ranks, losses, layout, rng, link, decreasing=decreasing, std_errors=error
+            )
             fits.append(found)
             groups.append(
                 TextGroup(
@@ -136,7 +142,7 @@ class Calibration:
         shares = np.array([group.share for group in groups])
         predicted = shares @ np.array([found.predicted for found in fits])
         by_share = shares @ np.array([found.share_predicted for found in fits])
-        quality = quality_of(probes.mean_losses(), predicted, by_share, rng)
+        quality = quality_of(probes.mean_losses(), predicted, by_share, rng, probes.std_errors())
         noise, paired = noise_from_probes(probes, batch_size, strata)
         return cls(
             layout, tuple(groups), noise, paired, quality, tuple(found.quality for found in fits)
@@ -170,8 +176,8 @@ class Calibration:
             "groups": [group.to_plain() for group in self.groups],
             "noise_std": significant(self.noise_std),
             "paired_noise_std": significant(self.paired_noise_std),
-            "quality": _quality_to_plain(self.quality),
-            "group_quality": [_quality_to_plain(quality) for quality in self.group_quality],
+            "quality": self.quality.to_plain(),
+            "group_quality": [quality.to_plain() for quality in self.group_quality],
         }
 
     @classmethod
@@ -183,8 +189,8 @@ class Calibration:
             tuple(TextGroup.from_plain(group) for group in plain["groups"]),
             float(plain["noise_std"]),
             float(plain["paired_noise_std"]),
-            _quality_from_plain(plain["quality"]),
-            tuple(_quality_from_plain(quality) for quality in plain["group_quality"]),
+            FitQuality.from_plain(plain["quality"]),
+            tuple(FitQuality.from_plain(quality) for quality in plain["group_quality"]),
         )
 
 
@@ -193,24 +199,36 @@ def noise_from_probes(
 ) -> tuple[float, float]:
     """Return how much the loss of a batch varies, and its difference to full rank [nats].
 
-    Both are root mean squares over the probed plans.
+    Both are root mean squares over the probed plans, each of which was judged on texts of its own;
+    one with fewer than two texts of a stratum says nothing about it.
 
     Args:
         probes: the measurements.
         batch_size: texts of a batch.
-        strata: (n,) stratum of each text, around whose mean the losses vary; one for None.
+        strata: (T,) stratum of each text, around whose mean the losses vary; one for None.
     """
     strata = np.zeros(probes.n_texts, dtype=np.int64) if strata is None else strata
-    losses = probes.losses.astype(np.float64)
 
     def std_of_batch(values: FloatArray) -> float:
         within = [
-            (strata == number).mean() * values[:, strata == number].var(axis=1).mean()
+            (strata == number).mean() * _variance(values, strata[probes.texts] == number)
             for number in np.unique(strata)
         ]
         return float(np.sqrt(np.sum(within) / batch_size))
 
-    return std_of_batch(losses), std_of_batch(losses - probes.reference_losses)
+    return std_of_batch(probes.losses.astype(np.float64)), std_of_batch(probes.differences)
+
+
+def _variance(values: FloatArray, chosen: NDArray[np.bool_]) -> float:
+    """Return the mean over plans of the variance of (P, n) values among the chosen ones."""
+    count = chosen.sum(axis=1)
+    known = count > 1
+    if not known.any():
+        return 0.0
+    values, chosen, count = values[known], chosen[known], count[known]
+    mean = np.where(chosen, values, 0.0).sum(axis=1) / count
+    squares = np.where(chosen, (values - mean[:, None]) ** 2, 0.0).sum(axis=1)
+    return float((squares / count).mean())
 
 
 def _strata(values: FloatArray, n_groups: int) -> IntArray:
@@ -227,19 +245,3 @@ def _strata(values: FloatArray, n_groups: int) -> IntArray:
 def _batch_mean(values: FloatArray, batch_size: int) -> tuple[float, float]:
     """Return mean and standard deviation of the mean over a batch."""
     return float(values.mean()), float(values.std() / np.sqrt(batch_size))
-
-
-def _quality_to_plain(quality: FitQuality) -> dict[str, Any]:
-    return {
-        name: [significant(x) for x in value]
-        if isinstance(value, tuple)
-        else significant(value)
-        if isinstance(value, float)
-        else value
-        for name, value in asdict(quality).items()
-    }
-
-
-def _quality_from_plain(plain: Mapping[str, Any]) -> FitQuality:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-    return FitQuality(**values)

@@ -34,6 +34,7 @@ class PenalisedGains:
         layout: the projections and r_max.
         link: see `MonotoneUtility`.
         decreasing: whether the gains of a projection decrease along the rank.
+        weights: (P,) of the squared errors, of which their mean is taken out; None for equal ones.
 
     Attributes:
         start: the unknowns at the prior, where every search begins.
@@ -46,11 +47,15 @@ class PenalisedGains:
         layout: AdapterLayout,
         link: LossLink,
         decreasing: bool,
+        *,
+        weights: FloatArray | None = None,
     ) -> None:
         self._link, self._decreasing = link, decreasing
         self._shape = (layout.n_projections, layout.r_max)
         self._mean, self._std = float(losses.mean()), float(losses.std())
         self._target = (losses - self._mean) / self._std
+        weights = np.ones_like(losses) if weights is None else weights
+        self._weights = weights / weights.mean()
         i = np.arange(1, layout.r_max + 1)
         active = (i <= ranks[..., None]).astype(np.float64)
         self._active = active.reshape(len(ranks), -1)
@@ -97,13 +102,14 @@ class PenalisedGains:
         falling = np.exp(x[1] - total) if self._link == "exp" else -total
         slope = -falling if self._link == "exp" else -np.ones_like(total)
         error = x[0] + falling - self._target
-        by_gain = (self._active.T @ (2.0 * error * slope)).reshape(self._shape)
+        weighted = self._weights * error
+        by_gain = (self._active.T @ (2.0 * weighted * slope)).reshape(self._shape)
         by_part = by_gain.cumsum(axis=1) if self._decreasing else by_gain
         by_z = self._across.T @ (by_part * parts) @ self._along
-        by_amplitude = 2.0 * float(error @ falling) if self._link == "exp" else 0.0
-        gradient = np.concatenate([[2.0 * error.sum(), by_amplitude], by_z.ravel()])
+        by_amplitude = 2.0 * float(weighted @ falling) if self._link == "exp" else 0.0
+        gradient = np.concatenate([[2.0 * weighted.sum(), by_amplitude], by_z.ravel()])
         gradient[2:] += 2.0 * strength * x[2:]
-        return float(error @ error + strength * (x[2:] @ x[2:])), gradient
+        return float(error @ weighted + strength * (x[2:] @ x[2:])), gradient
 
     def _decay(self, counts: FloatArray) -> tuple[float, float, FloatArray]:
         """Fit one decay a·exp(-i/τ) for all; return offset, log amplitude and the (R,) decay."""
@@ -115,7 +121,8 @@ class PenalisedGains:
 
         def error(x: FloatArray) -> FloatArray:
             total = counts @ profile(x[2], x[3])
-            return x[0] + (np.exp(x[1] - total) if exponential else -total) - self._target
+            bent = np.exp(x[1] - total) if exponential else -total
+            return np.sqrt(self._weights) * (x[0] + bent - self._target)
 
         lowest = max(self._lowest_offset, -1e3)
         first = max(float(self._target.min()) - 0.5, lowest + 1e-3)

@@ -1,21 +1,24 @@
 """What a trained model loses under many rank vectors: the measurements behind a calibration.
 
-Shapes: `P` probed plans, `N` projections, `n` texts. Every plan is judged on the same texts, so
-that two plans differ by what they are, not by what they were shown.
+Each plan can be judged on texts of its own, drawn from many (`texts_per_plan`), and is compared
+with full rank on the very same texts. On a few texts that all plans shared, the error of the sample
+would be the same for every plan, and no fit could average it out.
+
+Shapes: `P` probed plans, `N` projections, `n` texts of a plan, `T` texts in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rankcast.errors import CheckpointError, ConfigError, DataError
+from rankcast.errors import CheckpointError, ConfigError
 from rankcast.finetune.complexity import TextComplexity
+from rankcast.finetune.probe_set import ProbeSet
 from rankcast.finetune.texts import DatasetSplits
 from rankcast.records import AdapterLayout, FloatArray, IntArray
 
@@ -36,84 +39,14 @@ class Probed(Protocol):
         ...
 
     def judge_texts(
-        self, split: str, ranks: IntArray | None, max_examples: int | None
+        self,
+        split: str,
+        ranks: IntArray | None,
+        max_examples: int | None = None,
+        indices: IntArray | None = None,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return (n,) summed loss, right answers and predictions of each text of a split."""
+        """Return (n,) summed loss, right answers and predictions of the texts at `indices`."""
         ...
-
-
-@dataclass(frozen=True)
-class ProbeSet:
-    """Losses of one trained model under P plans.
-
-    Attributes:
-        ranks: (P, N) plans.
-        losses: (P, n) float32 loss of each text under each plan, weighted so that the mean over
-            the texts is the mean loss of a prediction.
-        reference_losses: (n,) float32 likewise under full rank.
-        lexical_entropy: (n,) of each text [nats].
-        oov_rate: (n,) of each text, in [0, 1].
-
-    Raises:
-        DataError: shapes that do not belong together, or losses that are not finite.
-    """
-
-    ranks: IntArray
-    losses: NDArray[np.float32]
-    reference_losses: NDArray[np.float32]
-    lexical_entropy: FloatArray
-    oov_rate: FloatArray
-
-    def __post_init__(self) -> None:
-        """Refuse what does not belong together."""
-        texts = {len(self.reference_losses), len(self.lexical_entropy), len(self.oov_rate)}
-        if self.ranks.ndim != 2 or texts != {self.losses.shape[-1]}:
-            raise DataError(
-                f"A probe set needs ranks (P, N), losses (P, n) and n statistics; got "
-                f"{self.ranks.shape}, {self.losses.shape} and {sorted(texts)}."
-            )
-        if len(self.ranks) != len(self.losses):
-            raise DataError(f"{len(self.ranks)} plans were probed, but {len(self.losses)} judged.")
-        if not (np.isfinite(self.losses).all() and np.isfinite(self.reference_losses).all()):
-            raise DataError("Some probed losses are not finite: the model has diverged.")
-
-    def __len__(self) -> int:
-        """P."""
-        return len(self.ranks)
-
-    @property
-    def n_texts(self) -> int:
-        """How many texts every plan was judged on."""
-        return self.losses.shape[1]
-
-    def mean_losses(self, texts: NDArray[np.bool_] | None = None) -> FloatArray:
-        """Return (P,) mean loss of each plan over the texts marked in an (n,) mask, or over all."""
-        chosen = self.losses if texts is None else self.losses[:, texts]
-        return chosen.mean(axis=1, dtype=np.float64)
-
-    def save(self, path: Path) -> None:
-        """Write the set as .npz, under a temporary name until it is complete."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        partial.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: the file is not there, is damaged, or holds something else.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(**{field.name: file[field.name] for field in fields(cls)})
-        except Exception as error:  # a damaged archive raises whatever its first bad byte causes
-            raise CheckpointError(
-                f"{path} holds no probes ({error}). Delete it and probe again."
-            ) from error
 
 
 def probe(
@@ -122,8 +55,11 @@ def probe(
     plans: IntArray,
     path: Path | None = None,
     on_probe: Callable[[int, int], None] | None = None,
+    *,
+    texts_per_plan: int | None = None,
+    seed: int = 0,
 ) -> ProbeSet:
-    """Judge every text of a split under every plan, without training.
+    """Judge texts of a split under every plan, and all of them under full rank, without training.
 
     Args:
         learner: the trained model, a `TransformerLearner`.
@@ -131,28 +67,36 @@ def probe(
         plans: (P, N) ranks.
         path: where the probes are kept; what it already holds is not measured again.
         on_probe: called with how many plans are done and P after each.
+        texts_per_plan: n, texts drawn for each plan; None, or as many as there are, for all.
+        seed: of these draws, each of which depends on it and the plan's number alone.
 
     Raises:
-        ConfigError: plans for another layout.
+        ConfigError: plans for another layout, or fewer than 2 texts for each.
         CheckpointError: `path` holds probes of other plans, other texts or another model.
     """
     plans = _checked(plans, learner.layout)
-    texts = TextComplexity(learner.tokenizer).per_sample(learner.data[split].texts)
-    reference = _losses(learner, split, np.full_like(plans[0], learner.layout.r_max))
-    empty = np.zeros((0, len(reference)), dtype=np.float32)
-    done = ProbeSet(plans[:0], empty, reference, texts.lexical_entropy, texts.oov_rate)
+    stats = TextComplexity(learner.tokenizer).per_sample(learner.data[split].texts)
+    full = np.full_like(plans[0], learner.layout.r_max)
+    loss, _, count = learner.judge_texts(split, full)
+    scale = max(float(count.mean()), 1e-12)
+    reference = (loss / scale).astype(np.float32)
+    drawn = _draws(seed, len(plans), len(reference), texts_per_plan)
+    empty = np.zeros((0, drawn.shape[1]), dtype=np.float32)
+    done = ProbeSet(plans[:0], drawn[:0], empty, reference, stats.lexical_entropy, stats.oov_rate)
     if path is not None and path.exists():
-        done = _continued(ProbeSet.load(path), done, plans, path)
+        done = _continued(ProbeSet.load(path), done, plans, drawn, path)
     rows = list(done.losses)
     for number, plan in enumerate(plans[len(done) :], start=len(done) + 1):
-        rows.append(_losses(learner, split, plan))
+        own = drawn[number - 1]
+        chosen = own if len(own) < len(reference) else None
+        rows.append((learner.judge_texts(split, plan, None, chosen)[0] / scale).astype(np.float32))
         if path is not None and (number % SAVE_EVERY == 0 or number == len(plans)):
-            done = replace(done, ranks=plans[:number], losses=np.stack(rows))
+            done = replace(done, ranks=plans[:number], texts=drawn[:number], losses=np.stack(rows))
             if learner.accelerator.is_main_process:
                 done.save(path)
         if on_probe is not None:
             on_probe(number, len(plans))
-    return replace(done, ranks=plans, losses=np.stack(rows)[: len(plans)])
+    return replace(done, ranks=plans, texts=drawn, losses=np.stack(rows)[: len(plans)])
 
 
 def random_plans(rng: np.random.Generator, n: int, layout: AdapterLayout) -> IntArray:
@@ -215,27 +159,41 @@ def _checked(plans: IntArray, layout: AdapterLayout) -> IntArray:
     return plans.astype(np.int64)
 
 
-def _losses(learner: Probed, split: str, ranks: IntArray) -> NDArray[np.float32]:
-    loss, _, count = learner.judge_texts(split, ranks, None)
-    return (loss / max(float(count.mean()), 1e-12)).astype(np.float32)
+def _draws(seed: int, n_plans: int, n_texts: int, texts_per_plan: int | None) -> IntArray:
+    """Return (P, n) positions of each plan's texts, rising, or raise `ConfigError`."""
+    if texts_per_plan is None or texts_per_plan >= n_texts:
+        return np.tile(np.arange(n_texts), (n_plans, 1))
+    if texts_per_plan < 2:
+        raise ConfigError(f"Each plan is probed on at least 2 texts, not {texts_per_plan}.")
+    draws = [
+        np.random.default_rng([seed, number]).choice(n_texts, texts_per_plan, replace=False)
+        for number in range(n_plans)
+    ]
+    return np.sort(draws, axis=1).astype(np.int64)
 
 
-def _continued(found: ProbeSet, fresh: ProbeSet, plans: IntArray, path: Path) -> ProbeSet:
+def _continued(
+    found: ProbeSet, fresh: ProbeSet, plans: IntArray, drawn: IntArray, path: Path
+) -> ProbeSet:
     """Return the probes that are there, if they are of this model, these texts and plans."""
-    same_texts = found.n_texts == fresh.n_texts and np.allclose(
-        found.lexical_entropy, fresh.lexical_entropy
+    k = min(len(found), len(plans))
+    same_texts = (
+        found.n_texts == fresh.n_texts
+        and np.allclose(found.lexical_entropy, fresh.lexical_entropy)
+        and np.array_equal(found.texts[:k], drawn[:k])
     )
     if not same_texts or not np.allclose(
         found.reference_losses, fresh.reference_losses, rtol=1e-3, atol=1e-3
     ):
         raise CheckpointError(
             f"{path} holds probes of other texts or of another model: full rank loses "
-            f"{found.reference_losses.mean():.4f} there and {fresh.reference_losses.mean():.4f} "
-            f"here. Delete it, or probe the model that it belongs to."
+            f"{found.reference_losses.mean():.4f} on {found.n_texts} texts there, "
+            f"{found.texts_per_plan} of them for each plan, and "
+            f"{fresh.reference_losses.mean():.4f} on {fresh.n_texts} here, {drawn.shape[1]} for "
+            f"each. Delete it, or probe the model that it belongs to, with the same seed."
         )
-    k = min(len(found), len(plans))
     if not np.array_equal(found.ranks[:k], plans[:k]):
         raise CheckpointError(
             f"{path} holds probes of other plans. Delete it, or draw the plans from the same seed."
         )
-    return replace(found, ranks=found.ranks[:k], losses=found.losses[:k])
+    return replace(found, ranks=found.ranks[:k], texts=found.texts[:k], losses=found.losses[:k])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rankcast.adapters.svd import ElasticAdapter
+from rankcast.errors import DataError
 from rankcast.finetune.batching import Batch, TokenisedDataset
 from rankcast.finetune.config import FinetuneConfig
 from rankcast.finetune.objectives import Judged, Objective
@@ -60,7 +61,11 @@ class Scorer:
 
     @torch.no_grad()
     def judge_texts(
-        self, tokens: TokenisedDataset, ranks: IntArray, max_examples: int | None
+        self,
+        tokens: TokenisedDataset,
+        ranks: IntArray,
+        max_examples: int | None,
+        indices: IntArray | None = None,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return (n,) loss, right answers and predictions of each text, over all processes.
 
@@ -68,11 +73,13 @@ class Scorer:
             tokens: the texts.
             ranks: (N,) ranks to judge.
             max_examples: judge so many, drawn from the seed alone; None for all.
+            indices: (n,) positions of the texts to judge, in the order of the result; None for
+                all, in their order.
+
+        Raises:
+            DataError: positions that are none of these texts, or both ways of choosing at once.
         """
-        indices = np.arange(len(tokens))
-        if max_examples is not None and max_examples < len(tokens):
-            rng = np.random.default_rng(self._config.seed)
-            indices = np.sort(rng.choice(indices, size=max_examples, replace=False))
+        indices = self._chosen(len(tokens), max_examples, indices)
         device = self._accelerator.device
         table = torch.zeros(3, len(tokens), device=device)
         self._adapter.model.eval()
@@ -85,6 +92,23 @@ class Scorer:
         table = self._accelerator.reduce(table, reduction="sum")
         loss, correct, count = table.cpu().double().numpy()[:, indices]
         return loss, correct, count
+
+    def _chosen(self, n_texts: int, max_examples: int | None, indices: IntArray | None) -> IntArray:
+        """Return (n,) positions of the texts to judge."""
+        everything = np.arange(n_texts)
+        if indices is not None:
+            chosen = np.asarray(indices)
+            whole = chosen.ndim == 1 and chosen.size > 0 and chosen.dtype.kind in "iu"
+            if max_examples is not None or not whole or not np.isin(chosen, everything).all():
+                raise DataError(
+                    f"Name the texts to judge by positions in 0..{n_texts - 1}, at least one, or "
+                    f"by how many (max_examples), not both."
+                )
+            return chosen.astype(np.int64)
+        if max_examples is None or max_examples >= n_texts:
+            return everything
+        rng = np.random.default_rng(self._config.seed)
+        return np.sort(rng.choice(everything, size=max_examples, replace=False))
 
     def total(self, value: Tensor | int) -> float:
         """Return the sum of a number over all processes."""

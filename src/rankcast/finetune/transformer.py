@@ -255,11 +255,25 @@ class TransformerLearner:
         return mean
 
     def judge_texts(
-        self, split: str, ranks: IntArray | None, max_examples: int | None
+        self,
+        split: str,
+        ranks: IntArray | None,
+        max_examples: int | None = None,
+        indices: IntArray | None = None,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return (n,) summed loss, right answers and predictions of each text of a split."""
+        """Return (n,) summed loss, right answers and predictions of each text of a split.
+
+        Args:
+            split: `train`, `validation` or `test`.
+            ranks: (N,) ranks to judge; None for those in force.
+            max_examples: judge so many texts, always the same ones; None for all.
+            indices: (n,) positions of the texts to judge, in the order of the result.
+
+        Raises:
+            DataError: no such split, or positions that are none of its texts.
+        """
         chosen = self.adapter.ranks if ranks is None else ranks
-        return self._scorer.judge_texts(self._tokenised(split), chosen, max_examples)
+        return self._scorer.judge_texts(self._tokenised(split), chosen, max_examples, indices)
 
     @contextmanager
     def _dropout_generator(self, needed: bool) -> Iterator[None]:
