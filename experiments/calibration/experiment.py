@@ -23,7 +23,7 @@ from rankcast.experiment.tasks import STEPS, TASKS
 from rankcast.statistics import t_interval
 
 PROBES, TEXTS_PER_PLAN = 300, 320
-QUICK_STEPS, QUICK_PROBES, QUICK_TEXTS_PER_PLAN = 20, 24, 60
+QUICK_STEPS, QUICK_PROBES, QUICK_TEXTS_PER_PLAN = 10, 24, 20
 
 
 def jobs(scale: Scale) -> Sequence[Job]:

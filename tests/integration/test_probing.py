@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keyword_data import keyword_splits
-from rankcast.errors import CheckpointError, ConfigError
+from rankcast.errors import CheckpointError, ConfigError, DataError
 from rankcast.finetune.calibrated import CalibratedLearner, Calibration
 from rankcast.finetune.complexity import TextComplexity
 from rankcast.finetune.config import FinetuneConfig
@@ -92,3 +92,27 @@ def test_probes_of_something_else_are_refused(trained: TransformerLearner, tmp_p
         probe(untrained, "test", plans, path)
     with pytest.raises(ConfigError, match="shape"):
         probe(trained, "test", plans[:, :5])
+
+
+def test_texts_are_judged_in_the_order_they_are_named(trained: TransformerLearner) -> None:
+    ranks = np.arange(12) % 5
+    whole = trained.judge_texts("test", ranks)
+    named = np.array([17, 3, 8])
+    for some, every in zip(trained.judge_texts("test", ranks, indices=named), whole, strict=True):
+        assert some == pytest.approx(every[named], abs=1e-5)
+    for wrong in ([24], [-1], [], [[1]], [0.5]):
+        with pytest.raises(DataError, match="positions"):
+            trained.judge_texts("test", ranks, indices=np.array(wrong))
+    with pytest.raises(DataError, match="not both"):
+        trained.judge_texts("test", ranks, 3, np.array([1]))
+
+
+def test_plans_are_probed_on_texts_of_their_own(trained: TransformerLearner) -> None:
+    plans = random_plans(np.random.default_rng(2), 6, trained.layout)
+    every = probe(trained, "test", plans)
+    some = probe(trained, "test", plans, texts_per_plan=10, seed=3)
+    assert np.array_equal(some.reference_losses, every.reference_losses)
+    expected = np.take_along_axis(every.losses, some.texts, axis=1)
+    assert some.losses == pytest.approx(expected, abs=1e-5)
+    error = np.abs(some.mean_losses() - every.mean_losses())
+    assert (error <= 4 * some.std_errors() + 1e-5).all()

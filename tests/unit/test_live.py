@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from keyword_data import keyword_splits
 from rankcast.errors import DataError
 from rankcast.experiment.live import LiveTask, PlanJudge, hold_out, pack, trained, unpack
+from rankcast.experiment.spec import RunContext
 from rankcast.finetune.config import FinetuneConfig
 from rankcast.finetune.texts import DatasetSplits, TextDataset
 from rankcast.finetune.transformer import TransformerLearner
@@ -101,13 +102,19 @@ def test_a_pool_without_a_slice_of_training_texts() -> None:
     assert len(shared.validation) == 5
 
 
-def test_a_task_reads_its_folder(tmp_path: Path) -> None:
+def test_a_task_reads_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "films").mkdir()
     for name, texts in (("train", phrases(0)), ("validation", ["a b", "c"]), ("test", ["d", "e"])):
         rows = [f"{i % 2}\t{text}" for i, text in enumerate(texts)]
         (tmp_path / "films" / f"{name}.tsv").write_text("\n".join(["label\tsentence", *rows]))
     task = LiveTask("films", "films", n_held_out=3, n_probe=4, finetune=CONFIG)
     assert len(task.splits(tmp_path).test) == 2 + 2 + 3
+    monkeypatch.setattr("rankcast.experiment.live.QUICK_TEXTS", 3)
+    for scale, n_probe, n_judged in (("default", 4, 7), ("quick", 3, 3)):
+        context = RunContext(tmp_path, scale, {}, {}, tmp_path)  # type: ignore[arg-type]
+        shared = task.splits_for(context)
+        assert (len(shared.validation), len(shared.test)) == (n_probe, n_judged)
+        assert shared.train == task.splits(tmp_path).train
 
 
 @pytest.mark.parametrize("data", [None, Path("/no/such/folder")])

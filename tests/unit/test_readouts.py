@@ -202,3 +202,10 @@ def test_a_rank_map_has_layers_across_and_kinds_down() -> None:
     assert shown.values[:, 0].tolist() == [2, 3, 4, 5, 6, 7]
     assert shown.values[:, 1].tolist() == [8, 9, 10, 11, 12, 13]
     assert rank_map("a", rows, snr_index=0).values[0].tolist() == [1, 7]
+
+
+def test_answers_to_other_texts_share_no_seed() -> None:
+    ours, theirs = Answers(np.ones((2, 4)), (0, 1)), Answers(np.ones((2, 5)), (0, 1))
+    assert ours.shared(theirs) == ()
+    with pytest.raises(ConfigError, match="same texts"):
+        ours.minus(theirs)

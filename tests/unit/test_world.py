@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,7 +8,13 @@ import pytest
 from rankcast.allocation.baselines import KnownUtilityAllocator, UniformAllocator
 from rankcast.experiment.optimum import best_known, descend, is_additive
 from rankcast.experiment.training import train_policy, train_teacher
-from rankcast.experiment.world import World, WorldConfig, make_world, synthetic_world
+from rankcast.experiment.world import (
+    SMALLEST_GAP,
+    World,
+    WorldConfig,
+    make_world,
+    synthetic_world,
+)
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 from rankcast.policy.airllm import PolicyConfig
 from rankcast.records import AdapterLayout, FloatArray, IntArray, Projection
@@ -51,6 +57,22 @@ def test_regret_is_one_for_the_best_uniform_rank_and_none_for_the_oracle() -> No
     assert world.regret_of(oracle, rng) == pytest.approx(0.0, abs=1e-9)
     assert world.reward(0.0) == -world.oracle
     assert world.reward(1.0) == pytest.approx(-world.uniform)
+
+
+def test_regret_stays_finite_where_the_best_uniform_rank_is_optimal() -> None:
+    whole = small_world()
+    for uniform in (whole.oracle, whole.oracle - 1e-9):
+        world = replace(whole, uniform=uniform)
+        oracle = KnownUtilityAllocator(world.problem, world.gains)
+        assert world.regret_of(oracle, np.random.default_rng(0)) == pytest.approx(0.0, abs=1e-6)
+        worst = UniformAllocator(world.problem, 0).allocate(
+            world.observe(1), np.random.default_rng(0)
+        )
+        mean = world.objective(worst, world.link).mean()
+        regret = world.regret(worst, world.link)
+        assert regret == pytest.approx((mean - world.oracle) / SMALLEST_GAP)
+        assert regret > 0
+        assert world.reward(regret) == pytest.approx(-mean)
 
 
 def test_full_rank_takes_the_whole_deadline_at_the_named_snr() -> None:

@@ -64,6 +64,7 @@ class _Part:
     pending: deque[Job] = field(default_factory=deque)
     in_flight: int = 0
     stand_in: Result | None = None
+    spared: bool = False
 
     @property
     def name(self) -> str:
@@ -83,7 +84,7 @@ def run_experiments(
 
     An experiment asked for by name is finished when this machine has all its rows; one that is
     only needed also when the collected result has them. At the quick scale the committed result of
-    the default scale serves what is only needed: it is better than what a quick run would give.
+    the default scale serves whatever needs it: it is better than what a quick run would give.
 
     Args:
         catalogue: of experiments.
@@ -104,8 +105,10 @@ def run_experiments(
             if experiment.live and data is None and store.scale == "quick":
                 left_out.append(experiment.name)
             part = _Part(experiment, experiment.name in names, jobs_of(experiment, store.scale))
-            if not part.asked or experiment.name in left_out:
-                part.stand_in = store.stand_in(experiment.name)
+            part.stand_in = store.stand_in(experiment.name)
+            part.spared = part.stand_in is not None and (
+                not part.asked or experiment.name in left_out
+            )
             if experiment.name not in left_out and _unfinished(part, store):
                 locks.enter_context(store.lock(experiment.name))
                 part.pending.extend(_unfinished(part, store))
@@ -129,7 +132,7 @@ def run_experiments(
 
 def _unfinished(part: _Part, store: Store) -> list[Job]:
     """Return the jobs that are to be run."""
-    if part.stand_in is not None:
+    if part.spared:
         return []
     if part.asked:
         return [job for job in part.jobs if store.read_row(part.name, job) is None]
@@ -172,9 +175,10 @@ class _Run:
         """Collect the rows of an experiment, once."""
         if part.name in self.results:
             return
-        result = part.stand_in or self.store.collect(part.experiment)
+        result = part.stand_in if part.spared else None
+        result = result or self.store.collect(part.experiment)
         self.results[part.name] = result
-        changed = part.stand_in is None and (part.asked or part.name in self._touched)
+        changed = not part.spared and (part.asked or part.name in self._touched)
         if changed and (result.rows or not result.missing):
             write_result(self.store.result_file(part.name), result)
 
@@ -198,7 +202,9 @@ class _Run:
         context = RunContext(
             scratch=self.store.scratch(experiment.name, job.name),
             scale=self.store.scale,
-            inputs={need: self.results[need] for need in experiment.needs},
+            inputs={
+                need: self.parts[need].stand_in or self.results[need] for need in experiment.needs
+            },
             input_scratch={need: self.store.scratch(need) for need in experiment.needs},
             data=self.data,
         )
