@@ -10,9 +10,10 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Protocol, Self
@@ -126,7 +127,8 @@ class LocalEngine:
                 return
             queue = self._suspects or self._waiting
             try:
-                future = self._open().submit(_run_quietly, queue[0])
+                with _interrupts_held():
+                    future = self._open().submit(_run_quietly, queue[0])
             except BrokenProcessPool:
                 if self._running:
                     return  # `finished` finds out who did it
@@ -156,6 +158,22 @@ class LocalEngine:
         if leash is not None:
             leash.close()
         self._running.clear()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while workers start: they inherit that, and we hear of it afterwards.
+
+    Otherwise one that reaches a worker before `_hold_leash` does ends it with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hold_leash(leash: Connection) -> None:
