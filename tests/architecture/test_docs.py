@@ -129,16 +129,22 @@ def test_runnable_blocks_run(
     example = ModuleType("example")
     monkeypatch.setitem(sys.modules, "example", example)  # dataclasses look their module up
     code = compile(source, str(document), "exec", dont_inherit=True)
+    before = set(vars(example))
     exec(code, vars(example))  # noqa: S102 - our own documents
+    assert set(vars(example)) - before, f"The example in {document} does nothing."
 
 
 @pytest.mark.parametrize(("document", "source"), python_blocks(runnable=False))
 def test_other_blocks_import_what_exists(document: Path, source: str) -> None:
-    tree = ast.parse(source, str(document))
-    for node in ast.walk(tree):
+    missing = []
+    for node in ast.walk(ast.parse(source, str(document))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rankcast"):
             for alias in node.names:
-                resolve(f"{node.module}.{alias.name}")
+                try:
+                    resolve(f"{node.module}.{alias.name}")
+                except (AttributeError, ImportError) as error:
+                    missing.append(f"{node.module}.{alias.name}: {error}")
+    assert missing == []
 
 
 def test_extending_shows_every_kind_of_extension_in_runnable_code() -> None:

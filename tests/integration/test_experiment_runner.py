@@ -336,7 +336,7 @@ def test_the_scoreboard_lists_every_claim(tmp_path: Path) -> None:
     assert [(one["experiment"], one["verdict"]) for one in found] == [
         ("table3", "measured"),  # it has no jobs, and is presented all the same
         ("fig4", "measured"),
-        ("a", "not resolved"),
+        ("a", "not run"),
     ]
     assert found[1] == {
         "experiment": "fig4",

@@ -40,7 +40,7 @@ class Catalogue:
         """
         if name not in self.names:
             raise ConfigError(
-                f"There is no experiment {name!r}{nearest(name, self.names)}. "
+                f"There is no experiment {name!r}{nearest(name, self.names) or '.'} "
                 f"Known: {', '.join(self.names)}."
             )
         return load_experiment(self.folder, name)
@@ -73,9 +73,8 @@ class Catalogue:
             found[name] = self.load(name)
             for need in (*found[name].needs, *found[name].beside):
                 if need not in self.names:
-                    raise ConfigError(
-                        f"{name} needs {need!r}, which is no experiment{nearest(need, self.names)}."
-                    )
+                    hint = nearest(need, self.names) or "."
+                    raise ConfigError(f"{name} needs {need!r}, which is no experiment{hint}")
             waiting += (*found[name].needs, *found[name].beside)
         sorter = TopologicalSorter({name: (*e.needs, *e.beside) for name, e in found.items()})
         try:

@@ -169,6 +169,9 @@ def _interrupts_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    from multiprocessing import resource_tracker  # noqa: PLC0415 - does not exist on Windows
+
+    resource_tracker.ensure_running()  # started by the first worker, it would lift our block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -183,7 +186,7 @@ def _hold_leash(leash: Connection) -> None:
     process group; what it means is the parent's decision.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _vanish)
     faulthandler.enable()
 
     def watch() -> None:
@@ -193,6 +196,12 @@ def _hold_leash(leash: Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _vanish(number: int, frame: object) -> None:
+    """Leave without a word: no job is in hand, so there is nothing to unwind."""
+    del number, frame
+    os._exit(1)
 
 
 def _leave(number: int, frame: object) -> None:
@@ -210,6 +219,7 @@ def _failure(error: BaseException) -> Failure:
 
 def _run_quietly(task: Task) -> Row | Failure:
     """Run a job with all that it or its libraries print going to a file of its own."""
+    signal.signal(signal.SIGTERM, _leave)
     task.context.scratch.mkdir(parents=True, exist_ok=True)
     with (task.context.scratch / OUTPUT_FILE).open("ab") as output:
         for stream in (1, 2):
@@ -217,4 +227,5 @@ def _run_quietly(task: Task) -> Row | Failure:
     found = run_job(task)
     sys.stdout.flush()
     sys.stderr.flush()
+    signal.signal(signal.SIGTERM, _vanish)
     return found

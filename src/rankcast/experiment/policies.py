@@ -32,7 +32,7 @@ TRAINING: Mapping[str, Any] = {
         "form": "saturating",
     }
 }
-"""As in the preset `sst2-minilm`: ln 2 is what a guess between two classes loses."""
+"""As in the preset `sst2-minilm` but for the form, which the probes chose; a guess loses ln 2."""
 
 WORLD: Mapping[str, Any] = {"full_rank_at_db": FULL_RANK_AT_DB, "deadline": "enforce"}
 

@@ -39,15 +39,23 @@ def present(experiment: Experiment, results: dict[str, Result]) -> Presented:
     """Present one experiment; one that has not run yet says so."""
     result = results[experiment.name]
     if result.missing and not result.rows:
-        note = f"No job has run yet: {result.command}."
-        claim = Claim(experiment.question, "", "", None, "not resolved", (), note)
-        return Presented(experiment, result, Presentation((claim,), text=note))
+        return Presented(experiment, result, _not_run(experiment, result.command))
     try:
         inputs = {name: results[name] for name in (*experiment.needs, *experiment.beside)}
-        return Presented(experiment, result, experiment.present(result, inputs))
+        shown = experiment.present(result, inputs)
     except Exception as error:
         error.add_note(f"while presenting {experiment.name}")
         raise
+    empty = inputs and not any(found.rows for found in (result, *inputs.values()))
+    if empty and not (shown.claims or shown.tables):  # it shows others' rows, and there are none
+        shown = _not_run(experiment, result.command)
+    return Presented(experiment, result, shown)
+
+
+def _not_run(experiment: Experiment, command: str) -> Presentation:
+    note = f"No job has run yet: {command}."
+    claim = Claim(experiment.question, "", "", None, "not run", (), note)
+    return Presentation((claim,), text=note)
 
 
 def scoreboard(presented: Sequence[Presented]) -> list[dict[str, Any]]:

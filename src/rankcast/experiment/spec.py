@@ -16,8 +16,11 @@ from rankcast.records import FloatArray
 Scale = Literal["quick", "default", "paper"]
 """`quick`: seconds, to see that it runs; `default`: what is reported; `paper`: a GPU and a hub."""
 
-Verdict = Literal["reproduced", "contradicted", "not resolved", "not testable here", "measured"]
-"""`measured` is for our own questions, which have no number of the paper's to compare with."""
+Verdict = Literal[
+    "reproduced", "contradicted", "not resolved", "not testable here", "measured", "not run"
+]
+"""`measured` is for our own questions, which have no number of the paper's to compare with;
+`not run` for experiments of which there is no row."""
 
 Interval = tuple[float, float]
 
