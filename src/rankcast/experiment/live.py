@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,7 @@ class LiveTask:
                 f"This experiment trains on {self.folder}, which is not in {data}. Name the folder "
                 f"that holds {self.folder}/train.tsv with --data, or set RANKCAST_DATA."
             )
-        source = str(data / self.folder)
-        whole = load_dataset(
-            DatasetConfig(source=source, text_column="sentence", label_column="label")
-        )
-        return hold_out(whole, self.n_held_out, self.n_probe)
+        return _held_out(data / self.folder, self.n_held_out, self.n_probe)
 
     def splits_for(self, context: RunContext) -> DatasetSplits:
         """Return the splits for a job: at the quick scale few texts to probe and to judge.
@@ -72,6 +69,13 @@ class LiveTask:
         """
         splits = self.splits(context.data)
         return fewer(splits, QUICK_TEXTS if context.scale == "quick" else None)
+
+
+@lru_cache(maxsize=2)
+def _held_out(folder: Path, n_held_out: int, n_probe: int) -> DatasetSplits:
+    """Read a folder's tables and split them, once for all jobs of a worker."""
+    config = DatasetConfig(source=str(folder), text_column="sentence", label_column="label")
+    return hold_out(load_dataset(config), n_held_out, n_probe)
 
 
 def fewer(splits: DatasetSplits, most: int | None) -> DatasetSplits:
