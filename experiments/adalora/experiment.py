@@ -30,12 +30,15 @@ def jobs(scale: Scale) -> Sequence[Job]:
     """Return one training for each budget and seed, the extreme budgets first."""
     steps = QUICK_STEPS if scale == "quick" else STEPS
     seeds = (0,) if scale == "quick" else (0, 1, 2)
+    common = {
+        "task": "sst2",
+        "setup": TASKS["sst2"].to_plain(),
+        "steps": steps,
+        "lr": LEARNING_RATE,
+        "alpha": ALPHA,
+    }
     return [
-        Job(
-            f"sst2-{snr_db:g}dB-{seed}",
-            seed,
-            {"task": "sst2", "snr_db": snr_db, "steps": steps, "lr": LEARNING_RATE, "alpha": ALPHA},
-        )
+        Job(f"sst2-{snr_db:g}dB-{seed}", seed, {**common, "snr_db": snr_db})
         for some in (((5.0,),) if scale == "quick" else ((15.0, -5.0, 5.0), (0.0, 10.0)))
         for seed in seeds
         for snr_db in some

@@ -34,7 +34,13 @@ def jobs(scale: Scale) -> Sequence[Job]:
 
 
 def _job(seed: int, steps: int, probes: int, texts_per_plan: int) -> Job:
-    settings = {"task": "sst2", "steps": steps, "probes": probes, "texts_per_plan": texts_per_plan}
+    settings = {
+        "task": "sst2",
+        "setup": TASKS["sst2"].to_plain(),
+        "steps": steps,
+        "probes": probes,
+        "texts_per_plan": texts_per_plan,
+    }
     return Job(f"sst2-{seed}", seed, settings)
 
 

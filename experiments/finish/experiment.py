@@ -21,6 +21,7 @@ from rankcast.experiment.spec import (
     Scale,
     Table,
 )
+from rankcast.experiment.store import fingerprint
 from rankcast.experiment.tasks import STEPS, TASKS
 from rankcast.records import IntArray
 
@@ -38,7 +39,8 @@ QUICK_STEPS = 8
 def jobs(scale: Scale) -> Sequence[Job]:
     """Return one run for each way and seed; each ends once for every link."""
     steps, seeds = (QUICK_STEPS, (0,)) if scale == "quick" else (STEPS, (0, 1, 2))
-    common = {"task": "sst2", "steps": steps, "variant": VARIANT}
+    setup = TASKS["sst2"].to_plain()
+    common = {"task": "sst2", "setup": setup, "steps": steps, "variant": VARIANT}
     return [
         Job(f"{way}-{seed}", seed, {**common, "way": way, "nested_share": share})
         for seed in seeds
@@ -77,7 +79,10 @@ def _end_under(
 
     config = replace(task.finetune, seed=job.seed, total_steps=job.settings["steps"])
     splits = task.splits_for(context)
-    nested, done = context.scratch / "nested.pt", context.scratch / f"ended-{name}.pt"
+    nested, done = (
+        context.scratch / "nested.pt",
+        context.scratch / f"ended-{name}-{fingerprint(plan)}.pt",
+    )
     if not nested.is_file():
         learner = TransformerLearner(config, splits)
         while learner.n_steps < job.settings["nested_share"] * config.total_steps:

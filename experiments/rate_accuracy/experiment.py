@@ -22,6 +22,7 @@ from rankcast.experiment.policies import (
 from rankcast.experiment.rates import present
 from rankcast.experiment.rival_plans import learned_utility, plans_of, scoring, solvers, unlearned
 from rankcast.experiment.spec import Experiment, Job, Row, RunContext, Scale
+from rankcast.experiment.store import fingerprint
 from rankcast.experiment.tasks import TASKS
 from rankcast.finetune.transformer import TransformerLearner
 
@@ -102,7 +103,7 @@ def unnested_judge(row: Row, context: RunContext) -> PlanJudge:
         task.finetune, seed=row.job.seed, total_steps=row.job.settings["steps"], nested_prob=0.0
     )
     learner = TransformerLearner(config, task.splits_for(context))
-    folder = context.scratch.parent / f"unnested-{row.job.seed}"
+    folder = context.scratch.parent / f"unnested-{row.job.seed}-{fingerprint(row.job.settings)}"
     folder.mkdir(parents=True, exist_ok=True)
     full = np.full(learner.layout.n_projections, learner.layout.r_max)
     trained(learner, full, folder / "checkpoint.pt")

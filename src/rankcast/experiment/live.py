@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from rankcast.finetune.texts import DatasetSplits, TextDataset
 from rankcast.finetune.transformer import TransformerLearner
 from rankcast.records import FloatArray, IntArray
 from rankcast.run.folder import load_state, replace_file, save_state
+from rankcast.run.schema import to_plain
 
 CHECKPOINT_EVERY = 100
 QUICK_TEXTS = 200
@@ -47,6 +49,10 @@ class LiveTask:
     n_held_out: int
     n_probe: int
     finetune: FinetuneConfig
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the task as it stands in a job's settings, so that a changed task is run anew."""
+        return to_plain(self)
 
     def splits(self, data: Path | None) -> DatasetSplits:
         """Return train, probe (as `validation`) and the judged pool (as `test`).

@@ -16,6 +16,7 @@ from rankcast.errors import ConfigError, DataError
 from rankcast.experiment.live import PlanJudge, pack
 from rankcast.experiment.spec import Job, Result, Row, RunContext, Scale
 from rankcast.experiment.tasks import FULL_RANK_AT_DB, TASKS
+from rankcast.experiment.worker import owned_by
 from rankcast.experiment.world import World, WorldConfig, make_world
 from rankcast.records import FloatArray, IntArray
 
@@ -243,7 +244,7 @@ def judge_of(context: RunContext, row: Row) -> PlanJudge | None:
     if context.data is None or CALIBRATION not in context.input_scratch:
         return None
     folder = context.input_scratch[CALIBRATION] / row.job.name
-    if not (folder / "checkpoint.pt").is_file():
+    if not ((folder / "checkpoint.pt").is_file() and owned_by(folder, row.job)):
         return None
     task = TASKS[row.job.settings["task"]]
     config = replace(task.finetune, seed=row.job.seed, total_steps=row.job.settings["steps"])

@@ -40,7 +40,8 @@ class Second:
             settings, seeds = quickened(settings), SEEDS[:1]
         elif scale == "paper":
             settings = replace(settings, model=self.paper_model)
-        return [Job(f"{self.task.name}-{seed}", seed, to_plain(settings)) for seed in seeds]
+        plain = {**to_plain(settings), "setup": self.task.to_plain()}
+        return [Job(f"{self.task.name}-{seed}", seed, plain) for seed in seeds]
 
     def run(self, job: Job, context: RunContext) -> Mapping[str, Any]:
         """Run the pipeline with one seed.
@@ -51,7 +52,8 @@ class Second:
         import torch  # noqa: PLC0415
 
         torch.set_num_threads(1)
-        settings = build(SecondSettings, dict(job.settings))
+        own = {name: value for name, value in job.settings.items() if name != "setup"}
+        settings = build(SecondSettings, own)
         splits = self.task.splits(context.data)
         model = settings.model
         if model == BUILT and self.build_model is not None:

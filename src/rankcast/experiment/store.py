@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -191,6 +192,12 @@ def plain(value: Any, where: str = "settings") -> Any:
                 f"{where} is a {type(value).__name__}, which JSON cannot hold; use numbers, text, "
                 f"lists and mappings."
             )
+
+
+def fingerprint(value: Any) -> str:
+    """Return a name for a value that JSON can hold: equal values, equal names."""
+    text = json.dumps(plain(value), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
 def write_result(path: Path, result: Result) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ from typing import Any
 from rankcast.errors import RankcastError
 from rankcast.experiment.catalogue import load_experiment
 from rankcast.experiment.spec import Job, Row, RunContext
-from rankcast.experiment.store import plain
+from rankcast.experiment.store import fingerprint, plain
 
 THREADS = {
     "OMP_NUM_THREADS": "1",
@@ -31,6 +32,7 @@ THREADS = {
 ERROR_FILE = "error.txt"
 OUTPUT_FILE = "output.txt"
 _SPENT_FILE = "spent.txt"
+_OWNER_FILE = "settings.sha256"
 _PACKAGES = ("rankcast", "torch", "transformers", "peft", "numpy", "scipy", "gymnasium")
 
 _load = cache(load_experiment)
@@ -91,7 +93,7 @@ def run_job(task: Task) -> Row | Failure:
     clock: _Clock | None = None
     try:
         experiment = _load(task.experiments, task.experiment)
-        task.context.scratch.mkdir(parents=True, exist_ok=True)
+        _own(task.context.scratch, task.job)
         clock = _Clock(task.context.scratch)
         values = plain(experiment.run(task.job, task.context), "values")
     except Exception as error:  # noqa: BLE001 - experiments are other people's code
@@ -105,6 +107,25 @@ def run_job(task: Task) -> Row | Failure:
         raise
     wall_s, cpu_s = clock.stop()
     return Row(task.job, values, wall_s, cpu_s, _device(), _versions())
+
+
+def _own(scratch: Path, job: Job) -> None:
+    """Clear the scratch folder of what a job left there that was defined otherwise."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    if owned_by(scratch, job):
+        return
+    for path in scratch.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != OUTPUT_FILE:  # which is open
+            path.unlink()
+    (scratch / _OWNER_FILE).write_text(fingerprint(job.settings), "utf-8")
+
+
+def owned_by(scratch: Path, job: Job) -> bool:
+    """Return whether what lies in a scratch folder was left there by a job defined like this."""
+    owner = scratch / _OWNER_FILE
+    return owner.exists() and owner.read_text("utf-8") == fingerprint(job.settings)
 
 
 def _one_line(error: Exception) -> str:
@@ -125,7 +146,7 @@ class _Clock:
 
     def _something_kept(self) -> bool:
         """Whether the job left more than we do, such as a checkpoint."""
-        ours = {_SPENT_FILE, ERROR_FILE, OUTPUT_FILE}
+        ours = {_SPENT_FILE, _OWNER_FILE, ERROR_FILE, OUTPUT_FILE}
         return any(path.name not in ours for path in self._file.parent.iterdir())
 
     def _spent(self) -> tuple[float, float]:
