@@ -110,6 +110,18 @@ def test_changed_settings_are_run_again(tmp_path: Path) -> None:
     assert outcome.results[0].rows[0].job.settings == {"x": 20}
 
 
+def test_a_job_defined_anew_does_not_continue_from_the_old_ones_checkpoint(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, "fig3", '[Job("a", 1, {"do": "fail", "switch": "ok"})]')
+    scratch = run(tmp_path, "fig3").failures[0][0].context.scratch
+    (scratch / "judged").mkdir()
+    (folder / "ok").touch()
+    write_experiment(tmp_path, "fig3", '[Job("a", 1, {"do": "fail", "switch": "ok", "lr": 2})]')
+    outcome = run(tmp_path, "fig3")
+    assert outcome.finished
+    assert not outcome.results[0].rows[0].values["kept"]
+    assert not (scratch / "judged").exists()
+
+
 def test_what_is_needed_comes_first_and_is_handed_on(tmp_path: Path) -> None:
     write_experiment(tmp_path, "a_last", '[Job("a", 1)]', needs=("z_first",))
     write_experiment(tmp_path, "z_first", '[Job("p", 3), Job("q", 4)]')
