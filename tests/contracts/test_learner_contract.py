@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from keyword_data import keyword_splits
+from rankcast.errors import ModelError
 from rankcast.finetune.calibrated import (
     CalibratedLearner,
     Calibration,
@@ -17,7 +18,7 @@ from rankcast.finetune.calibrated import (
     MonotoneUtility,
     TextGroup,
 )
-from rankcast.finetune.learner import Learner
+from rankcast.finetune.learner import Learner, StepResult
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 
 
@@ -177,3 +178,11 @@ def test_the_ranks_in_force_are_part_of_the_state(name: str) -> None:
     learner.apply(plans(learner, 1)[0])
     other.load_state_dict(learner.state_dict())
     assert np.array_equal(other.step().task_loss, learner.step().task_loss)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_diverged_loss_is_refused_before_anything_learns_from_it(bad: float) -> None:
+    with pytest.raises(ModelError, match="task_loss is .*Lower its learning rate"):
+        StepResult(np.array([0.5, bad]))
+    with pytest.raises(ModelError, match="reference_loss"):
+        StepResult(np.array([0.5]), np.array([bad]))

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
+from rankcast.errors import ModelError
 from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
 
 
@@ -21,10 +24,23 @@ class StepResult:
         task_loss: (B,) U(r_t), the loss of this batch under the plan.
         reference_loss: (B,) the loss of the same batch under full rank, or None if it was not
             measured. The difference of the two has a small fraction of the noise of either.
+
+    Raises:
+        ModelError: a loss that is not a finite number, from which no belief could recover.
     """
 
     task_loss: FloatArray
     reference_loss: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse losses that are not finite numbers."""
+        for name in ("task_loss", "reference_loss"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(value).all():
+                raise ModelError(
+                    f"{name} is {value}: the training has diverged. Lower its learning rate, or "
+                    f"check the learner that reported it."
+                )
 
 
 @dataclass(frozen=True, slots=True)
