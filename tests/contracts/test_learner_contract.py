@@ -182,7 +182,7 @@ def test_the_ranks_in_force_are_part_of_the_state(name: str) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_diverged_loss_is_refused_before_anything_learns_from_it(bad: float) -> None:
-    with pytest.raises(ModelError, match="task_loss is .*Lower its learning rate"):
+    with pytest.raises(ModelError, match=r"task_loss is .*Lower its learning rate"):
         StepResult(np.array([0.5, bad]))
     with pytest.raises(ModelError, match="reference_loss"):
         StepResult(np.array([0.5]), np.array([bad]))
