@@ -11,6 +11,7 @@ import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import tyro
@@ -185,16 +186,33 @@ def test_the_table_of_experiments_says_what_the_folders_say() -> None:
     assert sorted(listed) == sorted(found), "The table in docs/experiments.md is out of date."
 
 
-def test_results_tables_are_what_the_result_files_say() -> None:
-    """A block `results:NAME` holds what `experiments/NAME` makes of its result file alone."""
+@pytest.fixture(scope="module")
+def committed() -> Any:
+    """Every experiment as the committed result files alone present it."""
     from rankcast.experiment.catalogue import Catalogue
-    from rankcast.experiment.report.blocks import blocks_of
     from rankcast.experiment.scoreboard import present_all
     from rankcast.experiment.store import Store
 
     catalogue = Catalogue(ROOT / "experiments")
-    committed = Store(ROOT / "experiments", ROOT / "no-rows-of-this-machine")
-    blocks = blocks_of(present_all(catalogue, catalogue.load_all(), committed))
+    store = Store(ROOT / "experiments", ROOT / "no-rows-of-this-machine")
+    return present_all(catalogue, catalogue.load_all(), store)
+
+
+def test_the_committed_report_is_what_the_result_files_say(committed: Any) -> None:
+    from rankcast.experiment.report.markdown import render_markdown
+    from rankcast.experiment.report.page import make_page
+
+    shown = (ROOT / "docs" / "scoreboard" / "report.md").read_text("utf-8")
+    assert shown == render_markdown(make_page(committed)), (
+        "Out of date: rankcast experiment report --work no-rows --output docs/scoreboard"
+    )
+
+
+def test_results_tables_are_what_the_result_files_say(committed: Any) -> None:
+    """A block `results:NAME` holds what `experiments/NAME` makes of its result file alone."""
+    from rankcast.experiment.report.blocks import blocks_of
+
+    blocks = blocks_of(committed)
     for document in (ROOT / "README.md", *sorted((ROOT / "experiments").glob("*/README.md"))):
         for name, shown in RESULTS.findall(document.read_text("utf-8")):
             script = ROOT / "experiments" / name / "render.py"
