@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,28 @@ def test_training_resumes_bit_exactly(tmp_path: Path, monkeypatch: pytest.Monkey
     assert resumed.n_steps == 12
     assert equal(resumed, straight)
     assert not equal(stopped, straight)
+
+
+def test_several_plans_are_trained_in_turn_and_no_other(tmp_path: Path) -> None:
+    plans, learning = np.array([[1] * 12, [3] * 12]), learner()
+    learning.config = replace(CONFIG, nested_prob=0.0)
+    apply, applied = learning.apply, []
+
+    def noted(ranks: Any) -> None:
+        applied.append(int(ranks[0, 0]))
+        apply(ranks)
+
+    learning.apply = noted  # type: ignore[method-assign]
+    trained(learning, plans, tmp_path / "plans.pt")
+    assert len(applied) == 12
+    assert set(applied) == {1, 3}
+    start, end = learner().adapter.state_dict(), learning.adapter.state_dict()
+    names = [name for name in end if name.endswith(".Q")]
+    assert len(names) == 12
+    for name in names:
+        after = end[name]
+        assert not torch.equal(after[:3], start[name][:3])
+        assert torch.equal(after[3:], start[name][3:])
 
 
 def test_a_finished_training_is_kept_whole(tmp_path: Path) -> None:

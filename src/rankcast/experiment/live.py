@@ -132,11 +132,19 @@ def _joined(parts: list[TextDataset], names: tuple[str, ...]) -> TextDataset:
 
 
 def trained(learner: TransformerLearner, ranks: IntArray, checkpoint: Path) -> TransformerLearner:
-    """Train a learner to the end of its schedule under (N,) ranks, resuming from a checkpoint."""
+    """Train a learner to the end of its schedule, resuming from a checkpoint.
+
+    Args:
+        learner: what to train.
+        ranks: (N,) ranks, or (K, N) of which every step draws one.
+        checkpoint: where it is kept.
+    """
     if checkpoint.is_file():
         learner.load_state_dict(load_state(checkpoint)["learner"])
-    learner.apply(ranks[None])
+    plans = np.atleast_2d(ranks)
     while learner.n_steps < learner.config.total_steps:
+        rng = np.random.default_rng([learner.config.seed, learner.n_steps, 1])
+        learner.apply(plans[rng.integers(len(plans))][None])
         learner.train_step()
         done = learner.n_steps == learner.config.total_steps
         if done or learner.n_steps % CHECKPOINT_EVERY == 0:

@@ -1,14 +1,14 @@
-"""Training that ends under the chosen ranks, or knows no others, in as many steps as AdaLoRA's."""
+"""Training under the chosen ranks and no others, in as many steps as AdaLoRA's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rankcast.experiment.live import LiveTask, pack
+from rankcast.experiment.live import pack, trained
 from rankcast.experiment.rates import against, points_of
 from rankcast.experiment.readouts import direct_answers, percent
 from rankcast.experiment.spec import (
@@ -25,77 +25,66 @@ from rankcast.experiment.store import fingerprint
 from rankcast.experiment.tasks import STEPS, TASKS
 from rankcast.records import IntArray
 
+if TYPE_CHECKING:
+    from rankcast.finetune.transformer import TransformerLearner
+
 VARIANT = "lambda-0"
 SNRS_DB = (-5.0, 5.0, 15.0)
-WAYS = {"alone": 0.0, "ended": 0.75}
-"""Share of the steps that train nested ranks before those of the plan are trained alone."""
+WAYS = ("links", "alone")
 LABELS = {
-    "alone": "AirLLM's plan (λ = 0), trained alone,",
-    "ended": "AirLLM (λ = 0), ending under the chosen ranks,",
+    "links": "AirLLM (λ = 0), one training under the plans of all links,",
+    "alone": "AirLLM (λ = 0), one training for each link's plan,",
 }
 QUICK_STEPS = 8
 
 
 def jobs(scale: Scale) -> Sequence[Job]:
-    """Return one run for each way and seed; each ends once for every link."""
+    """Return one run for each way and seed."""
     steps, seeds = (QUICK_STEPS, (0,)) if scale == "quick" else (STEPS, (0, 1, 2))
     setup = TASKS["sst2"].to_plain()
     common = {"task": "sst2", "setup": setup, "steps": steps, "variant": VARIANT}
-    return [
-        Job(f"{way}-{seed}", seed, {**common, "way": way, "nested_share": share})
-        for seed in seeds
-        for way, share in WAYS.items()
-    ]
+    return [Job(f"{way}-{seed}", seed, {**common, "way": way}) for way in WAYS for seed in seeds]
 
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
-    """Train nested for a share of the steps, then once for each link under its plan."""
-    task = TASKS[job.settings["task"]]
+    """Train under the plans that the policy of this seed makes for the links, and judge them."""
     policies = context.inputs["table5a"].select(variant=job.settings["variant"])
     policy = next(row for row in policies if row.job.seed == job.seed)
     plans = {p["snr_db"]: np.array(p["ranks"]) for p in policy.values["plans"]}
-    links = SNRS_DB[:1] if context.scale == "quick" else SNRS_DB
-    found = []
-    for snr_db in links:
-        correct, loss = _end_under(plans[snr_db], task, job, context, f"{snr_db:g}")
-        found.append(
-            {
-                "snr_db": snr_db,
-                "accuracy": float(correct.mean()),
-                "loss": loss,
-                "correct": pack(correct),
-                "n_texts": len(correct),
-            }
-        )
-    return {"live": found, "plans": [p for p in policy.values["plans"] if p["snr_db"] in links]}
+    judged = SNRS_DB[:1] if context.scale == "quick" else SNRS_DB
+    if job.settings["way"] == "links":
+        learner = _trained(np.array(list(plans.values())), job, context)
+        found = [_judged(learner, plans[snr_db], snr_db) for snr_db in judged]
+    else:
+        found = [
+            _judged(_trained(plans[snr_db], job, context), plans[snr_db], snr_db)
+            for snr_db in judged
+        ]
+    return {"live": found, "plans": [p for p in policy.values["plans"] if p["snr_db"] in judged]}
 
 
-def _end_under(
-    plan: IntArray, task: LiveTask, job: Job, context: RunContext, name: str
-) -> tuple[Any, float]:
-    """Return answers and loss after ending the training under (N,) ranks."""
+def _trained(plans: IntArray, job: Job, context: RunContext) -> TransformerLearner:
+    """Return a model that was trained under (N,) ranks, or under (K, N) in turn, and no others."""
     from rankcast.finetune.transformer import TransformerLearner  # noqa: PLC0415
-    from rankcast.run.folder import load_state, save_state  # noqa: PLC0415
 
-    config = replace(task.finetune, seed=job.seed, total_steps=job.settings["steps"])
-    splits = task.splits_for(context)
-    nested, done = (
-        context.scratch / "nested.pt",
-        context.scratch / f"ended-{name}-{fingerprint(plan)}.pt",
+    task = TASKS[job.settings["task"]]
+    config = replace(
+        task.finetune, seed=job.seed, total_steps=job.settings["steps"], nested_prob=0.0
     )
-    if not nested.is_file():
-        learner = TransformerLearner(config, splits)
-        while learner.n_steps < job.settings["nested_share"] * config.total_steps:
-            learner.train_step()
-        save_state(nested, {"learner": learner.state_dict()})
-    learner = TransformerLearner(replace(config, nested_prob=0.0), splits)
-    learner.load_state_dict(load_state(done if done.is_file() else nested)["learner"])
-    learner.apply(plan[None])
-    while learner.n_steps < config.total_steps:
-        learner.train_step()
-    save_state(done, {"learner": learner.state_dict()})
+    learner = TransformerLearner(config, task.splits_for(context))
+    return trained(learner, plans, context.scratch / f"{fingerprint(plans)}.pt")
+
+
+def _judged(learner: TransformerLearner, plan: IntArray, snr_db: float) -> dict[str, Any]:
+    """Return answers and loss under (N,) ranks."""
     loss, correct, _ = learner.judge_texts("test", plan, None)
-    return correct.astype(bool), float(loss.mean())
+    return {
+        "snr_db": snr_db,
+        "accuracy": float(correct.mean()),
+        "loss": float(loss.mean()),
+        "correct": pack(correct.astype(bool)),
+        "n_texts": len(correct),
+    }
 
 
 def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
@@ -111,7 +100,7 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
 
 
 def _table(points: Mapping[str, Any]) -> Table:
-    names = ("alone", "ended", "airllm-0", "adalora")
+    names = (*WAYS, "airllm-0", "adalora")
     lines = []
     for snr_db in SNRS_DB:
         own = [points[way][snr_db] for way in WAYS if snr_db in points[way]]
@@ -124,15 +113,10 @@ def _table(points: Mapping[str, Any]) -> Table:
         seeds = min(len(answers.seeds) for _, answers in own)
         lines.append((f"{snr_db:g} dB", f"{own[0][0] / 1e6:.2f}", *accuracies, str(seeds)))
     columns = (
-        "link", "bits [Mbit]", "trained alone", "ended under the plan",
-        "cut from one nested run", "AdaLoRA", "seeds",
+        "link", "bits [Mbit]", "one training, all links' plans", "one training a plan",
+        "cut from nested ranks", "AdaLoRA, one training a link", "seeds",
     )  # fmt: skip
-    note = (
-        f"{STEPS} training steps each. Trained alone: all of them train the plan's ranks, once for "
-        f"each link. Ended: the last {1 - WAYS['ended']:.0%} do. AdaLoRA, too, trains once for "
-        "each link, and fixes its ranks for the last 30 % of the steps."
-    )
-    return Table("Training under the plan", columns, tuple(lines), note)
+    return Table("Training under the plans", columns, tuple(lines), f"{STEPS} steps a training.")
 
 
 def points_of_rows(found_rows: Sequence[Row]) -> dict[float, Any]:
@@ -158,7 +142,7 @@ def points_of_rows(found_rows: Sequence[Row]) -> dict[float, Any]:
 
 
 EXPERIMENT = Experiment(
-    name="finish",
+    name="plan_training",
     title="Training under the chosen ranks",
     question="Does AirLLM match AdaLoRA if its ranks, too, are trained for the link?",
     source="ours",
