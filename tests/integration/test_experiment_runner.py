@@ -366,3 +366,17 @@ def test_the_scoreboard_lists_every_claim(tmp_path: Path) -> None:
     run(tmp_path, "a")
     [claim] = scoreboard(present_all(catalogue, catalogue.select(["a"]), store))
     assert claim["note"] == "['fig4']"
+
+
+def test_claims_from_some_of_the_rows_are_provisional(tmp_path: Path) -> None:
+    folder = write_experiment(
+        tmp_path, "fig3", '[Job("a", 1), Job("b", 2, {"do": "fail", "switch": "ok"})]'
+    )
+    run(tmp_path, "fig3")
+    catalogue, store = Catalogue(tmp_path), Store(tmp_path, tmp_path / "runs")
+    [claim] = scoreboard(present_all(catalogue, catalogue.select(["fig3"]), store))
+    assert claim["note"] == "Provisional: fig3 lacks 1 rows. []"
+    (folder / "ok").touch()
+    run(tmp_path, "fig3")
+    [claim] = scoreboard(present_all(catalogue, catalogue.select(["fig3"]), store))
+    assert claim["note"] == "[]"

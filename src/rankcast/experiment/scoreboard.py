@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rankcast.experiment.catalogue import Catalogue
@@ -49,7 +49,22 @@ def present(experiment: Experiment, results: dict[str, Result]) -> Presented:
     empty = inputs and not any(found.rows for found in (result, *inputs.values()))
     if empty and not (shown.claims or shown.tables):  # it shows others' rows, and there are none
         shown = _not_run(experiment, result.command)
-    return Presented(experiment, result, shown)
+    return Presented(experiment, result, _provisional(shown, (result, *inputs.values())))
+
+
+def _provisional(shown: Presentation, results: Sequence[Result]) -> Presentation:
+    """Say on every measured claim that rows it may rest on are still missing."""
+    partly = [f"{r.experiment} lacks {len(r.missing)}" for r in results if r.missing and r.rows]
+    if not partly:
+        return shown
+    words = f"Provisional: {', '.join(partly)} rows."
+    return replace(
+        shown,
+        claims=tuple(
+            replace(claim, note=f"{words} {claim.note}".strip()) if claim.interval else claim
+            for claim in shown.claims
+        ),
+    )
 
 
 def _not_run(experiment: Experiment, command: str) -> Presentation:
