@@ -72,8 +72,9 @@ def main() -> None:
     result = collect(Path(sys.argv[1]))
     readme = HERE / "README.md"
     text = readme.read_text()
-    for name, block in {"table": render(result), "differences": differences(result)}.items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    blocks = {"results:sst2_minilm": render(result), "differences": differences(result)}
+    for name, block in blocks.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name.partition(':')[0]} -->"
         head, rest = text.split(start)
         text = f"{head}{start}\n\n{block}\n\n{end}{rest.split(end)[1]}"
         print(block, end="\n\n")

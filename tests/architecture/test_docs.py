@@ -68,9 +68,11 @@ def is_module(dotted: str) -> bool:
 
 
 def anchors(file: Path) -> set[str]:
-    """Return what the headings of a document are called in links to them."""
-    headings = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    """Return what the headings of a document are called in links to them, and its own anchors."""
+    text = file.read_text("utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    named = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    return named | set(re.findall(r'<a id="([^"]+)">', text))
 
 
 def load(file: Path) -> ModuleType:
