@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rankcast.experiment.borrowed import no_jobs, nothing
 from rankcast.experiment.policies import EVALUATE_EVERY
-from rankcast.experiment.readouts import race, reward_series
+from rankcast.experiment.readouts import race, reward_series, words_of_idle
 from rankcast.experiment.spec import (
     Claim,
     Experiment,
@@ -83,7 +83,8 @@ def convergence(ours: Sequence[Row], theirs: Sequence[Row], name: str) -> list[C
             found.seeds,
             f"Calibrated learner. Share of the episodes in which {name} itself first reaches its "
             f"final reward; of all that it was trained for: {found.of_all:.2f}. Judged every "
-            f"{EVALUATE_EVERY} episodes, so that nothing below can be seen{missed}.",
+            f"{EVALUATE_EVERY} episodes, so that nothing below can be seen{missed}."
+            + words_of_idle(found, name),
         )
     ]
 

@@ -12,7 +12,14 @@ from rankcast.experiment.policies import (
     run_policy_job,
     seeds_of,
 )
-from rankcast.experiment.readouts import Race, race, regret, reward, reward_series
+from rankcast.experiment.readouts import (
+    Race,
+    race,
+    regret,
+    reward,
+    reward_series,
+    words_of_idle,
+)
 from rankcast.experiment.spec import (
     Claim,
     Experiment,
@@ -99,7 +106,7 @@ def _claim(found: Race) -> Claim:
         f"reward; of all {EPISODES['ppo']:,} that it was trained for: {found.of_all:.1%}{missed}. "
         f"AirLLM is judged every {EVALUATE_EVERY['airllm']} episodes, PPO every "
         f"{EVALUATE_EVERY['ppo']}. Eight settings each were tried with two other seeds on the same "
-        "calibrated runs, PPO's for longer.",
+        "calibrated runs, PPO's for longer." + words_of_idle(found, "PPO"),
     )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from rankcast.experiment.readouts import (
     reward,
     reward_series,
     verdict,
+    words_of_idle,
 )
 from rankcast.experiment.spec import Job, Row
 from rankcast.statistics import Estimate, t_interval
@@ -138,6 +140,20 @@ def test_who_never_arrives_counts_with_all_episodes() -> None:
 )
 def test_the_verdict_of_a_race(low: float, high: float, missed: int, expected: str) -> None:
     assert Race(Estimate(0.2, low, high), 0.1, missed, (0, 1)).verdict(0.3) == expected
+
+
+def test_nobody_is_raced_against_who_stood_still() -> None:
+    still, falling = row(0, (1.5, 1.9, 1.5)), row(1, (1.4, 1.8, 1.9))
+    found = race([row(0, (0.1,)), row(1, (0.1,))], [still, falling])
+    assert found is not None
+    assert found.idle == 2
+    assert found.verdict(0.9) == "not testable here"
+    assert "In 2 of 2 seeds PPO stood" in words_of_idle(found, "PPO")
+    half = race([row(0, (0.1,)), row(1, (0.1,))], [still, row(1, (0.9, 0.5))])
+    assert half is not None
+    assert half.idle == 1
+    assert half.verdict(0.1) != "not testable here"
+    assert words_of_idle(replace(half, idle=0), "PPO") == ""
 
 
 def test_answers_are_paired_by_seed() -> None:

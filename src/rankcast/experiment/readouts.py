@@ -104,15 +104,20 @@ class Race:
         of_all: its episodes as a share of all that the other was trained for.
         missed: how many seeds never came as far.
         seeds: that both methods have.
+        idle: in how many seeds the other stood at its final reward when it was first judged, no
+            better than the best single rank. What learns nothing does not converge.
     """
 
     share: Estimate
     of_all: float
     missed: int
     seeds: tuple[int, ...]
+    idle: int = 0
 
     def verdict(self, most: float) -> Verdict:
         """Return what it says of the claim that a share of the episodes is enough."""
+        if 2 * self.idle > len(self.seeds):
+            return "not testable here"
         if self.share.interval is None:
             return "not resolved"
         if self.share.low > most:
@@ -134,6 +139,20 @@ def race(ours: Sequence[Row], theirs: Sequence[Row]) -> Race | None:
         float(np.divide(spent, every).mean()),
         sum(math.isinf(n) for n in found),
         tuple(mine.job.seed for mine, _ in both),
+        sum(
+            episode == other.values["curve"][0]["episode"] and regret(other) >= 1
+            for episode, (_, other) in zip(needed, both, strict=True)
+        ),
+    )
+
+
+def words_of_idle(found: Race, name: str) -> str:
+    """Return what a reader has to know of a method that learned nothing; empty if it did."""
+    if not found.idle:
+        return ""
+    return (
+        f" In {found.idle} of {len(found.seeds)} seeds {name} stood at its final reward when "
+        "first judged, no better than one rank for all: there is no convergence to be timed."
     )
 
 
