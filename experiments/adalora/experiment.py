@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankcast.experiment.live import pack
+from rankcast.experiment.live import judgement
 from rankcast.experiment.spec import (
     Experiment,
     Job,
@@ -70,10 +70,7 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
     tuner.train(on_step)
     loss, correct = tuner.judge_texts("test")
     return {
-        "accuracy": float(correct.mean()),
-        "loss": float(loss.mean()),
-        "correct": pack(correct.astype(bool)),
-        "n_texts": len(correct),
+        **judgement(correct, float(loss.mean())),
         "ranks": tuner.ranks.tolist(),
         "sent_params": tuner.sent_params,
         "init_r": schedule.init_r,

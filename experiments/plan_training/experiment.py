@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rankcast.experiment.live import pack, trained
+from rankcast.experiment.live import judgement, trained
 from rankcast.experiment.rates import against, points_of
 from rankcast.experiment.readouts import direct_answers, percent
 from rankcast.experiment.spec import (
+    Claim,
     Experiment,
     Job,
     Presentation,
@@ -83,13 +84,7 @@ def _trained(plans: IntArray, job: Job, context: RunContext) -> TransformerLearn
 def _judged(learner: TransformerLearner, plan: IntArray, snr_db: float) -> dict[str, Any]:
     """Return answers and loss under (N,) ranks."""
     loss, correct, _ = learner.judge_texts("test", plan, None)
-    return {
-        "snr_db": snr_db,
-        "accuracy": float(correct.mean()),
-        "loss": float(loss.mean()),
-        "correct": pack(correct.astype(bool)),
-        "n_texts": len(correct),
-    }
+    return {"snr_db": snr_db, **judgement(correct, float(loss.mean()))}
 
 
 def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
@@ -101,7 +96,29 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     for way in WAYS:
         points[way] = points_of_rows(result.select(way=way))
     claims = [claim for way, label in LABELS.items() for claim in against(points, way, label)]
+    claims += [claim for way, label in LABELS.items() for claim in _gains(points, way, label)]
     return Presentation(tuple(claims), (_table(points),))
+
+
+def _gains(points: Mapping[str, Any], way: str, label: str) -> list[Claim]:
+    """Return what training the plans gains over cutting them from one nested run."""
+    cut, claims = points.get("airllm-0", {}), []
+    for snr_db, (_, ours) in points[way].items():
+        if snr_db not in cut or not ours.shared(cut[snr_db][1]):
+            continue
+        difference = ours.minus(cut[snr_db][1])
+        claims.append(
+            Claim(
+                f"At {snr_db:g} dB {label} against the same plan cut from one nested training.",
+                "",
+                f"{100 * difference.value:+.2f} points",
+                difference.scaled(100).interval,
+                "measured",
+                ours.shared(cut[snr_db][1]),
+                "The same ranks and bits.",
+            )
+        )
+    return claims
 
 
 def _table(points: Mapping[str, Any]) -> Table:

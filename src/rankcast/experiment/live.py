@@ -203,6 +203,17 @@ def pack(correct: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> str:
     return base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
 
 
+def judgement(correct: Any, loss: float) -> dict[str, Any]:
+    """Return what a row keeps of (n,) right answers and their mean loss [nats]."""
+    right = np.asarray(correct, dtype=bool)
+    return {
+        "accuracy": float(right.mean()),
+        "loss": loss,
+        "correct": pack(right),
+        "n_texts": len(right),
+    }
+
+
 def unpack(packed: str, n_texts: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Return what `pack` packed."""
     bits = np.frombuffer(base64.b64decode(packed), dtype=np.uint8)

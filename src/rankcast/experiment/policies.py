@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rankcast.errors import ConfigError, DataError
-from rankcast.experiment.live import PlanJudge, pack
+from rankcast.experiment.live import PlanJudge, judgement
 from rankcast.experiment.spec import Job, Result, Row, RunContext, Scale
 from rankcast.experiment.tasks import FULL_RANK_AT_DB, TASKS
 from rankcast.experiment.worker import owned_by
@@ -224,15 +224,7 @@ def judged_plans(
     found = []
     for snr_db in judge_db:
         seen = judge(plans[snr_db])
-        found.append(
-            {
-                "snr_db": snr_db,
-                "accuracy": seen.accuracy,
-                "loss": seen.loss,
-                "correct": pack(seen.correct),
-                "n_texts": len(seen.correct),
-            }
-        )
+        found.append({"snr_db": snr_db, **judgement(seen.correct, seen.loss)})
     return found
 
 

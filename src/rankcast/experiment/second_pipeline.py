@@ -20,7 +20,7 @@ import numpy as np
 from rankcast.allocation.baselines import KnapsackAllocator
 from rankcast.allocation.scored import EqualBitsUniform
 from rankcast.allocation.utility import UtilityConfig
-from rankcast.experiment.live import PlanJudge, fewer, pack, trained
+from rankcast.experiment.live import PlanJudge, fewer, judgement, trained
 from rankcast.experiment.policies import TRAINING, WORLD, judged_plans, plan_values
 from rankcast.experiment.rival_plans import TEACHER_EPISODES, plans_of
 from rankcast.experiment.training import train_policy, train_teacher
@@ -204,10 +204,7 @@ def _adalora(
     loss, correct = tuner.judge_texts("test")
     return {
         "snr_db": ADALORA_DB,
-        "accuracy": float(correct.mean()),
-        "loss": float(loss.mean()),
-        "correct": pack(correct.astype(bool)),
-        "n_texts": len(correct),
+        **judgement(correct, float(loss.mean())),
         "ranks": tuner.ranks.tolist(),
         "sent_params": tuner.sent_params,
         "total_ranks": total,
