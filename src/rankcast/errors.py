@@ -6,7 +6,8 @@ RankcastError
 ├── DataError                     a data set that cannot be learned from
 ├── ModelError                    a base model that cannot carry adapters
 ├── ConfigError                   a setting that does not exist or makes no sense
-└── CheckpointError               a run that cannot be continued or loaded
+├── CheckpointError               a run that cannot be continued or loaded
+└── CodecError                    bytes that are no adapter, or an adapter that cannot be coded
 
 Each message says what was wrong and what to do about it.
 """
@@ -60,6 +61,10 @@ class ConfigError(RankcastError, ValueError):
 
 class CheckpointError(RankcastError, RuntimeError):
     """A checkpoint that is truncated or belongs to another model or configuration."""
+
+
+class CodecError(RankcastError, ValueError):
+    """Bytes that are no adapter, damaged ones, or an adapter that cannot be coded."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -7,66 +7,8 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from rankcast.errors import ConfigError, ModelError, nearest
+from rankcast.naming import ORDER, kind_of
 from rankcast.records import AdapterLayout, Projection
-
-# How architectures spell the six projections of the paper: the longest suffix that fits wins.
-_KIND_OF_SUFFIX: dict[str, str] = {
-    # BERT, RoBERTa, MiniLM, ELECTRA
-    "attention.self.query": "q",
-    "attention.self.key": "k",
-    "attention.self.value": "v",
-    "attention.output.dense": "o",
-    "crossattention.self.query": "cross_q",
-    "crossattention.self.key": "cross_k",
-    "crossattention.self.value": "cross_v",
-    "crossattention.output.dense": "cross_o",
-    "intermediate.dense": "fc1",
-    "output.dense": "fc2",
-    # DistilBERT
-    "attention.q_lin": "q",
-    "attention.k_lin": "k",
-    "attention.v_lin": "v",
-    "attention.out_lin": "o",
-    "ffn.lin1": "fc1",
-    "ffn.lin2": "fc2",
-    # OPT, BART, Llama, Mistral, Qwen
-    "self_attn.q_proj": "q",
-    "self_attn.k_proj": "k",
-    "self_attn.v_proj": "v",
-    "self_attn.out_proj": "o",
-    "self_attn.o_proj": "o",
-    "encoder_attn.q_proj": "cross_q",
-    "encoder_attn.k_proj": "cross_k",
-    "encoder_attn.v_proj": "cross_v",
-    "encoder_attn.out_proj": "cross_o",
-    "mlp.gate_proj": "gate",
-    "mlp.up_proj": "fc1",
-    "mlp.down_proj": "fc2",
-    # GPT-2: query, key and value are one matrix
-    "attn.c_attn": "qkv",
-    "attn.c_proj": "o",
-    "mlp.c_fc": "fc1",
-    "mlp.c_proj": "fc2",
-    # T5: `wi_0` passes through the activation, `wi_1` does not
-    "SelfAttention.q": "q",
-    "SelfAttention.k": "k",
-    "SelfAttention.v": "v",
-    "SelfAttention.o": "o",
-    "EncDecAttention.q": "cross_q",
-    "EncDecAttention.k": "cross_k",
-    "EncDecAttention.v": "cross_v",
-    "EncDecAttention.o": "cross_o",
-    "DenseReluDense.wi": "fc1",
-    "DenseReluDense.wi_0": "gate",
-    "DenseReluDense.wi_1": "fc1",
-    "DenseReluDense.wo": "fc2",
-}
-
-_ORDER = (
-    *("qkv", "q", "k", "v", "o"),
-    *("cross_q", "cross_k", "cross_v", "cross_o"),
-    *("gate", "fc1", "fc2"),
-)
 
 
 def find_projections(
@@ -125,8 +67,8 @@ def _discover(model: nn.Module) -> list[Projection]:
         if layer is None:
             continue
         index = layers.setdefault(layer, len(layers))
-        found.append(Projection(name, index, _kind_of(name), d_in, d_out))
-    place = {kind: i for i, kind in enumerate(_ORDER)}
+        found.append(Projection(name, index, kind_of(name), d_in, d_out))
+    place = {kind: i for i, kind in enumerate(ORDER)}
     return sorted(found, key=lambda p: (p.layer, place.get(p.kind, len(place))))
 
 
@@ -161,13 +103,3 @@ def _layer_of(base: nn.Module, name: str) -> str | None:
             if isinstance(parent, nn.ModuleList | nn.Sequential):
                 return ".".join(parts[: i + 1])
     return None
-
-
-def _kind_of(name: str) -> str:
-    """Return the paper's word for a projection, or the last part of its name."""
-    parts = name.split(".")
-    for start in range(len(parts)):
-        kind = _KIND_OF_SUFFIX.get(".".join(parts[start:]))
-        if kind is not None:
-            return kind
-    return parts[-1]

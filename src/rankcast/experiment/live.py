@@ -17,12 +17,13 @@ import numpy as np
 
 from rankcast.errors import DataError
 from rankcast.experiment.spec import RunContext
+from rankcast.files import replace_file
 from rankcast.finetune.config import FinetuneConfig
 from rankcast.finetune.datasets import DatasetConfig, load_dataset
 from rankcast.finetune.texts import DatasetSplits, TextDataset
 from rankcast.finetune.transformer import TransformerLearner
 from rankcast.records import FloatArray, IntArray
-from rankcast.run.folder import load_state, replace_file, save_state
+from rankcast.run.folder import load_state, save_state
 from rankcast.run.schema import to_plain
 
 CHECKPOINT_EVERY = 100

@@ -25,6 +25,7 @@ from rankcast.experiment.policies import TRAINING, WORLD, judged_plans, plan_val
 from rankcast.experiment.rival_plans import TEACHER_EPISODES, plans_of
 from rankcast.experiment.training import train_policy, train_teacher
 from rankcast.experiment.world import World, WorldConfig, make_world
+from rankcast.files import replace_file
 from rankcast.finetune.adalora import AdaLoraFinetuner, AdaLoraSchedule, ranks_for_bits
 from rankcast.finetune.calibrated import CalibratedLearner
 from rankcast.finetune.calibration import Calibration
@@ -34,7 +35,7 @@ from rankcast.finetune.texts import DatasetSplits
 from rankcast.finetune.transformer import TransformerLearner
 from rankcast.policy.training import TrainingConfig
 from rankcast.records import IntArray
-from rankcast.run.folder import load_state, replace_file, save_state
+from rankcast.run.folder import load_state, save_state
 from rankcast.run.schema import build
 
 JUDGED_DB = (-5.0, 5.0, 15.0)

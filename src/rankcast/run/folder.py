@@ -17,7 +17,7 @@ import json
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from rankcast.errors import CheckpointError, ConfigError
+from rankcast.files import replace_file
 from rankcast.run.config import RunConfig, load_preset, to_yaml
 
 _FORMAT = 1
@@ -119,16 +120,6 @@ class RunFolder:
         """Write a mapping for people and machines."""
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         replace_file(path, lambda partial: partial.write_text(text, "utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new file, then put it in the place of `path` in one step."""
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

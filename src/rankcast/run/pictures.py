@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rankcast.files import replace_file
 from rankcast.records import AdapterLayout, FloatArray
-from rankcast.run.folder import replace_file
 from rankcast.run.journal import read_log
 
 BLUE, GREY = "#1f5fa8", "#9aa4b0"

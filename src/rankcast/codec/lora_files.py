@@ -1,0 +1,286 @@
+"""LoRA adapters on disk, as PEFT and vLLM know them, read and written without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from rankcast.codec.quantise import Float32Array
+from rankcast.codec.tensors import AdapterTensors, Factors
+from rankcast.errors import CodecError
+from rankcast.files import replace_file
+from rankcast.naming import ORDER, kind_of, layer_number
+from rankcast.records import Projection
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_ADALORA_EPSILON = 1e-5
+"""What PEFT adds to the rank by which it divides AdaLoRA's alpha."""
+_REFUSED = {
+    "lora_magnitude_vector": "DoRA's magnitudes, which change weights and not only add to them",
+    "lora_embedding_": "a LoRA of an embedding",
+}
+
+
+def is_peft_directory(path: Path) -> bool:
+    """Whether a path looks like an adapter that PEFT saved."""
+    return (path / CONFIG).is_file()
+
+
+def read_peft(directory: str | os.PathLike[str]) -> tuple[AdapterTensors, dict[str, Any]]:
+    """Return a LoRA or AdaLoRA adapter that PEFT saved, and its configuration.
+
+    The scale of every projection (alpha over rank, or over its root for rank-stabilised LoRA, each
+    with its pattern) is multiplied in; components are sorted by the singular values of ΔW.
+
+    Raises:
+        CodecError: no such adapter, a damaged one, or one with parts that a low-rank adapter
+            cannot carry; names them.
+    """
+    folder = Path(directory)
+    config = _read_config(folder / CONFIG)
+    tensors = _read_weights(folder / WEIGHTS)
+    factors: dict[str, Factors] = {}
+    modules: dict[str, Float32Array] = {}
+    for name in tensors:
+        module, _, part = name.partition(".lora_")
+        if not part:
+            modules[name] = tensors[name]
+        elif part in ("A.weight", "A"):
+            factors[module] = sorted_factors(_factors(module, tensors, config))
+    names = sorted(factors, key=_place)
+    projections = [
+        Projection(
+            n, layer_number(n), kind_of(n), factors[n].right.shape[1], factors[n].left.shape[0]
+        )
+        for n in names
+    ]
+    found = AdapterTensors(
+        tuple(projections),
+        tuple(factors[n] for n in names),
+        modules,
+        dict.fromkeys(modules, "full"),
+    )
+    return found, config
+
+
+def sorted_factors(factors: Factors) -> Factors:
+    """Return the same ΔW with orthogonal, balanced components, strongest first: U√S and √S·Vᵀ."""
+    if not factors.rank:
+        return factors
+    left, left_core = np.linalg.qr(factors.left.astype(np.float64))
+    right, right_core = np.linalg.qr(factors.right.astype(np.float64).T)
+    u, s, vt = np.linalg.svd(left_core @ right_core.T)
+    n = len(s)
+    root = np.sqrt(s)
+    return Factors(
+        ((left @ u[:, :n]) * root).astype(np.float32),
+        (root[:, None] * (vt[:n] @ right.T)).astype(np.float32),
+    )
+
+
+def write_peft(
+    tensors: AdapterTensors,
+    directory: str | os.PathLike[str],
+    *,
+    base_model_name: str | None = None,
+    task_type: str | None = None,
+    uniform_rank: bool = False,
+) -> Path:
+    """Write a plain LoRA whose scale is 1 under every reader's rule.
+
+    `lora_alpha` equals `r` and `alpha_pattern` equals `rank_pattern`. With `uniform_rank` every
+    projection is padded with zeros to one rank and there are no patterns: vLLM and SGLang divide
+    one alpha by one rank, and take no modules saved in full.
+
+    Raises:
+        CodecError: no component; modules where none can be carried; or modules that travel as a
+            difference, which cannot be written without the base model.
+    """
+    kept = {p.name: f for p, f in zip(tensors.projections, tensors.factors, strict=True) if f.rank}
+    if not kept:
+        raise CodecError(
+            "No component of the adapter has arrived, so there is no LoRA to write; decode more "
+            "chunks."
+        )
+    if uniform_rank and tensors.modules:
+        raise CodecError(
+            f"This reader takes no modules saved in full, and the adapter has "
+            f"{', '.join(tensors.modules)}. Export merged weights instead."
+        )
+    relative = [name for name, how in tensors.carriage.items() if how == "difference"]
+    if relative:
+        raise CodecError(
+            f"{', '.join(relative)} travel as differences from the base model; name it with "
+            f"--base-model to export them."
+        )
+    ranks = {name: factors.rank for name, factors in kept.items()}
+    if uniform_rank:
+        kept = {name: _padded(factors, max(ranks.values())) for name, factors in kept.items()}
+        ranks = dict.fromkeys(kept, max(ranks.values()))
+    config = _lora_config(ranks, tensors.modules, base_model_name, task_type)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / WEIGHTS, lambda path: _save(path, kept, tensors.modules))
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    replace_file(folder / CONFIG, lambda path: path.write_text(text, "utf-8"))
+    return folder
+
+
+def _save(path: Path, kept: Mapping[str, Factors], modules: Mapping[str, Float32Array]) -> None:
+    """Write the tensors under PEFT's names."""
+    found = {}
+    for name, f in kept.items():
+        found[f"{_PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(f.right)
+        found[f"{_PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(f.left)
+    for name, values in modules.items():
+        found[_PREFIX + name] = np.ascontiguousarray(values)
+    save_file(found, path, metadata={"format": "pt"})
+
+
+def _lora_config(
+    ranks: Mapping[str, int],
+    modules: Iterable[str],
+    base_model_name: str | None,
+    task_type: str | None,
+) -> dict[str, Any]:
+    """Return what PEFT's LoraConfig would save."""
+    largest = max(ranks.values())
+    patterns = {} if set(ranks.values()) == {largest} else dict(ranks)
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_model_name,
+        "r": largest,
+        "lora_alpha": largest,
+        "rank_pattern": patterns,
+        "alpha_pattern": patterns,
+        "target_modules": list(ranks),
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in modules}) or None,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+
+
+def _padded(factors: Factors, rank: int) -> Factors:
+    """Return factors of a larger rank with the same product."""
+    more = rank - factors.rank
+    return Factors(
+        np.pad(factors.left, ((0, 0), (0, more))), np.pad(factors.right, ((0, more), (0, 0)))
+    )
+
+
+def _factors(
+    module: str, tensors: Mapping[str, Float32Array], config: Mapping[str, Any]
+) -> Factors:
+    """Return B·scale and A of one module, with AdaLoRA's singular values multiplied in.
+
+    Raises:
+        CodecError: a factor is missing or of another rank.
+    """
+    right = _find(tensors, module, "A")
+    left = _find(tensors, module, "B")
+    if right.ndim != 2 or left.ndim != 2 or left.shape[1] != right.shape[0]:
+        raise CodecError(
+            f"{module} has factors of shapes {left.shape} and {right.shape}; only linear maps can "
+            f"be coded."
+        )
+    if config["peft_type"] == "ADALORA":
+        values = _find(tensors, module, "E")
+        rank = float(np.float32(config["init_r"]) + np.float32(_ADALORA_EPSILON))
+        alpha = config["lora_alpha"]
+        scale = (alpha if alpha > 0 else config["init_r"]) / rank
+        return Factors((scale * left * values.reshape(-1)).astype(np.float32), right)
+    alpha = _of_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    rank = _of_pattern(config.get("rank_pattern"), module, config["r"])
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return Factors((scale * left).astype(np.float32), right)
+
+
+def _find(tensors: Mapping[str, Float32Array], module: str, part: str) -> Float32Array:
+    for name in (f"{module}.lora_{part}.weight", f"{module}.lora_{part}"):
+        if name in tensors:
+            return tensors[name]
+    raise CodecError(f"The adapter lacks lora_{part} of {module}; save it again.")
+
+
+def _of_pattern(pattern: Mapping[str, float] | None, module: str, default: float) -> float:
+    """Return what PEFT's patterns say of a module: the first one that its name ends in."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return PEFT's description of the adapter.
+
+    Raises:
+        CodecError: not readable, or of a kind of adapter that is not low-rank.
+    """
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        kind = config["peft_type"]
+        needed = ("init_r", "lora_alpha") if kind == "ADALORA" else ("r", "lora_alpha")
+        missing = [key for key in needed if not isinstance(config.get(key), int | float)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CodecError(
+            f"{path} is no readable description of a PEFT adapter ({error!r})."
+        ) from error
+    if kind not in ("LORA", "ADALORA"):
+        raise CodecError(f"{path} describes a {kind} adapter; only LORA and ADALORA can be coded.")
+    if missing:
+        raise CodecError(f"{path} lacks {', '.join(missing)}.")
+    if config.get("use_dora"):
+        raise CodecError(f"The adapter has {_REFUSED['lora_magnitude_vector']}: not carried.")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, Float32Array]:
+    """Return the tensors in float32 under their names in the base model.
+
+    Raises:
+        CodecError: not readable, a tensor of a kind that is not carried, or not finite.
+    """
+    try:
+        raw = dict(safetensors.deserialize(path.read_bytes()))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CodecError(
+            f"{path} is missing or damaged ({error}); save the adapter again."
+        ) from error
+    for name in raw:
+        for part, words in _REFUSED.items():
+            if part in name:
+                raise CodecError(f"The adapter has {words} ({name}): not carried.")
+    return {name.removeprefix(_PREFIX): _float32(name, entry) for name, entry in raw.items()}
+
+
+def _float32(name: str, entry: Mapping[str, Any]) -> Float32Array:
+    """Return a stored tensor in float32; bfloat16, which NumPy does not know, by its bits."""
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+    if entry["dtype"] not in kinds:
+        raise CodecError(f"{name} is stored as {entry['dtype']}; save it as a float.")
+    values = np.frombuffer(entry["data"], dtype=kinds[entry["dtype"]])
+    if entry["dtype"] == "BF16":
+        values = (values.astype("<u4") << 16).view("<f4")
+    if not np.isfinite(values).all():
+        raise CodecError(f"{name} holds NaN or infinite weights; its training has diverged.")
+    return values.astype(np.float32).reshape(entry["shape"])
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    """Return where a projection stands: layer by layer, in the order of use."""
+    kind = kind_of(name)
+    return layer_number(name), ORDER.index(kind) if kind in ORDER else len(ORDER), name

@@ -1,0 +1,116 @@
+"""An adapter as arrays: factors of every projection, and tensors that travel in full."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rankcast.codec.quantise import Float32Array
+from rankcast.codec.state import GroupShape
+from rankcast.errors import CodecError
+from rankcast.records import IntArray, Projection
+
+Carriage = Literal["full", "difference"]
+"""How a tensor outside the projections travels: as it is, or as what it adds to the base model's
+tensor of the same name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """ΔW = left · right of one projection, scale included.
+
+    Attributes:
+        left: (d_out, r).
+        right: (r, d_in).
+    """
+
+    left: Float32Array
+    right: Float32Array
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.left.shape[1]
+
+    def delta_weight(self) -> Float32Array:
+        """Return ΔW, (d_out, d_in)."""
+        return self.left @ self.right
+
+    def balanced(self) -> Factors:
+        """Return the same ΔW with ‖left column‖ = ‖right row‖ for every component."""
+        left, right = self.left.astype(np.float64), self.right.astype(np.float64)
+        sizes = np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=1)
+        alive = (sizes[0] > 0) & (sizes[1] > 0)
+        ratio = np.ones(self.rank)
+        ratio[alive] = np.sqrt(sizes[1][alive] / sizes[0][alive])
+        return Factors(
+            (left * ratio * alive).astype(np.float32),
+            (right / ratio[:, None] * alive[:, None]).astype(np.float32),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterTensors:
+    """What is coded, and what a decoder returns.
+
+    Attributes:
+        projections: the linear maps that are adapted, in the order of their groups.
+        factors: of each projection, strongest component first.
+        modules: tensors that travel beside the projections, by their name in the base model.
+        carriage: how each of them travels.
+
+    Raises:
+        CodecError: shapes that do not fit together.
+    """
+
+    projections: tuple[Projection, ...]
+    factors: tuple[Factors, ...]
+    modules: Mapping[str, Float32Array]
+    carriage: Mapping[str, Carriage]
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        if len(self.projections) != len(self.factors) or set(self.modules) != set(self.carriage):
+            raise CodecError("Each projection needs its factors, each module its carriage.")
+        for p, f in zip(self.projections, self.factors, strict=True):
+            if f.left.shape != (p.d_out, f.rank) or f.right.shape != (f.rank, p.d_in):
+                raise CodecError(
+                    f"{p.name} maps {p.d_in} to {p.d_out}, so factors of rank r have shapes "
+                    f"({p.d_out}, r) and (r, {p.d_in}), not {f.left.shape} and {f.right.shape}."
+                )
+
+    @property
+    def ranks(self) -> IntArray:
+        """(N,) components that each projection has."""
+        return np.array([f.rank for f in self.factors], dtype=np.int64)
+
+    @property
+    def n_params(self) -> int:
+        """Numbers in the factors and the modules."""
+        return sum(f.left.size + f.right.size for f in self.factors) + sum(
+            m.size for m in self.modules.values()
+        )
+
+
+def rows_of(values: Float32Array) -> Float32Array:
+    """Return a tensor as rows: its last axis, or all of it if it is a vector."""
+    return values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(1, -1)
+
+
+def group_shapes(
+    projections: Sequence[Projection], ranks: Sequence[int], modules: Sequence[tuple[int, ...]]
+) -> tuple[GroupShape, ...]:
+    """Return the groups of the stream: one per projection, then one per module tensor."""
+    components = [
+        GroupShape(int(r), (p.d_out, p.d_in), paired=True)
+        for p, r in zip(projections, ranks, strict=True)
+    ]
+    tensors = []
+    for shape in modules:
+        width = shape[-1] if shape else 1
+        rows = int(np.prod(shape[:-1], dtype=np.int64))
+        tensors.append(GroupShape(1, (width,) * rows))
+    return (*components, *tensors)
