@@ -27,8 +27,12 @@ from rankcast.run.options import (
     Evaluate,
     Experiment,
     Export,
+    Info,
+    Pack,
     Presets,
     Train,
+    Unpack,
+    Verify,
 )
 
 if TYPE_CHECKING:
@@ -99,24 +103,24 @@ def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
 def _run(command: Any, rest: list[str], typed: list[str]) -> int:
     """Do what a command says and return the exit status."""
     overrides = parse_overrides(rest)
-    match command:
-        case Train() | Demo():
-            return _train(command, overrides, typed)
-        case _ if overrides:
-            name = type(command).__name__.lower()
-            raise ConfigError(f"rankcast {name} has no option --{next(iter(overrides))}.")
-        case Allocate():
-            return _allocate(command)
-        case Evaluate():
-            return _evaluate(command)
-        case Export():
-            return _export(command)
-        case Presets():
-            return _presets(command)
-        case Experiment():
-            return _experiment(command, typed)
-        case _:
-            raise AssertionError(command)
+    if isinstance(command, Train | Demo):
+        return _train(command, overrides, typed)
+    if overrides:
+        name = type(command).__name__.lower()
+        raise ConfigError(f"rankcast {name} has no option --{next(iter(overrides))}.")
+    if isinstance(command, Experiment):
+        return _experiment(command, typed)
+    if isinstance(command, Pack | Unpack | Info | Verify):
+        from rankcast.run.containers import dispatch  # noqa: PLC0415
+
+        return dispatch(command)
+    handlers: dict[type, Callable[[Any], int]] = {
+        Allocate: _allocate,
+        Evaluate: _evaluate,
+        Export: _export,
+        Presets: _presets,
+    }
+    return handlers[type(command)](command)
 
 
 def _train(command: Train | Demo, overrides: dict[str, str], typed: list[str]) -> int:

@@ -23,6 +23,10 @@ MODULE_OFFSET = -2 * PER_RADIX
 """Tensors beside the projections get steps nine times finer: they are few and matter much."""
 
 
+COARSEST = 6.6
+"""Steps of more root mean squares than this leave hardly a weight other than zero."""
+
+
 def default_offsets(tensors: AdapterTensors) -> list[IntArray]:
     """Return the offsets of every block: none for components, `MODULE_OFFSET` for tensors."""
     components = [np.zeros(r, dtype=np.int64) for r in tensors.ranks]
@@ -32,7 +36,7 @@ def default_offsets(tensors: AdapterTensors) -> list[IntArray]:
 def ladder_to(
     tensors: AdapterTensors,
     finest: int,
-    n_rungs: int = 3,
+    n_rungs: int | None = None,
     n_parts: int = 3,
     importance: Sequence[FloatArray] | None = None,
 ) -> list[ChunkPlan]:
@@ -41,13 +45,16 @@ def ladder_to(
     Args:
         tensors: balanced, components in order of importance.
         finest: exponent of the last rung.
-        n_rungs: precisions, each a digit finer than the one before.
+        n_rungs: precisions, each a digit finer than the one before; None begins at the step below
+            which an adapter begins to say something (`COARSEST` root mean squares).
         n_parts: chunks of each rung, as far as there are components to share out.
         importance: (r,) for each projection, falling; None takes the norm of the components.
 
     Raises:
         CodecError: fewer than one rung or part.
     """
+    if n_rungs is None:
+        n_rungs = _useful_rungs(tensors, finest)
     if n_rungs < 1 or n_parts < 1:
         raise CodecError(f"A ladder has at least one rung and part, got {n_rungs} and {n_parts}.")
     weights = _norms(tensors) if importance is None else importance
@@ -104,6 +111,12 @@ def exponent_of_quality(tensors: AdapterTensors, quality: float) -> int:
         )
     low, high = EXPONENTS
     return int(np.clip(exponent_near(quality * np.sqrt(total / count)), low, high))
+
+
+def _useful_rungs(tensors: AdapterTensors, finest: int) -> int:
+    """Return how many rungs lead from a step of at most `COARSEST` to the finest one."""
+    coarsest = exponent_of_quality(tensors, COARSEST)
+    return max((coarsest - finest) // PER_RADIX + 1, 1)
 
 
 def _norms(tensors: AdapterTensors) -> list[FloatArray]:

@@ -49,14 +49,9 @@ def read_peft(directory: str | os.PathLike[str]) -> tuple[AdapterTensors, dict[s
     folder = Path(directory)
     config = _read_config(folder / CONFIG)
     tensors = _read_weights(folder / WEIGHTS)
-    factors: dict[str, Factors] = {}
-    modules: dict[str, Float32Array] = {}
-    for name in tensors:
-        module, _, part = name.partition(".lora_")
-        if not part:
-            modules[name] = tensors[name]
-        elif part in ("A.weight", "A"):
-            factors[module] = sorted_factors(_factors(module, tensors, config))
+    modules = {name: values for name, values in tensors.items() if ".lora_" not in name}
+    adapted = {name.partition(".lora_")[0] for name in tensors if ".lora_" in name}
+    factors = {name: sorted_factors(_factors(name, tensors, config)) for name in adapted}
     names = sorted(factors, key=_place)
     projections = [
         Projection(

@@ -124,6 +124,95 @@ class Presets:
 
 
 @dataclass(frozen=True)
+class Pack:
+    """Code an adapter in few bytes, so that every prefix of the chunks is an adapter.
+
+    rankcast pack runs/demo --output demo.rcast
+
+    rankcast pack my-peft-lora --output my.rcast --budget-bits 200000
+
+    rankcast pack runs/demo --output demo.rcast --snr-db 5 --bandwidth-hz 1e5 --deadline-s 1
+
+    Takes runs of rankcast, and LoRA and AdaLoRA adapters that PEFT saved. Needs no torch.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a run or of an adapter."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """File to write, NAME.rcast."""
+    quality: Literal["fine", "good", "small"] | None = None
+    """Step beside the size of the weights: about 11, 17 and 33 times smaller than float32. good if
+    nothing else is asked for."""
+    budget_bits: float | None = None
+    """Choose the finest step at which the whole file has at most so many bits."""
+    snr_db: float | None = None
+    """Choose it for a link: received Es/N0 [dB], with --bandwidth-hz and --deadline-s."""
+    bandwidth_hz: float | None = None
+    """Bandwidth of that link [Hz]."""
+    deadline_s: float | None = None
+    """Time in which the file has to arrive over that link [s]."""
+    rate_model: str = "awgn"
+    """How SNR becomes rate: awgn (Shannon), or see `rankcast.link.capacity.RATE_MODELS`."""
+    json: bool = False
+    """Print what was written as JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Unpack:
+    """Write the adapter that a file, or the first chunks of it, amount to: a LoRA for PEFT.
+
+    rankcast unpack demo.rcast --output adapters/demo
+
+    rankcast unpack arrived-so-far.rcast --output adapters/demo --prefix
+    """
+
+    file: tyro.conf.Positional[Path]
+    """What `rankcast pack` wrote."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Folder to write."""
+    chunks: int | None = None
+    """Use so many chunks; all of them if left out."""
+    prefix: bool = False
+    """Accept a file that was cut short, and use the chunks that are complete."""
+    uniform_rank: bool = False
+    """Pad every projection to one rank, for vLLM and SGLang."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show what a file holds: ranks and bits of each projection, and the ladder of chunks.
+
+    rankcast info demo.rcast
+    """
+
+    file: tyro.conf.Positional[Path]
+    """What `rankcast pack` wrote."""
+    prefix: bool = False
+    """Accept a file that was cut short."""
+    json: bool = False
+    """Print JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check that a file is whole and unchanged and that every prefix of it decodes.
+
+    rankcast verify demo.rcast
+    """
+
+    file: tyro.conf.Positional[Path]
+    """What `rankcast pack` wrote."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
 class _ExperimentOptions:
     """What the commands of experiments have in common."""
 
@@ -222,6 +311,10 @@ Command = (
     | Annotated[Allocate, tyro.conf.subcommand("allocate")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Pack, tyro.conf.subcommand("pack")]
+    | Annotated[Unpack, tyro.conf.subcommand("unpack")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Presets, tyro.conf.subcommand("presets")]
     | Annotated[Experiment, tyro.conf.subcommand("experiment")]
 )

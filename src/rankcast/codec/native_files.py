@@ -1,0 +1,55 @@
+"""The adapter that `rankcast.adapters.export.save_adapter` wrote, read without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file
+
+from rankcast.codec.tensors import AdapterTensors, Factors
+from rankcast.errors import CodecError
+from rankcast.records import Projection
+
+WEIGHTS, DESCRIPTION = "rankcast_adapter.safetensors", "rankcast_adapter.json"
+
+
+def is_native_directory(path: Path) -> bool:
+    """Whether a path looks like an adapter that a run saved."""
+    return (path / DESCRIPTION).is_file()
+
+
+def read_native(directory: str | os.PathLike[str]) -> tuple[AdapterTensors, dict[str, Any]]:
+    """Return all components of an adapter in the order of training, and its description.
+
+    Nested training makes the first r components of a projection its best version of rank r, so
+    their order is kept; each is balanced.
+
+    Raises:
+        CodecError: no such adapter, or a damaged one.
+    """
+    folder = Path(directory)
+    try:
+        raw = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+        projections = tuple(Projection(**p) for p in raw["projections"])
+        scale = np.float32(raw["alpha"] / raw["r_max"])
+        factors = tuple(
+            Factors(
+                scale * tensors[f"{p.name}.P"] * tensors[f"{p.name}.lam"],
+                tensors[f"{p.name}.Q"],
+            ).balanced()
+            for p in projections
+        )
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise CodecError(f"{folder} holds no readable adapter of a run ({error!r}).") from error
+    modules = {
+        name.removeprefix("extra."): values.astype(np.float32)
+        for name, values in tensors.items()
+        if name.startswith("extra.")
+    }
+    return AdapterTensors(projections, factors, modules, dict.fromkeys(modules, "full")), raw

@@ -1,0 +1,155 @@
+"""From an adapter's folder to a container and back: what `rankcast pack` and `unpack` do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rankcast.codec.container import Container, entry_of, header_bytes
+from rankcast.codec.header import BaseModel, Header, ModuleShape
+from rankcast.codec.ladder import (
+    default_offsets,
+    exponent_of_quality,
+    finest_within,
+    ladder_to,
+)
+from rankcast.codec.lora_files import is_peft_directory, read_peft
+from rankcast.codec.native_files import is_native_directory, read_native
+from rankcast.codec.stream import Decoder, encode
+from rankcast.codec.tensors import AdapterTensors
+from rankcast.errors import CodecError
+
+Quality = Literal["fine", "good", "small"]
+RELATIVE_STEPS: Mapping[Quality, float] = {"fine": 0.5, "good": 1.0, "small": 2.0}
+"""Step of the last rung as a multiple of the weights' root mean square."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An adapter that can be packed.
+
+    Attributes:
+        tensors: its weights.
+        base: the model that it adapts, as far as the folder says.
+        task: what exporters need to know: `task_type`.
+    """
+
+    tensors: AdapterTensors
+    base: BaseModel
+    task: Mapping[str, Any]
+
+
+def read_adapter(path: str | os.PathLike[str]) -> Source:
+    """Return the adapter in a run's folder, in a folder of `save_adapter`, or in one of PEFT's.
+
+    Raises:
+        CodecError: no adapter there, or one that cannot be carried.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "adapter"):
+        if is_native_directory(candidate):
+            tensors, raw = read_native(candidate)
+            return Source(tensors, BaseModel(raw.get("base_model")), _task(raw))
+        if is_peft_directory(candidate):
+            tensors, raw = read_peft(candidate)
+            return Source(tensors, BaseModel(raw.get("base_model_name_or_path")), _task(raw))
+    raise CodecError(
+        f"There is no adapter in {folder}: neither a run of rankcast (adapter/) nor an adapter "
+        f"that PEFT saved (adapter_config.json)."
+    )
+
+
+def pack(source: Source, exponent: int, n_rungs: int | None = None, n_parts: int = 3) -> Container:
+    """Return an adapter as a container whose last chunk reaches a step exponent.
+
+    Args:
+        source: what to pack.
+        exponent: of the finest step; see `exponent_for`.
+        n_rungs: precisions, each three times finer than the one before; None for as many as say
+            something.
+        n_parts: chunks of each rung.
+
+    Raises:
+        CodecError: NaN or infinite weights.
+    """
+    tensors = source.tensors
+    ladder = ladder_to(tensors, exponent, n_rungs, n_parts)
+    chunks = encode(tensors, ladder, default_offsets(tensors))
+    header = Header(
+        base=source.base,
+        projections=tensors.projections,
+        ranks=tuple(tensors.ranks.tolist()),
+        modules=tuple(
+            ModuleShape(name, np.shape(values), tensors.carriage[name])
+            for name, values in tensors.modules.items()
+        ),
+        chunks=tuple(entry_of(chunk) for chunk in chunks),
+        task=source.task,
+    )
+    return Container(header, tuple(chunks))
+
+
+def pack_within(
+    source: Source, budget_bits: float, n_rungs: int | None = None, n_parts: int = 3
+) -> Container:
+    """Return an adapter at the finest step whose whole file fits a budget.
+
+    Raises:
+        InfeasibleDeadlineError: not even the coarsest step fits.
+        CodecError: as `pack`.
+    """
+
+    def size_bits(exponent: int) -> int:
+        return 8 * len(pack(source, exponent, n_rungs, n_parts).to_bytes())
+
+    coarsest = exponent_of_quality(source.tensors, 30.0)
+    finest = exponent_of_quality(source.tensors, 1e-3)
+    exponent = finest_within(budget_bits, size_bits, finest, coarsest)
+    return pack(source, exponent, n_rungs, n_parts)
+
+
+def pack_at(
+    source: Source, quality: Quality, n_rungs: int | None = None, n_parts: int = 3
+) -> Container:
+    """Return an adapter at a step that suits its weights.
+
+    Raises:
+        CodecError: as `pack`, or an adapter of zeros.
+    """
+    exponent = exponent_of_quality(source.tensors, RELATIVE_STEPS[quality])
+    return pack(source, exponent, n_rungs, n_parts)
+
+
+def unpack(container: Container, n_chunks: int | None = None) -> AdapterTensors:
+    """Return the adapter of the first chunks; of all that are there if None.
+
+    Raises:
+        CodecError: damaged chunks, or more chunks asked for than there are.
+    """
+    there = len(container.chunks)
+    wanted = there if n_chunks is None else n_chunks
+    if not 0 <= wanted <= there:
+        raise CodecError(f"The file has {there} complete chunks, so it cannot give {n_chunks}.")
+    decoder = Decoder(container.header)
+    for chunk in container.chunks[:wanted]:
+        decoder.add(chunk)
+    return decoder.tensors()
+
+
+def chunks_within(container: Container, budget_bits: float) -> int:
+    """Return how many chunks arrive with the header within a budget."""
+    sent = 8 * len(header_bytes(container.header))
+    for n, entry in enumerate(container.header.chunks):
+        sent += 8 * entry.n_bytes
+        if sent > budget_bits:
+            return n
+    return len(container.header.chunks)
+
+
+def _task(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: raw[key] for key in ("task_type",) if raw.get(key) is not None}

@@ -1,0 +1,234 @@
+"""The commands on `.rcast` files; nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rankcast.codec.container import Container, header_bytes, read_container
+from rankcast.codec.header import Header
+from rankcast.codec.lora_files import write_peft
+from rankcast.codec.packing import Source, pack_at, pack_within, read_adapter, unpack
+from rankcast.codec.stream import Decoder
+from rankcast.codec.tensors import AdapterTensors
+from rankcast.errors import CodecError, ConfigError
+from rankcast.files import replace_file
+from rankcast.link.capacity import rate_model
+from rankcast.link.payload import budget_bits
+from rankcast.records import LinkState
+from rankcast.run.options import Info, Pack, Unpack, Verify
+
+_BITS_OF_FLOAT32 = 32
+
+
+def dispatch(command: Pack | Unpack | Info | Verify) -> int:
+    """Do what a command says and return the exit status."""
+    match command:
+        case Pack():
+            return _pack(command)
+        case Unpack():
+            return _unpack(command)
+        case Info():
+            return _info(command)
+        case Verify():
+            return _verify(command)
+
+
+def _pack(command: Pack) -> int:
+    source = read_adapter(command.source)
+    container = _packed(command, source)
+    data = container.to_bytes()
+    command.output.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(command.output, lambda partial: partial.write_bytes(data))
+    plain = _BITS_OF_FLOAT32 * source.tensors.n_params
+    described = {
+        "file": str(command.output),
+        "bits": 8 * len(data),
+        "bits_in_float32": plain,
+        "times_smaller": plain / (8 * len(data)),
+        "chunks": len(container.chunks),
+        "mean_rank": float(unpack(container).ranks.mean()),
+    }
+    if command.json:
+        print(json.dumps(described, indent=2))  # noqa: T201
+    else:
+        print(  # noqa: T201
+            f"{command.output}: {len(data):,} bytes in {len(container.chunks)} chunks, "
+            f"{described['times_smaller']:.0f} times smaller than float32, mean rank "
+            f"{described['mean_rank']:.2f}. See rankcast info {command.output}"
+        )
+    return 0
+
+
+def _packed(command: Pack, source: Source) -> Container:
+    """Return the container that the options ask for.
+
+    Raises:
+        ConfigError: options that say the same thing twice, or half a link.
+    """
+    link = (command.snr_db, command.bandwidth_hz, command.deadline_s)
+    ways = [
+        command.quality is not None,
+        command.budget_bits is not None,
+        any(x is not None for x in link),
+    ]
+    if sum(ways) > 1:
+        raise ConfigError("Give one of --quality, --budget-bits and a link, not several.")
+    if command.budget_bits is not None:
+        return pack_within(source, command.budget_bits)
+    if ways[2]:
+        snr_db, bandwidth_hz, deadline_s = link
+        if snr_db is None or bandwidth_hz is None or deadline_s is None:
+            raise ConfigError("A link needs --snr-db, --bandwidth-hz and --deadline-s.")
+        state = LinkState(np.array([snr_db]), np.array([bandwidth_hz]), np.array([deadline_s]))
+        rate = _rate_bps(command.rate_model, state)
+        return pack_within(source, float(budget_bits(rate, deadline_s)))
+    return pack_at(source, command.quality or "good")
+
+
+def _rate_bps(name: str, link: LinkState) -> float:
+    from rankcast.link.capacity import rate_bps  # noqa: PLC0415
+
+    return float(rate_bps(rate_model(name), link)[0])
+
+
+def _read(file: Path, *, prefix: bool = False) -> Container:
+    """Return the container in a file.
+
+    Raises:
+        CodecError: the file cannot be read, or is no container.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CodecError(f"{file} cannot be read: {error.strerror}.") from error
+    return read_container(data, allow_prefix=prefix)
+
+
+def _unpack(command: Unpack) -> int:
+    container = _read(command.file, prefix=command.prefix)
+    tensors = unpack(container, command.chunks)
+    header = container.header
+    write_peft(
+        tensors,
+        command.output,
+        base_model_name=header.base.name,
+        task_type=header.task.get("task_type"),
+        uniform_rank=command.uniform_rank,
+    )
+    used = len(container.chunks) if command.chunks is None else command.chunks
+    print(  # noqa: T201
+        f"{command.output}: plain LoRA of {used} of {len(header.chunks)} chunks, mean rank "
+        f"{tensors.ranks.mean():.2f}."
+    )
+    return 0
+
+
+def _info(command: Info) -> int:
+    container = _read(command.file, prefix=command.prefix)
+    rungs = _rungs(container)
+    if command.json:
+        print(json.dumps(_described(container, rungs), indent=2))  # noqa: T201
+        return 0
+    console = Console(highlight=False)
+    header = container.header
+    console.print(
+        f"{command.file}: adapter of {header.base.name or 'a model that is not named'}, "
+        f"{header.n_params:,} numbers, {len(container.chunks)} of {len(header.chunks)} chunks."
+    )
+    console.print(_ladder_table(header, rungs))
+    console.print(_rank_table(header, unpack(container)))
+    return 0
+
+
+def _verify(command: Verify) -> int:
+    container = _read(command.file)
+    for _ in _rungs(container):
+        pass
+    print(  # noqa: T201
+        f"{command.file}: whole and unchanged; all {len(container.chunks)} prefixes decode."
+    )
+    return 0
+
+
+def _rungs(container: Container) -> list[dict[str, Any]]:
+    """Return what each chunk brings, by decoding it."""
+    decoder = Decoder(container.header)
+    sent = 8 * len(header_bytes(container.header))
+    rungs = []
+    for number, (chunk, entry) in enumerate(
+        zip(container.chunks, container.header.chunks, strict=False)
+    ):
+        plan = decoder.add(chunk)
+        sent += 8 * len(chunk)
+        tensors = decoder.tensors()
+        rungs.append(
+            {
+                "chunk": number,
+                "bytes": len(chunk),
+                "bits_so_far": sent,
+                "step_exponent": plan.exponent,
+                "mean_rank": float(tensors.ranks.mean()),
+                "loss": entry.loss,
+                "accuracy": entry.accuracy,
+            }
+        )
+    return rungs
+
+
+def _described(container: Container, rungs: list[dict[str, Any]]) -> dict[str, Any]:
+    header, tensors = container.header, unpack(container)
+    return {
+        "base_model": header.base.name,
+        "base_fingerprint": header.base.fingerprint,
+        "n_params": header.n_params,
+        "header_bytes": len(header_bytes(header)),
+        "task": dict(header.task),
+        "ladder": rungs,
+        "ranks": {
+            p.name: f.rank for p, f in zip(tensors.projections, tensors.factors, strict=True)
+        },
+        "modules": {m.name: list(m.shape) for m in header.modules},
+    }
+
+
+def _ladder_table(header: Header, rungs: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE, title="Chunks: every prefix is an adapter", title_justify="left")
+    for name in ("chunk", "bytes", "bits so far", "times smaller", "mean rank", "loss"):
+        table.add_column(name, justify="right")
+    plain = _BITS_OF_FLOAT32 * header.n_params
+    for rung in rungs:
+        loss = rung["loss"]
+        table.add_row(
+            str(rung["chunk"]),
+            f"{rung['bytes']:,}",
+            f"{rung['bits_so_far']:,}",
+            f"{plain / rung['bits_so_far']:.0f}",
+            f"{rung['mean_rank']:.2f}",
+            "–" if loss is None else f"{loss:.3f}",
+        )
+    return table
+
+
+def _rank_table(header: Header, tensors: AdapterTensors) -> Table:
+    """Return ranks, layers down and kinds of projection across."""
+    kinds = list(dict.fromkeys(p.kind for p in header.projections))
+    table = Table(box=box.SIMPLE, title="Ranks, of those that were packed", title_justify="left")
+    table.add_column("layer", justify="right")
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+    place = {(p.layer, p.kind): i for i, p in enumerate(header.projections)}
+    ranks = tensors.ranks.tolist()
+    for layer in sorted({p.layer for p in header.projections}):
+        cells = []
+        for kind in kinds:
+            i = place.get((layer, kind))
+            cells.append("" if i is None else f"{ranks[i]}/{header.ranks[i]}")
+        table.add_row(str(layer), *cells)
+    return table
