@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rankcast.experiment.live import judgement, trained
-from rankcast.experiment.rates import against, points_of
+from rankcast.experiment.rates import against, fewer_parameters, points_of
 from rankcast.experiment.readouts import direct_answers, percent
 from rankcast.experiment.spec import (
     Claim,
@@ -23,8 +23,8 @@ from rankcast.experiment.spec import (
     Table,
 )
 from rankcast.experiment.store import fingerprint
+from rankcast.experiment.tasks import FULL_RANK_AT_DB, STEPS, TASKS
 from rankcast.experiment.tasks import SNRS_DB as ALL_SNRS_DB
-from rankcast.experiment.tasks import STEPS, TASKS
 from rankcast.records import IntArray
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ LABELS = {
     "alone": "AirLLM (λ = 0), one training for each link's plan,",
 }
 QUICK_STEPS = 8
+FEWER_AT_DB = 5.0
+"""The link whose plan is compared with AdaLoRA at full budget."""
 
 
 def jobs(scale: Scale) -> Sequence[Job]:
@@ -96,6 +98,7 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     for way in WAYS:
         points[way] = points_of_rows(result.select(way=way))
     claims = [claim for way, label in LABELS.items() for claim in against(points, way, label)]
+    claims += _fewer(points)
     claims += [claim for way, label in LABELS.items() for claim in _gains(points, way, label)]
     return Presentation(tuple(claims), (_table(points),))
 
@@ -119,6 +122,22 @@ def _gains(points: Mapping[str, Any], way: str, label: str) -> list[Claim]:
             )
         )
     return claims
+
+
+def _fewer(points: Mapping[str, Any]) -> list[Claim]:
+    """Return whether a plan for a narrower link matches AdaLoRA at full budget."""
+    low, full = (points.get("adalora", {}).get(snr_db) for snr_db in (FEWER_AT_DB, FULL_RANK_AT_DB))
+    own = ""
+    if low is not None and full is not None and low[1].shared(full[1]):
+        less = low[1].minus(full[1]).scaled(100)
+        own = (
+            f" AdaLoRA trained for {FEWER_AT_DB:g} dB is {less.value:+.2f} points "
+            f"({less.low:+.2f} to {less.high:+.2f}) from itself at a mean rank of 8, so that it "
+            f"is the task that does not need the parameters."
+        )
+    label = f"AirLLM's plan for {FEWER_AT_DB:g} dB (λ = 0), trained alone,"
+    note = f"chosen after the rows of 15 dB were seen.{own}"
+    return fewer_parameters(points, "alone", FEWER_AT_DB, label, note)
 
 
 def _table(points: Mapping[str, Any]) -> Table:

@@ -24,7 +24,7 @@ from rankcast.experiment.spec import (
     Table,
     Verdict,
 )
-from rankcast.experiment.tasks import SNRS_DB
+from rankcast.experiment.tasks import FULL_RANK_AT_DB, SNRS_DB
 from rankcast.statistics import Estimate, auc_interval, not_worse
 
 LABELS = {
@@ -129,22 +129,29 @@ def _not_worse(difference: Estimate) -> Verdict:
     return "reproduced" if not_worse(difference.interval, MARGIN) else "not resolved"
 
 
-def fewer_parameters(points: Points) -> list[Claim]:
-    """Return the claim of 12.5 % fewer parameters at r_max = 8."""
-    adalora, ours = points.get("adalora", {}).get(15.0), points.get("airllm", {}).get(15.0)
+def fewer_parameters(
+    points: Points,
+    name: str = "airllm",
+    snr_db: float = FULL_RANK_AT_DB,
+    label: str = "AirLLM (λ = 0.1)",
+    note: str = "AirLLM's plan for 15 dB.",
+) -> list[Claim]:
+    """Return the claim of 12.5 % fewer parameters at r_max = 8 for some plans of one link."""
+    adalora = points.get("adalora", {}).get(FULL_RANK_AT_DB)
+    ours = points.get(name, {}).get(snr_db)
     if adalora is None or ours is None or not ours[1].shared(adalora[1]):
         return []
     difference, saved = ours[1].minus(adalora[1]), 1 - ours[0] / adalora[0]
     return [
         Claim(
-            "At r_max = 8 AirLLM (λ = 0.1) matches AdaLoRA's accuracy with at least 12.5 % fewer "
+            f"At r_max = 8 {label} matches AdaLoRA's accuracy with at least 12.5 % fewer "
             "parameters.",
             "+0.46 points with 10.2 % fewer",
             f"{100 * difference.value:+.2f} points with {saved:.1%} fewer",
             difference.scaled(100).interval,
             _not_worse(difference) if saved >= 0.125 else "contradicted",
             ours[1].shared(adalora[1]),
-            f"AdaLoRA trained to a mean rank of 8; AirLLM's plan for 15 dB. {NOT_WORSE}",
+            f"AdaLoRA trained to a mean rank of 8; {note} {NOT_WORSE}",
         )
     ]
 
