@@ -15,12 +15,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from rankcast.adapters.fingerprint import base_fingerprint
 from rankcast.adapters.projections import find_projections
 from rankcast.adapters.svd import ElasticAdapter
 from rankcast.errors import CheckpointError, ConfigError, ModelError
 from rankcast.records import AdapterLayout, Projection
 
 _FORMAT_VERSION = 1
+_ORIGINAL = "original."
 _WEIGHTS, _DESCRIPTION = "rankcast_adapter.safetensors", "rankcast_adapter.json"
 
 
@@ -58,7 +60,11 @@ def export_lora(
 
 
 def save_adapter(adapter: ElasticAdapter, directory: str | os.PathLike[str]) -> Path:
-    """Write all components, the ranks in force and the layout, to be read by `load_adapter`."""
+    """Write all components, the ranks in force and the layout, to be read by `load_adapter`.
+
+    Of modules that the base model has, such as a pooler, its own tensors are written, too, so that
+    they can travel as a difference.
+    """
     from safetensors.torch import save_file  # noqa: PLC0415 late, as is peft
 
     config = adapter.model.peft_config["default"]
@@ -73,10 +79,12 @@ def save_adapter(adapter: ElasticAdapter, directory: str | os.PathLike[str]) -> 
         "modules_to_save": sorted(adapter.extra_modules()),
         "ranks": adapter.ranks.tolist(),
         "projections": [asdict(p) for p in adapter.layout.projections],
+        "base_model": getattr(adapter.model.get_base_model(), "name_or_path", None) or None,
+        "base_fingerprint": base_fingerprint(adapter.model),
     }
     target = Path(directory)
     with _new_files(target) as folder:
-        save_file(adapter.state_dict(), folder / _WEIGHTS)
+        save_file(adapter.state_dict() | _originals(adapter), folder / _WEIGHTS)
         (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
     return target
 
@@ -102,9 +110,22 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> Elastic
         modules_to_save=description["modules_to_save"],
         task_type=description["task_type"],
     )
-    adapter.load_state_dict(tensors)
+    originals = len(_ORIGINAL)
+    adapter.load_state_dict({n: t for n, t in tensors.items() if n[:originals] != _ORIGINAL})
     adapter.set_ranks(description["ranks"])
     return adapter
+
+
+def _originals(adapter: ElasticAdapter) -> dict[str, Tensor]:
+    """Return the base model's own tensors of the modules that are trained in full."""
+    base: Any = adapter.model.get_base_model()
+    inside = f"{base.base_model_prefix}." if getattr(base, "base_model_prefix", "") else "?"
+    tensors = {}
+    for name in adapter.extra_modules():
+        if name.startswith(inside):
+            original = base.get_submodule(f"{name}.original_module").state_dict()
+            tensors |= {f"{_ORIGINAL}{name}.{part}": t.clone() for part, t in original.items()}
+    return tensors
 
 
 def _lora_config(adapter: ElasticAdapter, base_model_name: str | None) -> Any:

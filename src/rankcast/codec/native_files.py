@@ -47,9 +47,12 @@ def read_native(directory: str | os.PathLike[str]) -> tuple[AdapterTensors, dict
         )
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CodecError(f"{folder} holds no readable adapter of a run ({error!r}).") from error
-    modules = {
-        name.removeprefix("extra."): values.astype(np.float32)
-        for name, values in tensors.items()
-        if name.startswith("extra.")
-    }
-    return AdapterTensors(projections, factors, modules, dict.fromkeys(modules, "full")), raw
+    modules, carriage = {}, {}
+    for name, values in tensors.items():
+        plain = name.removeprefix("extra.")
+        if plain == name:
+            continue
+        original = tensors.get(f"original.{plain}")
+        modules[plain] = np.asarray(values if original is None else values - original, np.float32)
+        carriage[plain] = "full" if original is None else "difference"
+    return AdapterTensors(projections, factors, modules, carriage), raw

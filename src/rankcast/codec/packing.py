@@ -54,7 +54,9 @@ def read_adapter(path: str | os.PathLike[str]) -> Source:
     for candidate in (folder, folder / "adapter"):
         if is_native_directory(candidate):
             tensors, raw = read_native(candidate)
-            return Source(tensors, BaseModel(raw.get("base_model")), _task(raw))
+            return Source(
+                tensors, BaseModel(raw.get("base_model"), raw.get("base_fingerprint")), _task(raw)
+            )
         if is_peft_directory(candidate):
             tensors, raw = read_peft(candidate)
             return Source(tensors, BaseModel(raw.get("base_model_name_or_path")), _task(raw))
