@@ -38,6 +38,21 @@ def canonicalise(adapter: ElasticAdapter, second_moments: Sequence[Tensor] | Non
         Q.copy_(right)
 
 
+@torch.no_grad()
+def balance(adapter: ElasticAdapter) -> None:
+    """Sort the components as `canonicalise` does and rewrite them as U√S and √S·V.
+
+    P's columns and Q's rows then have equal norms, and s·Λ is 1: the form in which an adapter is
+    coded, because one quantiser step fits both factors. An optimiser's moments no longer fit.
+    """
+    canonicalise(adapter)
+    for Q, lam, P in adapter.factors():
+        root = (adapter.scale * lam.view(-1)).sqrt()
+        P.mul_(root)
+        Q.mul_(root[:, None])
+        lam.fill_(1.0 / adapter.scale)
+
+
 def sorted_factors(
     P: Tensor, lam: Tensor, Q: Tensor, second_moment: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,12 +20,14 @@ class ElasticState:
         index: this layer's place in it.
         scale: s, the factor on P Λ Q.
         adapter: name of the adapter in PEFT.
+        step: if set, P and Q are rounded to multiples of it and s·Λ is taken as 1.
     """
 
     ranks: list[int]
     index: int
     scale: float
     adapter: str
+    step: float | None = None
 
 
 def make_elastic(layer: Any, state: ElasticState) -> None:
@@ -57,9 +59,20 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if rank < Q.shape[0]:
         Q, lam, P = Q[:rank], lam[:rank], P[:, :rank]
     x = self.lora_dropout[name](self._cast_input_dtype(x, Q.dtype))
+    if state.step is not None:
+        update = linear(linear(x, rounded(Q, state.step)), rounded(P, state.step))
+        return result + update.to(result.dtype)
     weights = lam.view(-1) if state.scale == 1.0 else lam.view(-1) * state.scale
     update = linear(linear(x, Q) * weights, P)
     return result + update.to(result.dtype)
+
+
+def rounded(weights: Tensor, step: float) -> Tensor:
+    """Return weights rounded to multiples of a step, with the gradient of the unrounded ones.
+
+    The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
+    """
+    return weights + (torch.round(weights / step) * step - weights).detach()
 
 
 def _delta_weight(self: Any, adapter: str) -> Tensor:

@@ -137,6 +137,23 @@ class ElasticAdapter:
         finally:
             self._ranks[:] = before
 
+    @contextmanager
+    def at_step(self, step: float | None) -> Iterator[None]:
+        """Compute with P and Q rounded to multiples of a step inside a `with` block.
+
+        The adapter has to be balanced before (`canonical.balance`): s·Λ is taken as 1, which is
+        what a coder sends. Gradients pass through the rounding. None rounds nothing.
+        """
+        states = [layer.elastic for layer in self.layers]
+        before = [state.step for state in states]
+        for state in states:
+            state.step = step
+        try:
+            yield
+        finally:
+            for state, value in zip(states, before, strict=True):
+                state.step = value
+
     def factors(self) -> tuple[Factors, ...]:
         """Return the parameters (Q, Λ, P) of each projection: (r, d_in), (r, 1), (d_out, r)."""
         name = self._adapter

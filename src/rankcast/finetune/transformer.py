@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rankcast.adapters.svd import ElasticAdapter
+from rankcast.codec.quantise import step_of
 from rankcast.errors import CheckpointError, DataError, ModelError, RankcastError
 from rankcast.finetune.base_models import load_model
 from rankcast.finetune.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
@@ -34,6 +35,11 @@ class TransformerLearner:
         data: what it learns from.
         accelerator: an `accelerate.Accelerator`; None makes one.
 
+    Attributes:
+        round_exponents: train on weights rounded to a step 3^(e / 6), e drawn anew for each step
+            from this lowest to this highest value, so that coding the adapter costs little. It has
+            to be balanced (`canonical.balance`). None, as at the beginning, rounds nothing.
+
     Raises:
         ModelError: the base model cannot be loaded or adapted.
         DataError: a classifier without labels, or fewer texts than processes.
@@ -45,6 +51,7 @@ class TransformerLearner:
     ) -> None:
         self.config = config
         self.data = data
+        self.round_exponents: tuple[int, int] | None = None
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
         self._objective = _objective(config, data)
         base = load_model(
@@ -226,9 +233,21 @@ class TransformerLearner:
             return rng.integers(0, r_max + 1, size=plan.shape)
         return rng.binomial(r_max, rng.random(), size=plan.shape)
 
+    def _rounding_step(self) -> float | None:
+        """Return the step to which the next batch's weights are rounded, if they are."""
+        if self.round_exponents is None:
+            return None
+        low, high = self.round_exponents
+        rng = np.random.default_rng([self.config.seed, self.n_steps, 2])
+        return float(step_of(int(rng.integers(low, high + 1))))
+
     def _train_at(self, ranks: IntArray, parts: list[Batch], *, noisy: bool) -> float:
         """Train the next batch under (N,) ranks and move on; return its loss."""
-        with self.adapter.at_ranks(ranks), self._dropout_generator(noisy):
+        with (
+            self.adapter.at_ranks(ranks),
+            self.adapter.at_step(self._rounding_step()),
+            self._dropout_generator(noisy),
+        ):
             loss = self._train(parts)
         self._batches.advance()
         return loss

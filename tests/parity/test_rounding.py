@@ -1,0 +1,88 @@
+"""Training on rounded weights sees the adapter that a decoder will have."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rankcast.adapters.canonical import balance
+from rankcast.adapters.export import save_adapter
+from rankcast.adapters.install import install
+from rankcast.adapters.layer import rounded
+from rankcast.adapters.svd import ElasticAdapter
+from rankcast.codec.packing import pack, read_adapter, unpack
+from rankcast.codec.quantise import step_of
+from tiny_models import randomise, tiny_batch, tiny_model
+
+
+def trained(architecture: str, *, causal: bool) -> ElasticAdapter:
+    adapter = ElasticAdapter.attach(tiny_model(architecture, causal=causal), r_max=4, alpha=6.0)
+    randomise(adapter, 0, scale=0.3)
+    adapter.model.eval()
+    return adapter
+
+
+def logits(model: object, *, causal: bool = False) -> torch.Tensor:
+    assert callable(model)
+    with torch.no_grad():
+        return model(**tiny_batch(causal=causal)).logits
+
+
+def test_rounding_passes_the_gradient() -> None:
+    x = torch.tensor([0.2, 0.8, -1.4], requires_grad=True)
+    y = rounded(x, 0.5)
+    assert y.tolist() == [0.0, 1.0, -1.5]
+    (y * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(("architecture", "causal"), [("bert", False), ("gpt2", True)])
+def test_balancing_changes_no_answer_and_equalises_norms(architecture: str, causal: bool) -> None:
+    adapter = trained(architecture, causal=causal)
+    before = logits(adapter.model, causal=causal)
+    balance(adapter)
+    assert torch.allclose(logits(adapter.model, causal=causal), before, atol=1e-4)
+    for Q, lam, P in adapter.factors():
+        assert torch.allclose(lam * adapter.scale, torch.ones_like(lam))
+        assert torch.allclose(Q.norm(dim=1), P.norm(dim=0), rtol=1e-4)
+    with adapter.at_step(1e-6):
+        assert torch.allclose(logits(adapter.model, causal=causal), before, atol=1e-3)
+
+
+@pytest.mark.parametrize(("architecture", "causal"), [("bert", False), ("gpt2", True)])
+def test_rounded_logits_are_those_of_the_decoded_adapter(
+    architecture: str, causal: bool, tmp_path: Path
+) -> None:
+    adapter = trained(architecture, causal=causal)
+    balance(adapter)
+    save_adapter(adapter, tmp_path)
+    source = read_adapter(tmp_path)
+    exponent = -12
+    container = pack(source, exponent, n_rungs=1, n_parts=1)
+    base = tiny_model(architecture, causal=causal)
+    found = unpack(container)
+    if not causal:  # the head travels in finer steps than the factors; compare the factors alone
+        found = dataclasses.replace(found, modules=source.tensors.modules)
+    installed = install(base, found, container.header).eval()
+    with adapter.at_step(float(step_of(exponent))):
+        expected = logits(adapter.model, causal=causal)
+    exact = logits(adapter.model, causal=causal)
+    assert not torch.allclose(exact, expected, atol=1e-2)
+    assert torch.allclose(logits(installed, causal=causal), expected, atol=2e-4)
+
+
+def test_the_step_is_restored_and_ranks_still_hold() -> None:
+    adapter = trained("bert", causal=False)
+    balance(adapter)
+    exact = logits(adapter.model)
+    ranks = np.zeros(adapter.layout.n_projections, dtype=np.int64)
+    with adapter.at_ranks(ranks), adapter.at_step(0.3):
+        none = logits(adapter.model)
+    with adapter.at_ranks(ranks):
+        assert torch.equal(logits(adapter.model), none)
+    assert torch.equal(logits(adapter.model), exact)
