@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from rankcast.adapters.canonical import balance
+from rankcast.adapters.coding import load_tensors, tensors_of
 from rankcast.adapters.export import save_adapter
 from rankcast.adapters.install import install
 from rankcast.adapters.layer import rounded
 from rankcast.adapters.svd import ElasticAdapter
 from rankcast.codec.packing import pack, read_adapter, unpack
 from rankcast.codec.quantise import step_of
+from rankcast.errors import ModelError
 from tiny_models import randomise, tiny_batch, tiny_model
 
 
@@ -86,3 +88,47 @@ def test_the_step_is_restored_and_ranks_still_hold() -> None:
     with adapter.at_ranks(ranks):
         assert torch.equal(logits(adapter.model), none)
     assert torch.equal(logits(adapter.model), exact)
+
+
+@pytest.mark.parametrize("modules", [None, ["classifier", "bert.pooler"]])
+def test_factors_go_out_and_come_back(modules: list[str] | None) -> None:
+    adapter = ElasticAdapter.attach(tiny_model("bert"), r_max=4, alpha=6.0, modules_to_save=modules)
+    randomise(adapter, 0, scale=0.3)
+    for module in adapter.extra_modules().values():
+        for p in module.parameters():
+            p.data += 0.1
+    adapter.model.eval()
+    with pytest.raises(ModelError, match="balance"):
+        tensors_of(adapter)
+    balance(adapter)
+    adapter.set_ranks(np.array([0, 1, 2, 3, 4, 4] * 2))
+    found = tensors_of(adapter)
+    assert found.ranks.tolist() == [0, 1, 2, 3, 4, 4] * 2
+    assert ("difference" in found.carriage.values()) == (modules is not None)
+
+    other = ElasticAdapter.attach(tiny_model("bert"), r_max=5, alpha=2.0, modules_to_save=modules)
+    other.model.eval()
+    load_tensors(other, found)
+    assert torch.allclose(logits(other.model), logits(adapter.model), atol=1e-4)
+    again = tensors_of(other)
+    for f, g in zip(found.factors, again.factors, strict=True):
+        np.testing.assert_allclose(f.left, g.left, rtol=1e-6)
+        np.testing.assert_allclose(f.right, g.right, rtol=1e-6)
+    for name, values in found.modules.items():
+        np.testing.assert_allclose(values, again.modules[name], atol=1e-6)
+
+
+def test_factors_that_do_not_fit_are_refused() -> None:
+    adapter = trained("bert", causal=False)
+    balance(adapter)
+    found = tensors_of(adapter)
+    small = ElasticAdapter.attach(tiny_model("bert"), r_max=2)
+    with pytest.raises(ModelError, match="r_max"):
+        load_tensors(small, found)
+    few = ElasticAdapter.attach(tiny_model("bert"), r_max=4, kinds=["q"])
+    with pytest.raises(ModelError, match="other projections"):
+        load_tensors(few, found)
+    modules = {"other.weight": np.zeros(2, np.float32)}
+    other = dataclasses.replace(found, modules=modules, carriage={"other.weight": "full"})
+    with pytest.raises(ModelError, match=r"other\.weight"):
+        load_tensors(adapter, other)
