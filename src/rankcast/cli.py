@@ -214,10 +214,23 @@ def _print_comparison(session: Any, folder: Any, *, as_json: bool) -> None:
 
 
 def _export(command: Export) -> int:
+    if (command.file is None) == (command.run is None):
+        raise ConfigError("Name a file of rankcast pack to export, or a run with --run.")
+    if command.file is not None:
+        from rankcast.run.exporting import export_file  # noqa: PLC0415
+
+        print(export_file(command))  # noqa: T201
+        return 0
+    if command.snr_db is None or command.format != "peft":
+        raise ConfigError(
+            "A run is exported for a link: give --snr-db. For other formats than peft, "
+            "rankcast pack it first."
+        )
     from rankcast.adapters.export import export_lora  # noqa: PLC0415
     from rankcast.run.folder import RunFolder  # noqa: PLC0415
     from rankcast.run.session import Session  # noqa: PLC0415
 
+    assert command.run is not None
     folder = RunFolder(command.run)
     session = Session(folder.load_config())
     session.load(folder)

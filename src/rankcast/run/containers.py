@@ -98,7 +98,7 @@ def _rate_bps(name: str, link: LinkState) -> float:
     return float(rate_bps(rate_model(name), link)[0])
 
 
-def _read(file: Path, *, prefix: bool = False) -> Container:
+def read_file(file: Path, *, prefix: bool = False) -> Container:
     """Return the container in a file.
 
     Raises:
@@ -112,7 +112,7 @@ def _read(file: Path, *, prefix: bool = False) -> Container:
 
 
 def _unpack(command: Unpack) -> int:
-    container = _read(command.file, prefix=command.prefix)
+    container = read_file(command.file, prefix=command.prefix)
     tensors = unpack(container, command.chunks)
     header = container.header
     write_peft(
@@ -120,7 +120,6 @@ def _unpack(command: Unpack) -> int:
         command.output,
         base_model_name=header.base.name,
         task_type=header.task.get("task_type"),
-        uniform_rank=command.uniform_rank,
     )
     used = len(container.chunks) if command.chunks is None else command.chunks
     print(  # noqa: T201
@@ -131,7 +130,7 @@ def _unpack(command: Unpack) -> int:
 
 
 def _info(command: Info) -> int:
-    container = _read(command.file, prefix=command.prefix)
+    container = read_file(command.file, prefix=command.prefix)
     rungs = _rungs(container)
     if command.json:
         print(json.dumps(_described(container, rungs), indent=2))  # noqa: T201
@@ -148,7 +147,7 @@ def _info(command: Info) -> int:
 
 
 def _verify(command: Verify) -> int:
-    container = _read(command.file)
+    container = read_file(command.file)
     for _ in _rungs(container):
         pass
     print(  # noqa: T201

@@ -91,17 +91,35 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the plan for a link as a plain LoRA, for PEFT, vLLM and others.
+    """Write an adapter for PEFT, vLLM or llama.cpp, or the base model with the adapter merged in.
+
+    rankcast export a.rcast --output adapters/a
+
+    rankcast export a.rcast --format gguf --base-model models/llama --output a.gguf
 
     rankcast export --run runs/demo --snr-db 5 --output adapters/at-5-db
+
+    From a file of `rankcast pack`, or from a run: then the plan for a link, as a LoRA for PEFT.
     """
 
-    run: Path
-    """Folder of a trained run."""
-    snr_db: float
-    """Received Es/N0 [dB]."""
     output: Path
-    """Folder to write."""
+    """Folder or, for gguf, file to write."""
+    file: tyro.conf.Positional[Path | None] = None
+    """What `rankcast pack` wrote."""
+    format: Literal["peft", "vllm", "gguf", "merged"] = "peft"
+    """peft: LoRA with a rank for each projection. vllm: padded to one rank, as vLLM and SGLang need
+    it. gguf: for llama.cpp. merged: the whole model, which needs torch."""
+    chunks: int | None = None
+    """Use so many chunks of the file; all of them if left out."""
+    prefix: bool = False
+    """Accept a file that was cut short, and use the chunks that are complete."""
+    base_model: Path | None = None
+    """Folder of the base model: for gguf (its config.json), for merged, and where a module travels
+    as a difference."""
+    run: Path | None = None
+    """Folder of a trained run."""
+    snr_db: float | None = None
+    """Received Es/N0 [dB]; with --run."""
     bandwidth_hz: float | None = None
     """Bandwidth [Hz]; the run's own if left out."""
     deadline_s: float | None = None
@@ -163,6 +181,8 @@ class Pack:
 class Unpack:
     """Write the adapter that a file, or the first chunks of it, amount to: a LoRA for PEFT.
 
+    See `rankcast export` for other formats.
+
     rankcast unpack demo.rcast --output adapters/demo
 
     rankcast unpack arrived-so-far.rcast --output adapters/demo --prefix
@@ -176,8 +196,6 @@ class Unpack:
     """Use so many chunks; all of them if left out."""
     prefix: bool = False
     """Accept a file that was cut short, and use the chunks that are complete."""
-    uniform_rank: bool = False
-    """Pad every projection to one rank, for vLLM and SGLang."""
     debug: bool = False
     """Show the traceback of an error."""
 
