@@ -23,7 +23,7 @@ from rankcast.experiment.rates import present
 from rankcast.experiment.rival_plans import learned_utility, plans_of, scoring, solvers, unlearned
 from rankcast.experiment.spec import Experiment, Job, Row, RunContext, Scale
 from rankcast.experiment.store import fingerprint
-from rankcast.experiment.tasks import TASKS
+from rankcast.experiment.tasks import SNRS_DB, TASKS
 from rankcast.finetune.transformer import TransformerLearner
 
 FROM = {"airllm": ("table3", "airllm"), "airllm-0": ("table5a", "lambda-0")}
@@ -41,9 +41,9 @@ ORDER = (
     "waterfill",
 )
 SEEDS = (0, 1, 2)
-BESIDE_ADALORA = ("airllm", "airllm-0")
-BESIDE_ADALORA_DB = (-5.0, 5.0, 15.0)
+LINKS_DB = {"airllm-0": SNRS_DB, "airllm": (-5.0, 5.0, 15.0)}
 FEW_DB = (-5.0, 5.0)
+"""Where the others are judged."""
 
 
 def jobs(scale: Scale) -> Sequence[Job]:
@@ -54,15 +54,11 @@ def jobs(scale: Scale) -> Sequence[Job]:
         Job(
             f"{name}-{seed}",
             seed,
-            {"allocator": name, "judge_db": list(_links(name))},
+            {"allocator": name, "judge_db": list(LINKS_DB.get(name, FEW_DB))},
         )
         for name in ORDER
         for seed in SEEDS
     ]
-
-
-def _links(name: str) -> Sequence[float]:
-    return BESIDE_ADALORA_DB if name in BESIDE_ADALORA else FEW_DB
 
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:

@@ -132,15 +132,17 @@ class PrefixAdamW(torch.optim.Optimizer):
         jobs: dict[tuple[torch.device, torch.dtype], _Work] = {}
         for i, rank in enumerate(self.adapter.rank_list):
             Q, lam, P = parameters[3 * i : 3 * i + 3]
-            if rank == 0 or Q.grad is None or lam.grad is None or P.grad is None:
+            if rank == 0 or Q.grad is None or P.grad is None:
                 continue
             counts = self._counts[i]
             counts[:rank] = [count + 1 for count in counts[:rank]]
             job = jobs.setdefault((Q.device, Q.dtype), _Work())
-            gradients = (Q.grad, lam.grad, P.grad.t())
+            gradients = (Q.grad, lam.grad, P.grad.t())  # Λ has none while weights are rounded
             for start, stop in _runs(counts, rank):
                 step = self._scalar(counts[start], Q.device, scalars)
                 for j, gradient in enumerate(gradients):
+                    if gradient is None:
+                        continue
                     views = self._views.get((3 * i + j, start, stop))
                     if views is None:
                         views = self._make_views(parameters, 3 * i + j, start, stop)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankcast.adapters.rate import coded_bits
 from rankcast.adapters.svd import ElasticAdapter
-from rankcast.codec.quantise import step_of
 from rankcast.errors import CheckpointError, DataError, ModelError, RankcastError
 from rankcast.finetune.base_models import load_model
 from rankcast.finetune.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
@@ -18,6 +18,7 @@ from rankcast.finetune.config import FinetuneConfig
 from rankcast.finetune.learner import Evaluation, StepResult
 from rankcast.finetune.objectives import CausalLM, Objective, SequenceClassification
 from rankcast.finetune.optimisation import Optimisation, make_accelerator
+from rankcast.finetune.rounding import Rounding
 from rankcast.finetune.scoring import Scorer
 from rankcast.finetune.texts import DatasetSplits
 from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
@@ -36,9 +37,8 @@ class TransformerLearner:
         accelerator: an `accelerate.Accelerator`; None makes one.
 
     Attributes:
-        round_exponents: train on weights rounded to a step 3^(e / 6), e drawn anew for each step
-            from this lowest to this highest value, so that coding the adapter costs little. It has
-            to be balanced (`canonical.balance`). None, as at the beginning, rounds nothing.
+        rounding: train on rounded weights, so that coding the adapter costs little; None, as at
+            the beginning, rounds nothing. The adapter has to be balanced (`canonical.balance`).
 
     Raises:
         ModelError: the base model cannot be loaded or adapted.
@@ -51,7 +51,7 @@ class TransformerLearner:
     ) -> None:
         self.config = config
         self.data = data
-        self.round_exponents: tuple[int, int] | None = None
+        self.rounding: Rounding | None = None
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
         self._objective = _objective(config, data)
         base = load_model(
@@ -235,25 +235,25 @@ class TransformerLearner:
 
     def _rounding_step(self) -> float | None:
         """Return the step to which the next batch's weights are rounded, if they are."""
-        if self.round_exponents is None:
+        if self.rounding is None:
             return None
-        low, high = self.round_exponents
         rng = np.random.default_rng([self.config.seed, self.n_steps, 2])
-        return float(step_of(int(rng.integers(low, high + 1))))
+        return self.rounding.draw(rng)
 
     def _train_at(self, ranks: IntArray, parts: list[Batch], *, noisy: bool) -> float:
         """Train the next batch under (N,) ranks and move on; return its loss."""
+        step = self._rounding_step()
         with (
             self.adapter.at_ranks(ranks),
-            self.adapter.at_step(self._rounding_step()),
+            self.adapter.at_step(step),
             self._dropout_generator(noisy),
         ):
-            loss = self._train(parts)
+            loss = self._train(parts, step)
         self._batches.advance()
         return loss
 
-    def _train(self, parts: list[Batch]) -> float:
-        """Take one optimiser step on Eq. 3's regulariser and the mean loss; return the loss."""
+    def _train(self, parts: list[Batch], step: float | None) -> float:
+        """Take one optimiser step on the mean loss and the regularisers; return the loss."""
         self.adapter.model.train()
         total = self._scorer.n_predictions(parts)
         summed = torch.zeros((), device=self.accelerator.device)
@@ -270,6 +270,9 @@ class TransformerLearner:
         if self.config.orthogonality_weight > 0:
             weight = self.config.orthogonality_weight / self.accelerator.num_processes
             self.optimisation.backward(weight * self.adapter.orthogonality())
+        if self.rounding is not None and step is not None and self.rounding.bit_weight > 0:
+            weight = self.rounding.bit_weight / self.accelerator.num_processes
+            self.optimisation.backward(weight * coded_bits(self.adapter, step))
         self.optimisation.step()
         return mean
 

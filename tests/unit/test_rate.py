@@ -1,0 +1,107 @@
+"""Bits of an adapter in training, against the coder; and training that pays for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from keyword_data import keyword_splits
+from rankcast.adapters.canonical import balance
+from rankcast.adapters.coding import tensors_of
+from rankcast.adapters.rate import coded_bits, rounded_gaussian_entropy
+from rankcast.adapters.svd import ElasticAdapter
+from rankcast.codec.chunks import ChunkPlan
+from rankcast.codec.quantise import exponent_near, step_of
+from rankcast.codec.stream import encode
+from rankcast.errors import ConfigError
+from rankcast.finetune.config import FinetuneConfig
+from rankcast.finetune.rounding import Rounding
+from rankcast.finetune.transformer import TransformerLearner
+from tiny_models import randomise, tiny_model
+
+CONFIG = FinetuneConfig(
+    model="tiny", lr=2e-2, r_max=4, alpha=4.0, batch_size=8, warmup_steps=2,
+    orthogonality_weight=0.0,
+    mixed_precision="no", measure_reference=False,
+)  # fmt: skip
+
+
+def test_entropy_by_hand() -> None:
+    # σ = ½: masses 0.6827, 2·0.1573, 2·0.0013; σ = 10: the density's.
+    found = rounded_gaussian_entropy(torch.tensor([0.5, 10.0, 1e-3]))
+    p = np.array([0.6826895, 0.1573054, 0.1573054, 0.0013496, 0.0013496])
+    assert found[0] == pytest.approx(-(p * np.log2(p)).sum(), rel=1e-3)
+    assert found[1] == pytest.approx(2.0471 + np.log2(10), rel=1e-3)
+    assert found[2] == pytest.approx(0.0, abs=1e-4)
+    just = rounded_gaussian_entropy(torch.tensor([2.4999, 2.5001]))
+    assert just[0] == pytest.approx(float(just[1]), abs=0.01)
+
+
+def test_bits_are_those_of_the_coder() -> None:
+    adapter = ElasticAdapter.attach(tiny_model("bert"), r_max=8)
+    randomise(adapter, 0, scale=0.3)
+    balance(adapter)
+    ranks = np.random.default_rng(0).integers(0, 9, adapter.layout.n_projections)
+    adapter.set_ranks(ranks)
+    tensors = tensors_of(adapter)
+    counts = (*tensors.ranks.tolist(), *(0 for _ in tensors.modules))
+    for step in (0.1, 0.3):
+        exponent = exponent_near(step)
+        coded = 8 * len(encode(tensors, [ChunkPlan(exponent, counts)])[0])
+        estimate = float(coded_bits(adapter, float(step_of(exponent))))
+        assert estimate == pytest.approx(coded, rel=0.25)  # strips of 16 and 24 numbers
+
+
+def test_bits_fall_along_their_gradient() -> None:
+    adapter = ElasticAdapter.attach(tiny_model("bert"), r_max=4)
+    randomise(adapter, 0, scale=0.3)
+    balance(adapter)
+    before = coded_bits(adapter, 0.2)
+    before.backward()
+    with torch.no_grad():
+        for Q, _, P in adapter.factors():
+            for p in (Q, P):
+                assert p.grad is not None
+                p.sub_(1e-4 * p.grad)
+    assert float(coded_bits(adapter, 0.2)) < float(before)
+
+
+def learner(**settings: Any) -> TransformerLearner:
+    config = replace(CONFIG, **settings)
+    found = TransformerLearner(config, keyword_splits())
+    randomise(found.adapter, 0, scale=0.5)
+    balance(found.adapter)
+    return found
+
+
+def test_training_that_pays_for_bits_ends_with_fewer() -> None:
+    bits = []
+    for weight in (0.0, 1e-3):
+        found = learner(total_steps=12)
+        found.rounding = Rounding((-12, -12), weight)
+        for _ in range(12):
+            found.train_step()
+        bits.append(float(coded_bits(found.adapter, float(step_of(-12)))))
+    assert bits[1] < 0.9 * bits[0]
+
+
+def test_rounded_training_is_repeated_bit_by_bit() -> None:
+    states = []
+    for _ in range(2):
+        found = learner(total_steps=4)
+        found.rounding = Rounding((-18, -6), 1e-6)
+        for _ in range(4):
+            found.train_step()
+        states.append(found.adapter.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name])
+
+
+@pytest.mark.parametrize("bad", [((3, 2), 0.0), ((-999, 0), 0.0), ((0, 1), -1.0)])
+def test_impossible_rounding_is_refused(bad: Any) -> None:
+    with pytest.raises(ConfigError):
+        Rounding(*bad)
