@@ -6,26 +6,18 @@ from the number of steps and the wanted mean rank.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from rankcast.adapters.projections import find_projections
-from rankcast.errors import CheckpointError, ConfigError, RankcastError
-from rankcast.finetune.base_models import load_model
-from rankcast.finetune.batching import BucketedBatches, TokenisedDataset, tokenise
+from rankcast.errors import ConfigError
 from rankcast.finetune.config import FinetuneConfig
-from rankcast.finetune.objectives import Objective, SequenceClassification
+from rankcast.finetune.peft_finetuner import ADAPTER, PeftFinetuner
 from rankcast.finetune.texts import DatasetSplits
-from rankcast.records import AdapterLayout, FloatArray, IntArray
-
-ADAPTER = "default"
+from rankcast.records import AdapterLayout, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +78,13 @@ class AdaLoraSchedule:
         )
 
 
-class AdaLoraFinetuner:
+class AdaLoraFinetuner(PeftFinetuner):
     """One classifier fine-tuned with PEFT's AdaLoRA to one budget.
 
     Args:
         config: model, learning rate, batches and seed; `r_max`, `nested_prob` and the weight of
-            orthogonality are not used, because AdaLoRA has its own.
+            orthogonality are not used, because AdaLoRA has its own, nor is `total_steps` for the
+            length of the training, which the schedule has.
         data: what it learns from.
         schedule: how the budget falls.
 
@@ -102,23 +95,8 @@ class AdaLoraFinetuner:
     def __init__(
         self, config: FinetuneConfig, data: DatasetSplits, schedule: AdaLoraSchedule
     ) -> None:
-        self.config, self.data, self.schedule = config, data, schedule
-        self._objective: Objective = SequenceClassification(data.train.n_labels)
-        base = load_model(config.model, self._objective, config.seed, train_texts=data.train.texts)
-        self.layout = find_projections(base.model, config.kinds, schedule.init_r)
-        _check_budget(schedule, self.layout)
-        self.model = self._wrap(base.model, base.head)
-        self._tokenizer = base.tokenizer
-        self._max_length = min(config.max_length, base.max_length)
-        self._splits: dict[str, TokenisedDataset] = {}
-        self._batches = BucketedBatches(
-            self._tokenised("train").lengths, config.batch_size, config.seed
-        )
-        self._trained = [p for p in self.model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._trained, lr=config.lr, weight_decay=config.weight_decay
-        )
-        self.n_steps = 0
+        self.schedule = schedule
+        super().__init__(config, data, schedule.init_r)
 
     @property
     def ranks(self) -> IntArray:
@@ -143,85 +121,34 @@ class AdaLoraFinetuner:
             if on_step is not None:
                 on_step(self.n_steps, loss)
 
-    def step(self) -> float:
-        """Train one batch as PEFT's documentation says; return its loss without the regulariser.
-
-        Raises:
-            RankcastError: the loss is not finite.
-        """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.config.lr_at(self.n_steps)
-        batch = self._tokenised("train").collate(self._batches.peek())
-        self.model.train()
-        output = self.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
-        )
-        output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._trained, self.config.max_grad_norm)
-        self._optimizer.step()
-        self.n_steps += 1
-        self.model.base_model.update_and_allocate(self.n_steps)
-        self._optimizer.zero_grad(set_to_none=True)
-        self._batches.advance()
-        loss = float(self._objective.judge(output.logits.detach(), batch).loss.mean())
-        if not math.isfinite(loss):
-            raise RankcastError(
-                f"The loss is {loss} at step {self.n_steps}: the training has diverged. Lower the "
-                f"learning rate (now {self.config.lr})."
-            )
-        return loss
-
-    @torch.no_grad()
-    def judge_texts(self, split: str) -> tuple[FloatArray, FloatArray]:
-        """Return (n,) loss and whether each text of a split was answered rightly."""
-        tokens = self._tokenised(split)
-        loss, correct = torch.zeros(len(tokens)), torch.zeros(len(tokens))
-        self.model.eval()
-        for chosen in tokens.in_order(self.config.eval_batch_size):
-            batch = tokens.collate(chosen)
-            output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-            judged = self._objective.judge(output.logits, batch)
-            loss[chosen], correct[chosen] = judged.loss, judged.correct.float()
-        return loss.double().numpy(), correct.double().numpy()
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue bit-exactly."""
         allocator = self.model.base_model.rankallocator
         importance = {name: dict(getattr(allocator, name)) for name in _IMPORTANCE}
-        return {
-            "n_steps": self.n_steps,
-            "trained": [p.detach().clone() for p in self._trained],
-            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
-            "batches": self._batches.state_dict(),
+        return super().state_dict() | {
             "importance": importance,
             "rank_pattern": self.model.peft_config[ADAPTER].rank_pattern,
         }
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`.
 
         Raises:
             CheckpointError: the state is of another model or schedule.
         """
-        saved: list[Tensor] = state["trained"]
-        if [p.shape for p in saved] != [p.shape for p in self._trained]:
-            raise CheckpointError("The AdaLoRA checkpoint is of another model or initial rank.")
-        for parameter, value in zip(self._trained, saved, strict=True):
-            parameter.copy_(value)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._batches.load_state_dict(state["batches"])
+        super().load_state_dict(state)
         for name in _IMPORTANCE:
             setattr(self.model.base_model.rankallocator, name, dict(state["importance"][name]))
         self.model.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
-        self.n_steps = int(state["n_steps"])
 
-    def _wrap(self, model: Any, head: tuple[str, ...]) -> Any:
-        """Return PEFT's model; its budget is set in ranks, which `target_r` can only say whole."""
-        from peft import AdaLoraConfig, get_peft_model  # noqa: PLC0415 takes seconds
+    def _after_step(self) -> None:
+        self.model.base_model.update_and_allocate(self.n_steps)
+
+    def _config(self, head: tuple[str, ...]) -> Any:
+        from peft import AdaLoraConfig  # noqa: PLC0415 takes seconds
 
         s, alpha = self.schedule, self.config.alpha
-        config = AdaLoraConfig(
+        return AdaLoraConfig(
             task_type=self._objective.task_type,  # pyright: ignore[reportArgumentType]
             init_r=s.init_r,
             target_r=max(1, s.total_ranks // self.layout.n_projections),
@@ -235,17 +162,13 @@ class AdaLoraFinetuner:
             deltaT=s.delta_t,
             total_step=s.total_steps,
         )
-        with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator
-            torch.default_generator.manual_seed(self.config.seed)
-            wrapped: Any = get_peft_model(model, config, adapter_name=ADAPTER)
-        wrapped.base_model.rankallocator.target_bgt = s.total_ranks
-        return wrapped
 
-    def _tokenised(self, split: str) -> TokenisedDataset:
-        """Tokenise a split the first time it is asked for."""
-        if split not in self._splits:
-            self._splits[split] = tokenise(self.data[split], self._tokenizer, self._max_length)
-        return self._splits[split]
+    def _wrap(self, model: Any, head: tuple[str, ...]) -> Any:
+        """Return PEFT's model; its budget is set in ranks, which `target_r` can only say whole."""
+        _check_budget(self.schedule, self.layout)
+        wrapped = super()._wrap(model, head)
+        wrapped.base_model.rankallocator.target_bgt = self.schedule.total_ranks
+        return wrapped
 
 
 def _check_budget(schedule: AdaLoraSchedule, layout: AdapterLayout) -> None:
