@@ -24,7 +24,6 @@ from rankcast.experiment.spec import (
 )
 from rankcast.experiment.store import fingerprint
 from rankcast.experiment.tasks import FULL_RANK_AT_DB, STEPS, TASKS
-from rankcast.experiment.tasks import SNRS_DB as ALL_SNRS_DB
 from rankcast.records import IntArray
 
 if TYPE_CHECKING:
@@ -32,47 +31,33 @@ if TYPE_CHECKING:
 
 VARIANT = "lambda-0"
 SNRS_DB = (-5.0, 5.0, 15.0)
-WAYS = ("links", "alone")
-LABELS = {
-    "links": "AirLLM (λ = 0), one training under the plans of all links,",
-    "alone": "AirLLM (λ = 0), one training for each link's plan,",
-}
+LABEL = "AirLLM (λ = 0), one training for each link's plan,"
 QUICK_STEPS = 8
 FEWER_AT_DB = 5.0
 """The link whose plan is compared with AdaLoRA at full budget."""
 
 
 def jobs(scale: Scale) -> Sequence[Job]:
-    """Return one run for each way and seed."""
+    """Return one job for each seed."""
     steps, seeds = (QUICK_STEPS, (0,)) if scale == "quick" else (STEPS, (0, 1, 2))
     common = {"task": "sst2", "setup": TASKS["sst2"].to_plain(), "variant": VARIANT}
-    of_way = {"links": len(ALL_SNRS_DB) * steps, "alone": steps}
-    return [
-        Job(f"{way}-{seed}", seed, {**common, "way": way, "steps": of_way[way]})
-        for way in WAYS
-        for seed in seeds
-    ]
+    return [Job(f"alone-{s}", s, {**common, "way": "alone", "steps": steps}) for s in seeds]
 
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
-    """Train under the plans that the policy of this seed makes for the links, and judge them."""
+    """Train under each plan that the policy of this seed makes for the links, and judge it."""
     policies = context.inputs["table5a"].select(variant=job.settings["variant"])
     policy = next(row for row in policies if row.job.seed == job.seed)
     plans = {p["snr_db"]: np.array(p["ranks"]) for p in policy.values["plans"]}
     judged = SNRS_DB[:1] if context.scale == "quick" else SNRS_DB
-    if job.settings["way"] == "links":
-        learner = _trained(np.array(list(plans.values())), job, context)
-        found = [_judged(learner, plans[snr_db], snr_db) for snr_db in judged]
-    else:
-        found = [
-            _judged(_trained(plans[snr_db], job, context), plans[snr_db], snr_db)
-            for snr_db in judged
-        ]
+    found = [
+        _judged(_trained(plans[snr_db], job, context), plans[snr_db], snr_db) for snr_db in judged
+    ]
     return {"live": found, "plans": [p for p in policy.values["plans"] if p["snr_db"] in judged]}
 
 
-def _trained(plans: IntArray, job: Job, context: RunContext) -> TransformerLearner:
-    """Return a model that was trained under (N,) ranks, or under (K, N) in turn, and no others."""
+def _trained(plan: IntArray, job: Job, context: RunContext) -> TransformerLearner:
+    """Return a model that was trained under (N,) ranks and no others."""
     from rankcast.finetune.transformer import TransformerLearner  # noqa: PLC0415
 
     task = TASKS[job.settings["task"]]
@@ -80,7 +65,7 @@ def _trained(plans: IntArray, job: Job, context: RunContext) -> TransformerLearn
         task.finetune, seed=job.seed, total_steps=job.settings["steps"], nested_prob=0.0
     )
     learner = TransformerLearner(config, task.splits_for(context))
-    return trained(learner, plans, context.scratch / f"{fingerprint(plans)}.pt")
+    return trained(learner, plan, context.scratch / f"{fingerprint(plan)}.pt")
 
 
 def _judged(learner: TransformerLearner, plan: IntArray, snr_db: float) -> dict[str, Any]:
@@ -95,24 +80,21 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     if not result.rows:
         return Presentation(())
     points = dict(points_of(rates, adalora))
-    for way in WAYS:
-        points[way] = points_of_rows(result.select(way=way))
-    claims = [claim for way, label in LABELS.items() for claim in against(points, way, label)]
-    claims += _fewer(points)
-    claims += [claim for way, label in LABELS.items() for claim in _gains(points, way, label)]
-    return Presentation(tuple(claims), (_table(points),))
+    points["alone"] = points_of_rows(result.rows)
+    claims = (*against(points, "alone", LABEL), *_fewer(points), *_gains(points))
+    return Presentation(claims, (_table(points),))
 
 
-def _gains(points: Mapping[str, Any], way: str, label: str) -> list[Claim]:
+def _gains(points: Mapping[str, Any]) -> list[Claim]:
     """Return what training the plans gains over cutting them from one nested run."""
     cut, claims = points.get("airllm-0", {}), []
-    for snr_db, (_, ours) in points[way].items():
+    for snr_db, (_, ours) in points["alone"].items():
         if snr_db not in cut or not ours.shared(cut[snr_db][1]):
             continue
         difference = ours.minus(cut[snr_db][1])
         claims.append(
             Claim(
-                f"At {snr_db:g} dB {label} against the same plan cut from one nested training.",
+                f"At {snr_db:g} dB {LABEL} against the same plan cut from one nested training.",
                 "",
                 f"{100 * difference.value:+.2f} points",
                 difference.scaled(100).interval,
@@ -141,26 +123,25 @@ def _fewer(points: Mapping[str, Any]) -> list[Claim]:
 
 
 def _table(points: Mapping[str, Any]) -> Table:
-    names = (*WAYS, "airllm-0", "adalora")
+    names = ("alone", "airllm-0", "adalora")
     lines = []
     for snr_db in SNRS_DB:
-        own = [points[way][snr_db] for way in WAYS if snr_db in points[way]]
-        if not own:
+        if snr_db not in points["alone"]:
             continue
+        bits, answers = points["alone"][snr_db]
         accuracies = [
             percent(points[name][snr_db][1].accuracy) if snr_db in points.get(name, {}) else "–"
             for name in names
         ]
-        seeds = min(len(answers.seeds) for _, answers in own)
-        lines.append((f"{snr_db:g} dB", f"{own[0][0] / 1e6:.2f}", *accuracies, str(seeds)))
+        row = (f"{snr_db:g} dB", f"{bits / 1e6:.2f}", *accuracies, str(len(answers.seeds)))
+        lines.append(row)
     note = (
-        f"{STEPS} steps for each link: {len(ALL_SNRS_DB) * STEPS:,} in the one training for all "
-        f"five links' plans, {STEPS} in each of the others; the nested training that serves every "
-        f"link has {STEPS} in all."
+        f"{STEPS} steps for each link's plan, as AdaLoRA has; the nested training that serves "
+        f"every link has {STEPS} in all."
     )
     columns = (
-        "link", "bits [Mbit]", "one training, all links' plans", "one training a plan",
-        "cut from nested ranks", "AdaLoRA, one training a link", "seeds",
+        "link", "bits [Mbit]", "one training a plan", "cut from nested ranks",
+        "AdaLoRA, one training a link", "seeds",
     )  # fmt: skip
     return Table("Training under the plans", columns, tuple(lines), note)
 

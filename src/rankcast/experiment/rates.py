@@ -49,6 +49,8 @@ CLAIMED = 0.0036
 MORE_BITS = 0.02
 """Within this share two payloads count as equal."""
 
+FEW_DB = (-5.0, 5.0)
+"""The links on which every allocator was judged [dB]."""
 AREA_DB = 5.0
 """Areas end at the budget of this link [dB], up to which every allocator was judged."""
 
@@ -266,17 +268,23 @@ def _chart(points: Points) -> LineChart:
 
 
 def _answer(points: Points) -> str:
-    """Return which allocator to use, from the numbers."""
+    """Return which allocator to use and how sure that is, from the numbers."""
     best = {
-        name: float(np.mean([at[snr][1].accuracy.value for snr in (-5.0, 5.0)]))
+        name: float(np.mean([at[snr][1].accuracy.value for snr in FEW_DB]))
         for name, at in points.items()
-        if -5.0 in at and 5.0 in at
+        if all(snr in at for snr in FEW_DB)
     }
     if not best:
         return ""
     order = sorted(best, key=lambda name: -best[name])
-    words = ", ".join(f"{LABELS[name]} {best[name]:.1%}" for name in order[:3])
-    return (
-        f"Mean accuracy at -5 and 5 dB, best first: {words}. The claims below say which of these "
-        "differences the judged texts and seeds resolve."
-    )
+    words = ", ".join(f"{LABELS[name]} {best[name]:.1%}" for name in order)
+    text = f"Mean accuracy at {' and '.join(f'{s:g}' for s in FEW_DB)} dB, best first: {words}."
+    rivals = [n for n in ("adalora", "svd", "eva", "uniform", "random") if n in best]
+    if "airllm-0" not in best or not rivals:
+        return text
+    ours = _mean_over(points["airllm-0"], FEW_DB)
+    beside = []
+    for name in rivals:
+        found = ours.minus(_mean_over(points[name], FEW_DB)).scaled(100)
+        beside.append(f"{LABELS[name]} {found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})")
+    return f"{text} AirLLM (λ = 0) minus others, in points: {', '.join(beside)}."
