@@ -19,7 +19,7 @@ from rankcast.experiment.spec import Claim, Table
 def render_markdown(page: Page) -> str:
     """Return the document."""
     parts = [f"# {page.title}", *(prose(text) for text in page.answer)]
-    parts += ["## Scoreboard", _verdicts(page)]
+    parts += ["## Scoreboard", _verdicts(page), *([page.effort] if page.effort else [])]
     rows = [
         (section.source, claim.claim, *_numbers(claim), _link(section))
         for section in page.sections

@@ -70,6 +70,7 @@ class Page:
     answer: tuple[str, ...]
     verdicts: tuple[tuple[Verdict, int], ...]
     sections: tuple[Section, ...]
+    effort: str
 
 
 def make_page(presented: Sequence[Presented]) -> Page:
@@ -90,12 +91,24 @@ def make_page(presented: Sequence[Presented]) -> Page:
         paragraphs("\n\n".join(answers)),
         tuple((verdict, counted[verdict]) for verdict in get_args(Verdict) if counted[verdict]),
         tuple(_section(one) for one in ordered),
+        _effort(ordered),
     )
 
 
 def _answers(one: Presented) -> bool:
     """Return whether an experiment's text opens the page; before its first row it cannot."""
     return one.experiment.name == ANSWER and bool(one.result.rows)
+
+
+def _effort(presented: Sequence[Presented]) -> str:
+    """Return how long everything on the page took; nothing before the first row."""
+    rows = [row for one in presented for row in one.result.rows]
+    missing = sum(len(one.result.missing) for one in presented)
+    if not rows:
+        return ""
+    total = duration(sum(row.cpu_s for row in rows))
+    left = f"; {missing} more jobs have not been run" if missing else ""
+    return f"All of this took {total} of processor time in {len(rows)} jobs{left}."
 
 
 def _section(one: Presented) -> Section:
