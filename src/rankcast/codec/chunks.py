@@ -113,21 +113,18 @@ def _lead(block: Block, aim: int) -> int:
     """Return the digits with which a new block should continue to reach an exponent."""
     assert block.finest is not None
     skipped = digits_between(aim, block.finest)
-    widest = (
-        max(
-            (
-                float(np.sqrt(np.mean(np.square(s.goal, dtype=np.float64))))
-                for s in block.strips
-                if s.goal is not None and s.goal.size
-            ),
-            default=0.0,
-        )
-        / RADIX**skipped
-    )
+    widest = max((_root_mean_square(s.goal) for s in block.strips), default=0.0) / RADIX**skipped
     lead = 0
     while widest > _APPEARS_BELOW * RADIX**lead and lead < MOST_LEAD:
         lead += 1
     return lead
+
+
+def _root_mean_square(indices: Indices | None) -> float:
+    if indices is None or not indices.size:
+        return 0.0
+    values = indices.astype(np.float64)
+    return float(np.sqrt(values @ values / values.size))
 
 
 def _code_blocks(state: StreamState, plan: ChunkPlan, port: SymbolPort, *, offsets: bool) -> None:

@@ -107,18 +107,20 @@ def _with_goals(
     shapes = [np.shape(m) for m in tensors.modules.values()]
     ranks = tensors.ranks.tolist()
     state = StreamState(group_shapes(tensors.projections, ranks, shapes))
-    strips = [[(f.left[:, k], f.right[k]) for k in range(f.rank)] for f in tensors.factors] + [
-        [tuple(rows_of(m))] for m in tensors.modules.values()
-    ]
-    for g, (blocks, values) in enumerate(zip(state.groups, strips, strict=True)):
-        for k, (block, weights) in enumerate(zip(blocks, values, strict=True)):
+    factors = [(np.ascontiguousarray(f.left.T), f.right) for f in tensors.factors]
+    rows = [tuple(rows_of(m)[:, None]) for m in tensors.modules.values()]  # one block of rows
+    for g, (blocks, strips) in enumerate(zip(state.groups, [*factors, *rows], strict=True)):
+        for k, block in enumerate(blocks):
             reached = [plan.exponent for plan in ladder if plan.counts[g] > k]
-            if not reached:
-                continue
-            block.offset = 0 if offsets is None else int(offsets[g][k])
-            block.finest = min(reached) + block.offset
-            for strip, x in zip(block.strips, weights, strict=True):
-                strip.goal = quantise(x, block.finest)
+            if reached:
+                block.offset = 0 if offsets is None else int(offsets[g][k])
+                block.finest = min(reached) + block.offset
+        for exponent in {b.finest for b in blocks if b.finest is not None}:
+            goals = [quantise(strip, exponent) for strip in strips]
+            for k, block in enumerate(blocks):
+                if block.finest == exponent:
+                    for strip, goal in zip(block.strips, goals, strict=True):
+                        strip.goal = goal[k]
     return state
 
 

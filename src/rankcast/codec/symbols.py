@@ -7,6 +7,7 @@ written. Both offer the same methods, so that one piece of code says what a chun
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
@@ -61,8 +62,9 @@ class SymbolWriter:
 
     def best_fall(self) -> int:
         """Return which of `FALLS` codes the differences in the fewest bits."""
+        seen = Counter(self._differences).items()
         bits = [
-            sum(_bits(near_weights(p, size, fall), symbol) for symbol, p, size in self._differences)
+            sum(n * _bits(near_weights(p, size, fall), symbol) for (symbol, p, size), n in seen)
             for fall in range(len(FALLS))
         ]
         return int(np.argmin(bits))
