@@ -159,8 +159,8 @@ class Pack:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """File to write, NAME.rcast."""
     quality: Literal["fine", "good", "small"] | None = None
-    """Step beside the size of the weights: about 11, 17 and 33 times smaller than float32. good if
-    nothing else is asked for."""
+    """Quantiser step beside the root mean square of the weights: a half, one, or two. good if nothing
+    else is asked for."""
     budget_bits: float | None = None
     """Choose the finest step at which the whole file has at most so many bits."""
     snr_db: float | None = None
