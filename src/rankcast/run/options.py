@@ -159,7 +159,7 @@ class Pack:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """File to write, NAME.rcast."""
     quality: Literal["fine", "good", "small"] | None = None
-    """Quantiser step beside the root mean square of the weights: a half, one, or two. good if nothing
+    """Quantiser step beside the root mean square of the weights: half, one, or two. good if nothing
     else is asked for."""
     budget_bits: float | None = None
     """Choose the finest step at which the whole file has at most so many bits."""
