@@ -20,20 +20,8 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from rankcast.errors import ConfigError, RankcastError
-from rankcast.run.options import (
-    Allocate,
-    Command,
-    Demo,
-    Evaluate,
-    Experiment,
-    Export,
-    Info,
-    Pack,
-    Presets,
-    Train,
-    Unpack,
-    Verify,
-)
+from rankcast.run.file_options import Export, Info, Pack, Unpack, Verify
+from rankcast.run.options import Allocate, Command, Demo, Evaluate, Experiment, Presets, Train
 
 if TYPE_CHECKING:
     from rankcast.run.config import RunConfig

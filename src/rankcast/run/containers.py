@@ -22,7 +22,7 @@ from rankcast.files import replace_file
 from rankcast.link.capacity import rate_model
 from rankcast.link.payload import budget_bits
 from rankcast.records import LinkState
-from rankcast.run.options import Info, Pack, Unpack, Verify
+from rankcast.run.file_options import Info, Pack, Unpack, Verify
 
 _BITS_OF_FLOAT32 = 32
 

@@ -13,7 +13,7 @@ from rankcast.codec.packing import unpack
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import ConfigError
 from rankcast.run.containers import read_file
-from rankcast.run.options import Export
+from rankcast.run.file_options import Export
 
 
 def export_file(command: Export) -> str:
