@@ -70,6 +70,14 @@ def test_bits_fall_along_their_gradient() -> None:
     assert float(coded_bits(adapter, 0.2)) < float(before)
 
 
+def test_a_strip_of_zeros_has_no_slope() -> None:
+    adapter = ElasticAdapter.attach(tiny_model("bert"), r_max=4)  # P is zero
+    coded_bits(adapter, 0.2).backward()
+    for factors in adapter.factors():
+        for p in factors:
+            assert p.grad is None or bool(torch.isfinite(p.grad).all())
+
+
 def learner(**settings: Any) -> TransformerLearner:
     config = replace(CONFIG, **settings)
     found = TransformerLearner(config, keyword_splits())

@@ -14,6 +14,8 @@ _WIDEST = 2.5
 """Spreads up to here are summed cell by cell; the entropy of wider ones is that of the density."""
 _CELLS = 14
 _NARROWEST = 0.05
+_TINY = 1e-24
+"""Added under the root, whose slope is infinite for a strip of zeros."""
 
 
 def coded_bits(adapter: ElasticAdapter, step: float) -> Tensor:
@@ -27,7 +29,7 @@ def coded_bits(adapter: ElasticAdapter, step: float) -> Tensor:
     for (Q, _, P), r in zip(adapter.factors(), adapter.rank_list, strict=True):
         if r:
             for strips in (Q[:r], P.t()[:r]):
-                spread = strips.float().square().mean(dim=1).sqrt()
+                spread = (strips.float().square().mean(dim=1) + _TINY).sqrt()
                 groups[strips.shape[1], spread.device].append(spread)
     total = adapter.factors()[0][0].new_zeros(())
     for (width, _), spreads in groups.items():

@@ -43,6 +43,8 @@ class LiveTask:
         n_probe: training texts from which those are drawn on which plans are probed. Texts that
             overlap with them leave the training, too.
         finetune: model and training; the seed is set per run.
+        first: how many of the training texts that could be kept out to pass over, so that two
+            tasks can have other texts.
     """
 
     name: str
@@ -50,10 +52,17 @@ class LiveTask:
     n_held_out: int
     n_probe: int
     finetune: FinetuneConfig
+    first: int = 0
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the task as it stands in a job's settings, so that a changed task is run anew."""
-        return to_plain(self)
+        """Return the task as it stands in a job's settings, so that a changed task is run anew.
+
+        `first` is left out where it is 0, as it was before there was such a setting.
+        """
+        plain = to_plain(self)
+        if not self.first:
+            del plain["first"]
+        return plain
 
     def splits(self, data: Path | None) -> DatasetSplits:
         """Return train, probe (as `validation`) and the judged pool (as `test`).
@@ -66,7 +75,7 @@ class LiveTask:
                 f"This experiment trains on {self.folder}, which is not in {data}. Name the folder "
                 f"that holds {self.folder}/train.tsv with --data, or set RANKCAST_DATA."
             )
-        return _held_out(data / self.folder, self.n_held_out, self.n_probe)
+        return _held_out(data / self.folder, self.n_held_out, self.n_probe, self.first)
 
     def splits_for(self, context: RunContext) -> DatasetSplits:
         """Return the splits for a job: at the quick scale few texts to probe and to judge.
@@ -79,10 +88,10 @@ class LiveTask:
 
 
 @lru_cache(maxsize=2)
-def _held_out(folder: Path, n_held_out: int, n_probe: int) -> DatasetSplits:
+def _held_out(folder: Path, n_held_out: int, n_probe: int, first: int) -> DatasetSplits:
     """Read a folder's tables and split them, once for all jobs of a worker."""
     config = DatasetConfig(source=str(folder), text_column="sentence", label_column="label")
-    return hold_out(load_dataset(config), n_held_out, n_probe)
+    return hold_out(load_dataset(config), n_held_out, n_probe, first)
 
 
 def fewer(splits: DatasetSplits, most: int | None) -> DatasetSplits:
@@ -92,11 +101,11 @@ def fewer(splits: DatasetSplits, most: int | None) -> DatasetSplits:
     )
 
 
-def hold_out(whole: DatasetSplits, n_held_out: int, n_probe: int) -> DatasetSplits:
+def hold_out(whole: DatasetSplits, n_held_out: int, n_probe: int, first: int = 0) -> DatasetSplits:
     """Keep a slice of the training texts out of training; see `LiveTask.splits`."""
     texts = whole.train.texts
     order = np.random.default_rng(0).permutation(len(texts)).tolist()
-    long = [i for i in order if len(texts[i].split()) >= SHORTEST_HELD_OUT]
+    long = [i for i in order if len(texts[i].split()) >= SHORTEST_HELD_OUT][first:]
     held, probe = long[:n_held_out], long[n_held_out : n_held_out + n_probe]
     away = [texts[i].strip() for i in (*held, *probe)]
     overlapping = _overlapping(texts, away)

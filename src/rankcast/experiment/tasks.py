@@ -36,6 +36,10 @@ _NESTED = FinetuneConfig(
     mixed_precision="no",
 )
 SST2 = LiveTask("sst2", "sst2", n_held_out=2310, n_probe=3000, finetune=_NESTED)
+SST2_CODES = LiveTask(
+    "sst2-codes", "sst2", n_held_out=4400, n_probe=1500, finetune=_NESTED, first=5310
+)
+"""More judged texts, and others than those on which SST2 is judged and probed."""
 AGNEWS = LiveTask(
     "agnews",
     "agnews",
@@ -44,7 +48,7 @@ AGNEWS = LiveTask(
     finetune=replace(_NESTED, batch_size=16, max_length=32),
 )
 """Its texts are longer than SST-2's: title and lead begin within 32 tokens."""
-TASKS = {task.name: task for task in (SST2, AGNEWS)}
+TASKS = {task.name: task for task in (SST2, SST2_CODES, AGNEWS)}
 
 
 def share_of_full_rank(snr_db: float) -> float:
