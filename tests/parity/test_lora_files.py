@@ -220,6 +220,28 @@ def test_tensors_that_cannot_be_carried_are_refused_by_name(
         read_peft(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "saved", "words"),
+    [
+        ("bert.encoder.layer.0.attention.self.query.bias", [], "trained bias"),
+        ("bert.embeddings.word_embeddings.weight", [], "trained bias"),
+        ("bert.embeddings.word_embeddings.weight", ["word_embeddings"], "embedding saved in full"),
+    ],
+)
+def test_biases_and_embeddings_are_refused_by_name(
+    name: str, saved: list[str], words: str, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    saved_model = get_peft_model(tiny_model("bert"), LoraConfig(**LORA, modules_to_save=saved))
+    saved_model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"base_model.model.{name}": torch.ones(2)}, path)
+    with pytest.raises(CodecError, match=words) as refused:
+        read_peft(tmp_path)
+    assert name in str(refused.value)
+
+
 def test_damaged_and_diverged_adapters_are_refused(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -78,6 +78,20 @@ def test_rounded_logits_are_those_of_the_decoded_adapter(
     assert torch.allclose(logits(installed, causal=causal), expected, atol=2e-4)
 
 
+def test_weights_trained_on_a_grid_stay_on_it_on_disk(tmp_path: Path) -> None:
+    adapter = trained("bert", causal=False)
+    balance(adapter)
+    with torch.no_grad():  # a finish moves both factors, and their norms apart
+        for Q, _, P in adapter.factors():
+            P.mul_(1.3)
+            Q.mul_(0.9)
+    save_adapter(adapter, tmp_path)
+    found = read_adapter(tmp_path).tensors
+    for f, (Q, _, P) in zip(found.factors, adapter.factors(), strict=True):
+        np.testing.assert_array_equal(f.left, P.detach().numpy())
+        np.testing.assert_array_equal(f.right, Q.detach().numpy())
+
+
 def test_the_step_is_restored_and_ranks_still_hold() -> None:
     adapter = trained("bert", causal=False)
     balance(adapter)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankcast.adapters.fingerprint import base_tensors
+from rankcast.adapters.fingerprint import tensors_by_name
 from rankcast.adapters.svd import ElasticAdapter
 from rankcast.codec.quantise import Float32Array
 from rankcast.codec.tensors import AdapterTensors, Carriage, Factors
@@ -30,9 +30,7 @@ def tensors_of(adapter: ElasticAdapter) -> AdapterTensors:
             raise ModelError("A singular value is below zero; balance the adapter first.")
         root = size.sqrt()
         factors.append(Factors(_array(P[:, :r] * root), _array(root[:, None] * Q[:r])))
-    base = adapter.model.get_base_model()
-    prefix = getattr(base, "base_model_prefix", "")
-    own = {f"{prefix}.{name}": tensor for name, tensor in base_tensors(adapter.model)}
+    own = tensors_by_name(adapter.model)
     modules: dict[str, Float32Array] = {}
     carriage: dict[str, Carriage] = {}
     for name, module in adapter.extra_modules().items():
@@ -62,8 +60,7 @@ def load_tensors(adapter: ElasticAdapter, tensors: AdapterTensors) -> None:
             f"The factors have rank {tensors.ranks.max()}, this adapter has at most "
             f"{layout.r_max}; attach it with a larger r_max."
         )
-    prefix = getattr(adapter.model.get_base_model(), "base_model_prefix", "")
-    own = {f"{prefix}.{name}": tensor for name, tensor in base_tensors(adapter.model)}
+    own = tensors_by_name(adapter.model)
     parts = {
         f"{name}.{part}": tensor
         for name, module in adapter.extra_modules().items()

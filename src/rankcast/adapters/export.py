@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from rankcast.adapters.fingerprint import base_fingerprint
+from rankcast.adapters.fingerprint import base_fingerprint, tensors_by_name
 from rankcast.adapters.projections import find_projections
 from rankcast.adapters.svd import ElasticAdapter
 from rankcast.errors import CheckpointError, ConfigError, ModelError
@@ -110,22 +110,20 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> Elastic
         modules_to_save=description["modules_to_save"],
         task_type=description["task_type"],
     )
-    originals = len(_ORIGINAL)
-    adapter.load_state_dict({n: t for n, t in tensors.items() if n[:originals] != _ORIGINAL})
+    adapter.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(_ORIGINAL)})
     adapter.set_ranks(description["ranks"])
     return adapter
 
 
 def _originals(adapter: ElasticAdapter) -> dict[str, Tensor]:
     """Return the base model's own tensors of the modules that are trained in full."""
-    base: Any = adapter.model.get_base_model()
-    inside = f"{base.base_model_prefix}." if getattr(base, "base_model_prefix", "") else "?"
-    tensors = {}
-    for name in adapter.extra_modules():
-        if name.startswith(inside):
-            original = base.get_submodule(f"{name}.original_module").state_dict()
-            tensors |= {f"{_ORIGINAL}{name}.{part}": t.clone() for part, t in original.items()}
-    return tensors
+    own = tensors_by_name(adapter.model)
+    names = [
+        f"{name}.{part}"
+        for name, module in adapter.extra_modules().items()
+        for part in module.state_dict()
+    ]
+    return {_ORIGINAL + name: own[name].detach().clone() for name in names if name in own}
 
 
 def _lora_config(adapter: ElasticAdapter, base_model_name: str | None) -> Any:

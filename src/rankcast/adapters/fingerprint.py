@@ -61,6 +61,14 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield plain.replace(".base_layer.", ".").replace(".original_module.", "."), tensor
 
 
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Return the frozen parameters by name, with and without the model's prefix."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+    prefix = getattr(base, "base_model_prefix", "")
+    found = dict(base_tensors(model))
+    return found | {f"{prefix}.{name}": tensor for name, tensor in found.items() if prefix}
+
+
 @torch.no_grad()
 def logits_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Return the first logits that a model gives for a fixed input, for `answers_alike`.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from rankcast.adapters.fingerprint import base_tensors, check_base
+from rankcast.adapters.fingerprint import check_base, tensors_by_name
 from rankcast.codec.header import Header
 from rankcast.codec.lora_files import write_peft
 from rankcast.codec.tensors import AdapterTensors
@@ -44,8 +44,7 @@ def in_full(tensors: AdapterTensors, model: nn.Module) -> AdapterTensors:
     Raises:
         ModelError: the base model lacks such a tensor, or has it in another shape.
     """
-    prefix = getattr(model, "base_model_prefix", "")
-    own = {f"{prefix}.{name}": t for name, t in base_tensors(model)} | dict(base_tensors(model))
+    own = tensors_by_name(model)
     modules = {}
     for name, values in tensors.modules.items():
         if tensors.carriage[name] == "difference":

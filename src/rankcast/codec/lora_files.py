@@ -25,6 +25,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _ADALORA_EPSILON = 1e-5
 """What PEFT adds to the rank by which it divides AdaLoRA's alpha."""
+_EMBEDDINGS = ("embed", "wte", "wpe")
+"""What parts of names say that a module is an embedding."""
 _REFUSED = {
     "lora_magnitude_vector": "DoRA's magnitudes, which change weights and not only add to them",
     "lora_embedding_": "a LoRA of an embedding",
@@ -50,6 +52,7 @@ def read_peft(directory: str | os.PathLike[str]) -> tuple[AdapterTensors, dict[s
     config = _read_config(folder / CONFIG)
     tensors = _read_weights(folder / WEIGHTS)
     modules = {name: values for name, values in tensors.items() if ".lora_" not in name}
+    _check_modules(modules, config)
     adapted = {name.partition(".lora_")[0] for name in tensors if ".lora_" in name}
     factors = {name: sorted_factors(_factors(name, tensors, config)) for name in adapted}
     names = sorted(factors, key=_place)
@@ -115,8 +118,8 @@ def write_peft(
     relative = [name for name, how in tensors.carriage.items() if how == "difference"]
     if relative:
         raise CodecError(
-            f"{', '.join(relative)} travel as differences from the base model; name it with "
-            f"--base-model to export them."
+            f"{', '.join(relative)} travel as differences from the base model: use rankcast export "
+            f"with --base-model."
         )
     ranks = {name: factors.rank for name, factors in kept.items()}
     if uniform_rank:
@@ -129,6 +132,20 @@ def write_peft(
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     replace_file(folder / CONFIG, lambda path: path.write_text(text, "utf-8"))
     return folder
+
+
+def _check_modules(names: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Raise on tensors beside the factors that are no modules saved in full, and on embeddings."""
+    saved = {name.rpartition(".")[2] for name in config.get("modules_to_save") or ()}
+    for name in names:
+        parts = name.split(".")[:-1]
+        if saved.isdisjoint(parts):
+            raise CodecError(
+                f"The adapter has {name}, which is neither a LoRA nor of a module in "
+                f"modules_to_save (a trained bias, or an embedding that was resized): not carried."
+            )
+        if any(word in part for part in parts for word in _EMBEDDINGS):
+            raise CodecError(f"The adapter has an embedding saved in full ({name}): not carried.")
 
 
 def _save(path: Path, kept: Mapping[str, Factors], modules: Mapping[str, Float32Array]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from rankcast.adapters.canonical import balance
 from rankcast.adapters.coding import load_tensors, tensors_of
+from rankcast.adapters.projections import find_projections
 from rankcast.codec.header import BaseModel
 from rankcast.codec.ladder import exponent_of_quality
 from rankcast.codec.lora_files import read_peft
@@ -19,7 +21,9 @@ from rankcast.codec.plain import compeft, loraquant, plain
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.experiment.live import judgement, trained
 from rankcast.finetune.adalora import AdaLoraFinetuner, AdaLoraSchedule
+from rankcast.finetune.base_models import load_model
 from rankcast.finetune.config import FinetuneConfig
+from rankcast.finetune.objectives import SequenceClassification
 from rankcast.finetune.peft_finetuner import LoraFinetuner, PeftFinetuner
 from rankcast.finetune.rounding import Rounding
 from rankcast.finetune.texts import DatasetSplits
@@ -78,7 +82,8 @@ def train_adapter(
 def _tuner(way: Way, config: FinetuneConfig, splits: DatasetSplits) -> PeftFinetuner:
     if way == "lora":
         return LoraFinetuner(config, splits)
-    n = len(LoraFinetuner(replace(config, r_max=1), splits).layout.projections)
+    objective = SequenceClassification(splits.train.n_labels)
+    n = find_projections(load_model(config.model, objective, config.seed).model).n_projections
     schedule = AdaLoraSchedule.derive(config.total_steps, n * config.r_max, n)
     return AdaLoraFinetuner(config, splits, schedule)
 
@@ -138,7 +143,9 @@ def our_code(
         reference: the adapter whose root mean square the step is a multiple of.
         relative_step: see `Finish`.
     """
-    source = Source(tensors, BaseModel("sentence-transformers/all-MiniLM-L6-v2", "0" * 64), {})
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    digest = hashlib.sha256(name.encode()).hexdigest()  # as long as a fingerprint, as hard to pack
+    source = Source(tensors, BaseModel(name, digest), {"task_type": "SEQ_CLS"})
     container = pack(source, exponent_of_quality(reference, relative_step))
     return 8.0 * len(container.to_bytes()), unpack(container)
 

@@ -277,14 +277,17 @@ def _answer(points: Points) -> str:
     if not best:
         return ""
     order = sorted(best, key=lambda name: -best[name])
-    words = ", ".join(f"{LABELS[name]} {best[name]:.1%}" for name in order)
+    words = "; ".join(f"{LABELS[name]} ({100 * best[name]:.1f} %)" for name in order)
     text = f"Mean accuracy at {' and '.join(f'{s:g}' for s in FEW_DB)} dB, best first: {words}."
     rivals = [n for n in ("adalora", "svd", "eva", "uniform", "random") if n in best]
     if "airllm-0" not in best or not rivals:
         return text
     ours = _mean_over(points["airllm-0"], FEW_DB)
-    beside = []
+    beside, apart = [], []
     for name in rivals:
         found = ours.minus(_mean_over(points[name], FEW_DB)).scaled(100)
         beside.append(f"{LABELS[name]} {found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})")
-    return f"{text} AirLLM (λ = 0) minus others, in points: {', '.join(beside)}."
+        if found.low > 0 or found.high < 0:
+            apart.append(LABELS[name])
+    told = f"Told apart: {'; '.join(apart) or 'none'}."
+    return f"{text} AirLLM (λ = 0) minus others, in points: {'; '.join(beside)}. {told}"
