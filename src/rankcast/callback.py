@@ -31,8 +31,8 @@ from rankcast.adapters.svd import ElasticAdapter
 from rankcast.allocation.base import Allocator
 from rankcast.allocation.utility import LearnedUtility
 from rankcast.errors import CheckpointError, ConfigError
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import SnrProcess, SnrState
-from rankcast.link.payload import LinkCostModel
 from rankcast.records import IntArray, LinkState, Observation, Plan, TextStats
 
 RANKS_FILE = "rankcast_ranks.json"
@@ -86,9 +86,9 @@ class RankcastCallback(TrainerCallback):
                 f"every_n_steps must be at least 1 and orthogonality_weight not negative, got "
                 f"{every_n_steps} and {orthogonality_weight}."
             )
-        if len(link_costs.params_per_rank) != adapter.layout.n_projections:
+        if link_costs.n_projections != adapter.layout.n_projections:
             raise ConfigError(
-                f"The link costs are of {len(link_costs.params_per_rank)} projections, the adapter "
+                f"The link costs are of {link_costs.n_projections} projections, the adapter "
                 f"has {adapter.layout.n_projections}; make them with LinkCostModel.for_layout."
             )
         self.adapter, self.allocator, self.link, self.link_costs = (

@@ -22,7 +22,7 @@ from rankcast.allocation.utility import BayesianUtility, LearnedUtility
 from rankcast.errors import InfeasibleDeadlineError
 from rankcast.finetune.synthetic import SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
-from rankcast.link.payload import LinkCostModel
+from rankcast.link.costs import LinkCostModel
 from rankcast.policy.airllm import AirLLM, PolicyConfig
 from rankcast.records import IntArray, LinkState, Observation, TextStats
 

@@ -17,8 +17,8 @@ from rankcast.allocation.utility import BayesianUtility
 from rankcast.callback import RANKS_FILE, RankcastCallback
 from rankcast.errors import CheckpointError, ConfigError, InfeasibleDeadlineError
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import GaussMarkovSnr, StaticSnr
-from rankcast.link.payload import LinkCostModel
 from rankcast.records import LinkState
 from tiny_models import tiny_batch, tiny_model
 

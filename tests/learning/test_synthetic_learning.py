@@ -16,8 +16,8 @@ from rankcast.allocation.baselines import KnownUtilityAllocator, RandomAllocator
 from rankcast.env import EnvConfig, RankAllocationVectorEnv
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import IidSnr
-from rankcast.link.payload import LinkCostModel
 from rankcast.policy.airllm import AirLLM
 from rankcast.policy.training import AirLLMTrainer
 from rankcast.records import LinkState, Observation, TextStats

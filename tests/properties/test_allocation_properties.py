@@ -11,7 +11,7 @@ from rankcast.allocation.base import AllocationProblem, keep_within_budget
 from rankcast.allocation.baselines import RandomAllocator, UniformAllocator
 from rankcast.allocation.solve import knapsack, waterfill
 from rankcast.link.capacity import Awgn
-from rankcast.link.payload import LinkCostModel
+from rankcast.link.costs import LinkCostModel
 from rankcast.records import (
     AdapterLayout,
     FloatArray,
@@ -149,7 +149,10 @@ def test_what_is_kept_fits_to_the_bit_and_is_a_prefix(
     budget = problem.link_costs.payload_bits(plans)
     budget = np.maximum(np.nextafter(budget, 0) if below else budget, smallest)
     worth = rng.normal(size=(*shape, problem.layout.r_max))
-    kept = keep_within_budget(worth, problem.link_costs, budget, ranks, problem.min_rank)
+    kept = keep_within_budget(
+        worth, problem.link_costs.component_units, problem.link_costs.whole_units(budget), ranks,
+        problem.min_rank,
+    )  # fmt: skip
     assert kept.shape == shape
     assert (kept >= problem.min_rank).all()
     assert (kept <= ranks).all()

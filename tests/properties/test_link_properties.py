@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankcast.link.capacity import Awgn, Ergodic, Outage, RateModel
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, SnrState
 from rankcast.link.gains import Fading, Nakagami, Rayleigh, Rician
 from rankcast.link.payload import (
-    LinkCostModel,
     budget_bits,
     link_cost,
     payload_params,
@@ -132,13 +132,16 @@ def test_batch_plan_and_price_list_agree(
     deadline: float,
 ) -> None:
     ranks, counts = drawn
-    cost = LinkCostModel(counts, 16, model)
+    units = np.repeat(counts[:, None], ranks.max(initial=0) + 1, axis=1)
+    cost = LinkCostModel(units, 16, model)
     link = LinkState(np.array([snr]), np.array([bandwidth]), np.array([deadline]))
     plan = cost.plan(ranks, link)
     assert plan.link_cost == cost.link_cost(ranks[None], link)[0]
-    assert plan.payload_bits == cost.bits_per_rank() @ ranks
+    assert plan.payload_bits == cost.component_bits[:, 0] @ ranks
     assert plan.arrives == (plan.payload_bits <= cost.budget_bits(link)[0])
-    np.testing.assert_allclose(plan.link_cost, cost.cost_per_rank(link)[0] @ ranks, rtol=1e-12)
+    np.testing.assert_allclose(
+        plan.link_cost, cost.component_costs(link)[0, :, 0] @ ranks, rtol=1e-12
+    )
 
 
 @untimed

@@ -14,8 +14,8 @@ from rankcast.env import EnvConfig, RankAllocationVectorEnv
 from rankcast.errors import ConfigError
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import IidSnr
-from rankcast.link.payload import LinkCostModel
 from rankcast.policy.airllm import AirLLM, PolicyConfig, make_condition
 from rankcast.policy.coarse import state_features
 from rankcast.policy.ddim_stage import modelled_reward
@@ -147,7 +147,7 @@ def test_a_late_plan_loses_first_what_is_farthest_above_the_code() -> None:
     assert ranks.tolist() == [[2] * 12]
     worth = policy()._worth(code)
     assert worth.shape == (1, 12, 4)
-    bits = COSTS.bits_per_rank()
+    bits = COSTS.component_bits[:, 0]
     assert bits[11] > bits[0]
     whole = float(COSTS.payload_bits(ranks)[0])
     for budget, left in (
@@ -163,7 +163,7 @@ def test_a_late_plan_loses_first_what_is_farthest_above_the_code() -> None:
 def test_components_as_far_above_the_code_are_worth_the_same_by_the_bit() -> None:
     ranks = np.tile(np.arange(5), 3)[None, :12]
     worth = policy()._worth(encode(torch.as_tensor(ranks), 4))
-    by_bit = worth[0] / COSTS.bits_per_rank()[:, None]
+    by_bit = worth[0] / COSTS.component_bits
     above = np.arange(1, 5) - ranks[0][:, None]
     for distance in range(-3, 5):
         alike = by_bit[above == distance]
@@ -294,7 +294,7 @@ def test_the_modelled_reward_is_the_negative_objective_of_a_plan() -> None:
     codes = encode(torch.as_tensor(lesson.ranks[:6]), 4)
     gains = one.utility.mean_gains()
     active = np.arange(1, 5) <= lesson.ranks[:6, :, None]
-    cost = COSTS.cost_per_rank(lesson.link)[:6]
+    cost = COSTS.component_costs(lesson.link)[:6, :, 0]
     expected = (active * gains).sum(axis=(1, 2)) - 0.1 * (cost * lesson.ranks[:6]).sum(axis=1)
     assert reward(codes).numpy() == pytest.approx(expected / gains.sum(), rel=1e-4, abs=1e-4)
     # Its slope just above a rank is what the next component gains, less what it costs.

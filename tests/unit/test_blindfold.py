@@ -22,8 +22,8 @@ from rankcast.finetune.monotone import MonotoneUtility
 from rankcast.finetune.monotone_fit import FitQuality
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import IidSnr
-from rankcast.link.payload import LinkCostModel
 from rankcast.policy.airllm import AirLLM, PolicyConfig
 from rankcast.policy.blindfold import Blindfold, StateName
 from rankcast.policy.coarse import state_features

@@ -13,7 +13,7 @@ from rankcast.allocation.solve import waterfill
 from rankcast.allocation.utility import BayesianUtility, UtilityConfig
 from rankcast.finetune.synthetic import SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
-from rankcast.link.payload import LinkCostModel
+from rankcast.link.costs import LinkCostModel
 from rankcast.policy.airllm import AirLLM
 from rankcast.policy.coarse import CoarseDescription, actor_features, state_features
 from rankcast.policy.ddim_stage import DdimStage, TrainingConfig

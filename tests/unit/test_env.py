@@ -12,8 +12,8 @@ from rankcast.errors import ConfigError
 from rankcast.finetune.learner import StepResult
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import GaussMarkovSnr, IidSnr, StaticSnr
-from rankcast.link.payload import LinkCostModel
 from rankcast.records import (
     AdapterLayout,
     FloatArray,

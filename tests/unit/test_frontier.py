@@ -13,7 +13,7 @@ from rankcast.errors import ConfigError, InfeasibleDeadlineError
 from rankcast.finetune.monotone import MonotoneUtility
 from rankcast.finetune.synthetic import SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
-from rankcast.link.payload import LinkCostModel
+from rankcast.link.costs import LinkCostModel
 from rankcast.records import AdapterLayout, LinkState, Projection
 
 # Three projections of 8, 24 and 11 parameters a rank, one bit each; at 0 dB one hertz carries one

@@ -22,8 +22,8 @@ from rankcast.allocation.utility import BayesianUtility
 from rankcast.errors import ConfigError
 from rankcast.finetune.synthetic import SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import GaussMarkovSnr
-from rankcast.link.payload import LinkCostModel
 from rankcast.records import (
     AdapterLayout,
     FloatArray,

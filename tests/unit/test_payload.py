@@ -1,15 +1,12 @@
 """Bits, seconds and η by hand, the paper's counts, and bad input."""
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from rankcast.errors import ConfigError, LinkError
-from rankcast.link.capacity import Awgn
 from rankcast.link.payload import (
-    LinkCostModel,
     budget_bits,
     link_cost,
     params_per_rank,
@@ -136,8 +133,6 @@ def test_bad_ranks(ranks: np.ndarray, message: str) -> None:
 def test_bad_bits_per_param(bits_per_param: float) -> None:
     with pytest.raises(ConfigError, match="bits_per_param"):
         payload_bits(np.array([1]), np.array([1]), bits_per_param)
-    with pytest.raises(ConfigError, match="bits_per_param"):
-        LinkCostModel(np.array([1]), bits_per_param, Awgn())
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
@@ -156,69 +151,3 @@ def test_bad_bits(bits: float) -> None:
         transmission_time_s(bits, 1.0)
     with pytest.raises(LinkError, match="Payload"):
         link_cost(bits, 1.0, 1.0)
-
-
-def test_model_by_hand() -> None:
-    # 2 bit/s/Hz · 1 kHz · 0.5 s = 1,000 bits.
-    model = LinkCostModel(np.array([10, 20]), 8, Awgn())
-    link = link_of(THREE_TO_ONE_DB, 1e3, 0.5, size=2)
-    assert model.bits_per_rank().tolist() == [80.0, 160.0]
-    assert model.rate_bps(link) == pytest.approx([2e3, 2e3])
-    assert model.budget_bits(link) == pytest.approx([1e3, 1e3])
-    assert model.cost_per_rank(link) == pytest.approx(np.array([[0.08, 0.16]] * 2))
-    ranks = np.array([[1, 1], [5, 4]])
-    assert model.link_cost(ranks, link) == pytest.approx([0.24, 1.04])
-
-
-def test_plan_by_hand() -> None:
-    model = LinkCostModel(np.array([10, 20]), 8, Awgn())
-    link = link_of(THREE_TO_ONE_DB, 1e3, 0.5)
-    plan = model.plan(np.array([5, 3]), link)
-    assert plan.ranks.tolist() == [5, 3]
-    assert plan.payload_bits == 880.0
-    assert plan.rate_bps == pytest.approx(2e3)
-    assert plan.transmission_time_s == pytest.approx(0.44)
-    assert plan.link_cost == pytest.approx(0.88)
-    assert plan.arrives
-    assert not model.plan(np.array([5, 4]), link).arrives
-    assert all(type(getattr(plan, f.name)) is float for f in dataclasses.fields(plan)[1:])
-
-
-def test_plan_keeps_its_ranks_when_the_caller_reuses_the_array() -> None:
-    ranks = np.array([1, 2])
-    plan = LinkCostModel(np.array([10, 20]), 8, Awgn()).plan(ranks, link_of(0.0, 1e3, 1.0))
-    ranks[:] = 0
-    assert plan.ranks.tolist() == [1, 2]
-
-
-def test_model_for_layout_uses_the_accounting() -> None:
-    model = LinkCostModel.for_layout(opt_layout(1, 8), Awgn(), "paper", 16)
-    assert model.bits_per_rank().tolist() == [256.0] * 6
-
-
-def test_model_counts_cannot_be_changed_from_outside() -> None:
-    counts = np.array([10, 20])
-    model = LinkCostModel(counts, 8, Awgn())
-    counts[:] = 0
-    assert model.params_per_rank.tolist() == [10, 20]
-    with pytest.raises(ValueError, match="read-only"):
-        model.params_per_rank[0] = 1
-
-
-@pytest.mark.parametrize("counts", [[], [0, 1], [-1], [[1, 2]]])
-def test_bad_counts(counts: list) -> None:
-    with pytest.raises(ConfigError, match="params_per_rank"):
-        LinkCostModel(np.array(counts), 8, Awgn())
-
-
-def test_batch_mismatch() -> None:
-    model = LinkCostModel(np.array([10, 20]), 8, Awgn())
-    link = link_of(0.0, 1e3, 1.0, size=2)
-    with pytest.raises(ConfigError, match="shape"):
-        model.link_cost(np.array([[1, 1]] * 3), link)
-    with pytest.raises(ConfigError, match="shape"):
-        model.link_cost(np.array([1, 1]), link)
-    with pytest.raises(ConfigError, match="one link"):
-        model.plan(np.array([1, 1]), link)
-    with pytest.raises(ConfigError, match="one rank vector"):
-        model.plan(np.array([[1, 1]]), link_of(0.0, 1e3, 1.0))

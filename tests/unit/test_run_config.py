@@ -185,7 +185,7 @@ def test_the_demo_link_costs_one_at_full_rank_and_five_db() -> None:
     assert params_per_rank(layout).sum() * 8 == 332_064
     link = load_preset("demo").link
     problem = link.problem(layout)
-    full = problem.link_costs.cost_per_rank(link.states((5.0,))).sum() * 8
+    full = problem.link_costs.component_costs(link.states((5.0,))).sum()
     assert full == pytest.approx(1.0, abs=0.05)
 
 

@@ -21,7 +21,7 @@ from rankcast.errors import CheckpointError
 from rankcast.finetune.monotone import MonotoneUtility
 from rankcast.finetune.synthetic import SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
-from rankcast.link.payload import LinkCostModel
+from rankcast.link.costs import LinkCostModel
 from rankcast.records import (
     AdapterLayout,
     FloatArray,
@@ -112,7 +112,7 @@ def regret(utility: LearnedUtility, truth: Any, best: IntArray) -> float:
 
 TWO = layout(2, 2)
 TWO_COSTS = LinkCostModel.for_layout(TWO, Awgn())
-RANK_BITS = float(TWO_COSTS.bits_per_rank()[0])
+RANK_BITS = float(TWO_COSTS.component_bits[0, 0])
 
 
 def two(price: float, **settings: Any) -> tuple[AllocationProblem, LinkState]:
@@ -221,7 +221,9 @@ def test_no_plan_is_better(equal: bool) -> None:
     if equal:
         assert excess.max() < 1e-12
     else:  # no prefix of the order per bit is far from the best plan: not by a whole component
-        assert (excess < (problem.link_weight * problem.cost_per_rank(link)).max(axis=1)).all()
+        assert (
+            excess < (problem.link_weight * problem.component_costs(link)).max(axis=(1, 2))
+        ).all()
         assert (excess < 1e-12).mean() > 0.8
 
 

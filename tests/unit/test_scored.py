@@ -9,7 +9,7 @@ from rankcast.allocation.base import AllocationProblem
 from rankcast.allocation.scored import EqualBitsUniform, PatternAllocator, ScoredAllocator
 from rankcast.errors import ConfigError
 from rankcast.link.capacity import Awgn
-from rankcast.link.payload import LinkCostModel
+from rankcast.link.costs import LinkCostModel
 from rankcast.records import AdapterLayout, IntArray, LinkState, Observation, Projection, TextStats
 
 # Three projections of 10, 10 and 30 parameters a rank, at one bit a parameter.

@@ -10,7 +10,7 @@ from rankcast.allocation.baselines import KnownUtilityAllocator, UniformAllocato
 from rankcast.allocation.solve import knapsack, waterfill
 from rankcast.errors import ConfigError, InfeasibleDeadlineError
 from rankcast.link.capacity import Awgn
-from rankcast.link.payload import LinkCostModel
+from rankcast.link.costs import LinkCostModel
 from rankcast.records import AdapterLayout, LinkState, Observation, Projection, TextStats
 
 # Two projections of 8 and 24 parameters a rank, one bit each; at 0 dB one hertz carries one bit a
@@ -125,7 +125,9 @@ def test_kept_components_are_prefixes_by_worth() -> None:
     full = np.array([[3, 3]])
     # The 9 cannot be had without the 1 before it, and so counts for 1.
     kept = [
-        keep_within_budget(worth, COSTS, np.array([b]), full)[0].tolist()
+        keep_within_budget(worth, COSTS.component_units, COSTS.whole_units(np.array([b])), full)[
+            0
+        ].tolist()
         for b in (7.0, 8.0, 16.0, 39.0, 40.0, 64.0, 88.0, 96.0)
     ]
     assert kept == [[0, 0], [1, 0], [2, 0], [2, 0], [2, 1], [2, 2], [2, 3], [3, 3]]

@@ -13,8 +13,8 @@ from rankcast.allocation.stopping import (
 )
 from rankcast.errors import ConfigError
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import GaussMarkovSnr
-from rankcast.link.payload import LinkCostModel
 from rankcast.records import AdapterLayout, FloatArray, LinkState, Projection
 
 PROCESS = GaussMarkovSnr(5.0, 6.0, 0.9)

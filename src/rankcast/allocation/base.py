@@ -12,7 +12,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 
 from rankcast.errors import ConfigError, InfeasibleDeadlineError, nearest
-from rankcast.link.payload import LinkCostModel
+from rankcast.link.costs import LinkCostModel
 from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Observation
 
 DeadlineRule = Literal["enforce", "penalise"]
@@ -49,7 +49,8 @@ class AllocationProblem:
         deadline: whether a plan must arrive in time or only pays for being late.
 
     Raises:
-        ConfigError: a negative λ, a minimum rank outside 0..r_max, or an unknown rule.
+        ConfigError: a negative λ, a minimum rank outside 0..r_max, an unknown rule, or link costs
+            of another layout.
     """
 
     layout: AdapterLayout
@@ -66,13 +67,19 @@ class AllocationProblem:
             raise ConfigError(
                 f"min_rank must lie in 0..r_max = {self.layout.r_max}, got {self.min_rank}."
             )
+        costed = self.link_costs.component_units.shape
+        if costed != (self.layout.n_projections, self.layout.r_max):
+            raise ConfigError(
+                f"The link costs are of {costed[0]} projections with {costed[1]} components, the "
+                f"layout has {self.layout.n_projections} with {self.layout.r_max}."
+            )
         if self.deadline not in get_args(DeadlineRule):
             hint = nearest(self.deadline, get_args(DeadlineRule))
             raise ConfigError(f"There is no deadline rule {self.deadline!r}{hint}.")
 
-    def cost_per_rank(self, link: LinkState) -> FloatArray:
-        """Return (B, N): η of one more rank of each projection."""
-        return self.link_costs.cost_per_rank(link)
+    def component_costs(self, link: LinkState) -> FloatArray:
+        """Return (B, N, R): η of each component."""
+        return self.link_costs.component_costs(link)
 
     def objective(self, task_loss: FloatArray, ranks: IntArray, link: LinkState) -> FloatArray:
         """Return (B,) U(r) + λ·η(r), what Eq. 9 minimises."""
@@ -108,9 +115,10 @@ class AllocationProblem:
         if gains is None:
             worth = -i / np.maximum(bounded, 1)[..., None]
         else:
-            worth = np.broadcast_to(gains, (*bounded.shape, len(i)))
-            worth = worth / self.link_costs.bits_per_rank()[:, None]
-        kept = keep_within_budget(worth, self.link_costs, budget, bounded, self.min_rank)
+            worth = per_bit(np.broadcast_to(gains, (*bounded.shape, len(i))), self.link_costs)
+        room = self.link_costs.whole_units(budget)
+        units = self.link_costs.component_units
+        kept = keep_within_budget(worth, units, room, bounded, self.min_rank)
         return np.where(late[:, None], kept, bounded)
 
     def settle(
@@ -146,10 +154,19 @@ class AllocationProblem:
         return float(self.link_costs.payload_bits(smallest))
 
 
+def per_bit(gains: FloatArray, link_costs: LinkCostModel) -> FloatArray:
+    """Return (..., N, R) gains per bit; what costs nothing and gains something is worth most."""
+    bits = link_costs.component_bits
+    if (bits > 0).all():
+        return gains / bits
+    free = np.where(gains > 0, np.inf, 0.0)
+    return np.where(bits > 0, gains / np.where(bits > 0, bits, 1.0), free)
+
+
 def keep_within_budget(
     worth: FloatArray,
-    link_costs: LinkCostModel,
-    budget_bits: FloatArray,
+    units: IntArray,
+    room: FloatArray,
     ranks: IntArray,
     min_rank: int = 0,
 ) -> IntArray:
@@ -158,22 +175,21 @@ def keep_within_budget(
     Args:
         worth: (B, N, R) priority of each component. Components of a projection can only be kept in
             order, so a component counts for no more than the ones before it.
-        link_costs: what a component weighs.
-        budget_bits: (B,) bits that may be sent.
+        units: (N, R) or (B, N, R) what each component weighs, in whole numbers.
+        room: (B,) whole units that may be sent (`LinkCostModel.whole_units`).
         ranks: (B, N) upper bound on each rank.
         min_rank: components that are kept whatever they are worth.
 
     Returns:
-        (B, N) ranks whose payload is at most the budget, if the minimum allows it.
+        (B, N) ranks whose weight is at most the room, if the minimum allows it.
     """
     i = np.arange(1, worth.shape[2] + 1)
     optional = np.where(i <= ranks[..., None], worth, -np.inf)
     priority = np.minimum.accumulate(np.where(i <= min_rank, np.inf, optional), axis=2)
     flat = priority.reshape(len(worth), -1)
     order = np.argsort(-flat, axis=1, kind="stable")
-    # Whole parameters add up without rounding, so that "fits" means what it means for a plan.
-    params = np.repeat(link_costs.params_per_rank, len(i))[order].cumsum(axis=1)
-    fits = params * np.float64(link_costs.bits_per_param) <= budget_bits[:, None]
+    weights = np.broadcast_to(units, worth.shape).reshape(flat.shape)
+    fits = np.take_along_axis(weights, order, axis=1).cumsum(axis=1) <= room[:, None]
     kept = np.zeros(flat.shape, dtype=bool)
     np.put_along_axis(kept, order, fits, axis=1)
     kept = (kept & (flat > -np.inf)).reshape(worth.shape) | (i <= min_rank)

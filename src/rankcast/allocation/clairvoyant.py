@@ -27,10 +27,10 @@ def clairvoyant_value(gains: FloatArray, problem: IncrementalProblem, path: Link
         problem: λ, γ and link costs.
         path: T links, one after the other.
     """
-    price = problem.link_weight * problem.cost_per_rank(path)
+    price = problem.link_weight * problem.component_costs(path)
     fades = problem.discount ** np.arange(path.size)
     worth = gains / (1.0 - problem.discount)
-    values = fades[:, None, None] * (worth - price[:, :, None])
+    values = fades[:, None, None] * (worth - price)
     return float(np.maximum(values.max(axis=0), 0.0).sum())
 
 
@@ -50,7 +50,7 @@ def coupled_clairvoyant_value(
     Raises:
         RankcastError: the solver gave up.
     """
-    bits = np.repeat(problem.link_costs.bits_per_rank(), gains.shape[1])
+    bits = problem.link_costs.component_bits.ravel()
     price = problem.link_weight * bits / problem.link_costs.budget_bits(path)[:, None]
     fades = problem.discount ** np.arange(path.size)
     values = fades[:, None] * (gains.ravel() / (1.0 - problem.discount) - price)

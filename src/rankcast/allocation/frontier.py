@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankcast.allocation.base import AllocationProblem, keep_within_budget
+from rankcast.allocation.base import AllocationProblem, keep_within_budget, per_bit
 from rankcast.allocation.utility import isotonic_decreasing
 from rankcast.errors import ConfigError
 from rankcast.records import FloatArray, IntArray, LinkState
@@ -82,7 +82,7 @@ def frontier(gains: FloatArray, problem: AllocationProblem) -> IntArray:
     n, r_max = gains.shape
     i = np.arange(1, r_max + 1)
     envelope = isotonic_decreasing(gains, np.ones(r_max))
-    worth = envelope / problem.link_costs.params_per_rank[:, None]
+    worth = per_bit(envelope, problem.link_costs)
     worth = np.where(i <= problem.min_rank, np.inf, worth)
     order = np.argsort(-worth.ravel(), kind="stable")[n * problem.min_rank :]
     added = np.zeros((len(order) + 1, n), dtype=np.int64)
@@ -139,15 +139,15 @@ class _Search:
         """Return (K, N) plans that fill the budget after 1, 2, 4, … ranks of one projection."""
         n, r_max = self.gains.shape
         costs, least = self.problem.link_costs, self.problem.min_rank
-        worth = self.gains / costs.params_per_rank[:, None]
+        worth = per_bit(self.gains, costs)
         plans = []
         for level in 2 ** np.arange(r_max.bit_length()):
             for block in np.array_split(np.arange(n), -(-(n * n * r_max) // PINNED)):
                 pinned = np.tile(worth, (len(block), 1, 1))
                 pinned[np.arange(len(block)), block, :level] = np.inf
                 full = np.full((len(block), n), r_max, dtype=np.int64)
-                limit = np.full(len(block), self.limit_bits)
-                plans.append(keep_within_budget(pinned, costs, limit, full, least))
+                room = np.full(len(block), costs.whole_units(np.array(self.limit_bits)))
+                plans.append(keep_within_budget(pinned, costs.component_units, room, full, least))
         return self._affordable(np.concatenate(plans))
 
     def _single_ranks(self, plan: IntArray) -> IntArray:

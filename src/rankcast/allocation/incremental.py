@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankcast.allocation.base import AllocationProblem, keep_within_budget
+from rankcast.allocation.base import AllocationProblem, keep_within_budget, per_bit
 from rankcast.allocation.solve import waterfill
 from rankcast.allocation.stopping import PriceFactor, StoppingRule, check_discount
 from rankcast.allocation.utility import LearnedUtility
@@ -26,7 +26,8 @@ class IncrementalProblem(AllocationProblem):
         discount: γ, the probability that the device is still there one step later.
 
     Raises:
-        ConfigError: γ outside [0, 1), or a minimum rank: a delivery begins with rank 0.
+        ConfigError: γ outside [0, 1), link costs with an overhead, or a minimum rank: a delivery
+            begins with rank 0.
     """
 
     discount: float = 0.95
@@ -38,6 +39,11 @@ class IncrementalProblem(AllocationProblem):
         if self.min_rank > 0:
             raise ConfigError(
                 f"A delivery begins with rank 0, so min_rank must be 0, got {self.min_rank}."
+            )
+        if self.link_costs.overhead_bits > 0:
+            raise ConfigError(
+                "Where only the increase is paid for, every step would have the overhead of its "
+                "own that link_costs counts; use costs with overhead_bits=0."
             )
 
     def feasible(
@@ -65,20 +71,23 @@ class IncrementalProblem(AllocationProblem):
         gains are known; without gains every projection's increase shrinks by about the same share.
         """
         held, link = observation.ranks, observation.link
-        increase = np.maximum(self.feasible(ranks, link), held) - held
-        budget = self.link_costs.budget_bits(link)
-        late = self.link_costs.payload_bits(increase) > budget
+        wanted = np.maximum(self.feasible(ranks, link), held)
+        increase, costs = wanted - held, self.link_costs
+        budget = costs.budget_bits(link)
+        late = costs.payload_bits(wanted, held) > budget
         if self.deadline == "penalise" or not late.any():
-            return held + increase
+            return wanted
         i = np.arange(1, self.layout.r_max + 1)
+        place = np.minimum(held[..., None] + i - 1, len(i) - 1)
+        shape = (*increase.shape, len(i))
+        units = np.take_along_axis(np.broadcast_to(costs.component_units, shape), place, axis=2)
         if gains is None:
             worth = -i / np.maximum(increase, 1)[..., None]
         else:
-            every = np.broadcast_to(gains, (*increase.shape, len(i)))
-            place = np.minimum(held[..., None] + i - 1, len(i) - 1)
-            worth = np.take_along_axis(every, place, axis=2)
-            worth = worth / self.link_costs.bits_per_rank()[:, None]
-        kept = keep_within_budget(worth, self.link_costs, budget, increase)
+            worth = per_bit(np.broadcast_to(gains, shape), costs)
+            worth = np.take_along_axis(worth, place, axis=2)
+        room = np.floor(budget / costs.bits_per_unit)
+        kept = keep_within_budget(worth, units, room, increase)
         return held + np.where(late[:, None], kept, increase)
 
 
@@ -120,7 +129,7 @@ def plan_at_price(
     wanted = _wanted(gains, problem, observation, price)
     settled = problem.settle(wanted, observation, gains)
     i = np.arange(1, problem.layout.r_max + 1)
-    worth = gains / problem.link_costs.bits_per_rank()[:, None]
+    worth = per_bit(gains, problem.link_costs)
     left_behind = (i > settled[..., None]) & (i <= wanted[..., None])
     level = np.where(left_behind, worth, -np.inf).max(axis=(1, 2))
     return ((worth > level[:, None, None]) & (i <= wanted[..., None])).sum(axis=2)

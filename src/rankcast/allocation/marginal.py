@@ -31,8 +31,7 @@ def marginal_gains(
     Returns:
         (B, N, R) m·g with one m for each link, but for components of equal price per gain.
     """
-    price = problem.link_weight * problem.cost_per_rank(link)
-    prices = np.repeat(price[:, :, None], gains.shape[2], axis=2)
+    prices = problem.link_weight * problem.component_costs(link)
     priority = gains / np.maximum(prices, _TINY)
     priority[:, :, : problem.min_rank] = np.inf
     prices, flat = (x.reshape(len(gains), -1) for x in (prices, gains))

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from rankcast.allocation.base import AllocationProblem
+from rankcast.allocation.base import AllocationProblem, per_bit
 from rankcast.allocation.frontier import frontier
 from rankcast.allocation.utility import isotonic_decreasing
 from rankcast.errors import ConfigError
@@ -75,13 +75,13 @@ class ScoredAllocator:
     @cached_property
     def _plans(self) -> IntArray:
         """(K, N) plans, one component more in each, of which the last passes the threshold."""
-        bits = self.problem.link_costs.bits_per_rank()[:, None]
-        scores = np.asarray(self.scores, dtype=np.float64)
+        costs, scores = self.problem.link_costs, np.asarray(self.scores, dtype=np.float64)
+        bits = costs.component_bits
         plans = frontier(scores if self.per_bit else scores * bits, self.problem)
         if self.threshold is None:
             return plans
         worth = isotonic_decreasing(scores, np.ones(scores.shape[1]))
-        passing = ((worth / bits if self.per_bit else worth) > self.threshold).sum(axis=1)
+        passing = ((per_bit(worth, costs) if self.per_bit else worth) > self.threshold).sum(axis=1)
         most = np.maximum(passing, self.problem.min_rank)
         return plans[(plans <= most).all(axis=1)]
 
@@ -163,26 +163,35 @@ class EqualBitsUniform:
         n, r_max = problem.layout.n_projections, problem.layout.r_max
         equal = np.repeat(np.arange(problem.min_rank, r_max + 1)[:, None], n, axis=1)
         ranks = _largest_within(equal, problem, limit)
-        # In whole parameters, which add up without rounding.
-        fits = np.floor(limit / costs.bits_per_param)
-        fits = np.where(fits * costs.bits_per_param > limit, fits - 1, fits)
-        room = np.clip(fits - ranks @ costs.params_per_rank, 0, costs.params_per_rank.sum())
-        extra = np.stack([self._subset(int(params)) for params in room])
-        return problem.settle(ranks + extra * (ranks < r_max), observation)
+        rooms = costs.whole_units(limit) - costs.payload_units(ranks)
+        extra = np.zeros_like(ranks)
+        for at, (level, room) in enumerate(zip(ranks[:, 0], rooms, strict=True)):
+            if level < r_max:
+                extra[at] = self._subset(int(level), room)
+        return problem.settle(ranks + extra, observation)
 
     @cached_property
-    def _reached_by(self) -> IntArray:
-        """(S + 1,) for each sum of parameters: 1 + place of the projection that completes it.
+    def _reached_by(self) -> dict[int, IntArray]:
+        """Tables of `_reach`, by the rank from which projections go on."""
+        return {}
+
+    def _reach(self, level: int) -> IntArray:
+        """Return (S + 1,) for each sum of units: 1 + place of the projection that completes it.
 
         0 where no subset has that sum, and -1 for the empty subset.
         """
-        params = self.problem.link_costs.params_per_rank
-        reached = np.zeros(int(params.sum()) + 1, dtype=np.int64)
+        if level in self._reached_by:
+            return self._reached_by[level]
+        units = self.problem.link_costs.component_units[:, level]
+        reached = np.zeros(int(units.sum()) + 1, dtype=np.int64)
         reached[0] = -1
         for place, index in enumerate(self._order):
-            size = int(params[index])
+            size = int(units[index])
+            if not size:
+                continue
             fresh = (reached[:-size] != 0) & (reached[size:] == 0)
             reached[size:][fresh] = place + 1
+        self._reached_by[level] = reached
         return reached
 
     @cached_property
@@ -191,16 +200,17 @@ class EqualBitsUniform:
         golden = (np.sqrt(5.0) - 1.0) / 2.0
         return np.argsort(np.arange(self.problem.layout.n_projections) * golden % 1.0)
 
-    def _subset(self, room: int) -> IntArray:
-        """Return (N,) 0 or 1: the projections whose parameters fill the room best."""
-        params, reached = self.problem.link_costs.params_per_rank, self._reached_by
-        chosen = np.zeros(len(params), dtype=np.int64)
-        total = int(np.flatnonzero(reached[: room + 1])[-1])
+    def _subset(self, level: int, room: float) -> IntArray:
+        """Return (N,) 0 or 1: the projections whose next components fill the room best."""
+        units, reached = self.problem.link_costs.component_units[:, level], self._reach(level)
+        chosen = np.zeros(len(units), dtype=np.int64)
+        within = int(np.clip(room, 0, len(reached) - 1))
+        total = int(np.flatnonzero(reached[: within + 1])[-1])
         # The projection that first completes a sum leaves a sum that earlier ones complete.
         while total > 0:
             index = self._order[reached[total] - 1]
             chosen[index] = 1
-            total -= int(params[index])
+            total -= int(units[index])
         return chosen
 
 

@@ -28,8 +28,8 @@ def waterfill(gains: FloatArray, problem: AllocationProblem, link: LinkState) ->
     Raises:
         InfeasibleDeadlineError: the smallest plan is too large for some link.
     """
-    price = problem.link_weight * problem.cost_per_rank(link)
-    worthwhile = (gains > price[..., None]).sum(axis=-1)
+    price = problem.link_weight * problem.component_costs(link)
+    worthwhile = (gains > price).sum(axis=-1)
     return problem.feasible(worthwhile, link, gains)
 
 
@@ -56,24 +56,26 @@ def knapsack(values: FloatArray, problem: AllocationProblem, link: LinkState) ->
             f"0..r_max: ({n}, {choices}), got {values.shape}."
         )
     problem.require_feasible(link)
-    costs = problem.cost_per_rank(link)
+    units = np.zeros((n, choices))
+    units[:, 1:] = problem.link_costs.component_units.cumsum(axis=1)
+    price = problem.link_weight / problem.link_costs.budget_bits(link)
+    prices = price * problem.link_costs.bits_per_unit
     plans = [
-        _choose(problem.link_weight * cost[:, None] * np.arange(choices) - values, problem, limit)
-        for cost, limit in zip(costs, _whole_params(problem, link), strict=True)
+        _choose(price * units - values, units, problem.min_rank, limit)
+        for price, limit in zip(prices, _whole_units(problem, link), strict=True)
     ]
     # The solver's tolerance may let pass what is a hair too large.
     return problem.feasible(np.array(plans), link, np.diff(values, axis=1))
 
 
-def _choose(regret: FloatArray, problem: AllocationProblem, limit: float) -> IntArray:
-    """Return the (N,) ranks of least total regret, (N, R + 1), within a limit of parameters."""
+def _choose(regret: FloatArray, units: FloatArray, min_rank: int, limit: float) -> IntArray:
+    """Return the (N,) ranks of least total regret, (N, R + 1), whose units keep to a limit."""
     n, choices = regret.shape
     one_choice = csr_array(block_diag([np.ones((1, choices))] * n))
-    allowed: Any = np.tile(np.arange(choices) >= problem.min_rank, n).astype(np.float64)
-    params = (problem.link_costs.params_per_rank[:, None] * np.arange(choices)).ravel()
+    allowed: Any = np.tile(np.arange(choices) >= min_rank, n).astype(np.float64)
     # HiGHS stops at an absolute gap of 1e-6, which must be little beside the values.
     scale = 1e3 / max(float(np.abs(regret).max()), 1e-30)
-    rows = vstack([one_choice, csr_array(params[None, :].astype(np.float64))])
+    rows = vstack([one_choice, csr_array(units.reshape(1, -1))])
     least: Any = np.append(np.ones(n), -np.inf)
     most: Any = np.append(np.ones(n), limit)
     solution = milp(
@@ -88,11 +90,8 @@ def _choose(regret: FloatArray, problem: AllocationProblem, limit: float) -> Int
     return solution.x.reshape(n, choices).argmax(axis=1)
 
 
-def _whole_params(problem: AllocationProblem, link: LinkState) -> FloatArray:
-    """Return (B,) how many parameters fit, exactly; infinite where the deadline is no limit."""
-    budget, bits = problem.link_costs.budget_bits(link), problem.link_costs.bits_per_param
+def _whole_units(problem: AllocationProblem, link: LinkState) -> FloatArray:
+    """Return (B,) how many units fit, exactly; infinite where the deadline is no limit."""
     if problem.deadline == "penalise":
         return np.full(link.size, np.inf)
-    whole = np.floor(budget / bits)
-    whole = np.where(whole * bits > budget, whole - 1, whole)
-    return np.where((whole + 1) * bits <= budget, whole + 1, whole)
+    return problem.link_costs.whole_units(problem.link_costs.budget_bits(link))

@@ -14,8 +14,8 @@ from rankcast.errors import ConfigError
 from rankcast.finetune.learner import Learner
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import IidSnr, SnrProcess
-from rankcast.link.payload import LinkCostModel
 from rankcast.records import FloatArray
 
 

@@ -14,8 +14,8 @@ from rankcast.env.config import EnvConfig
 from rankcast.env.observing import observation_space, to_vector
 from rankcast.errors import ConfigError
 from rankcast.finetune.learner import Learner, StepResult
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import SnrProcess, SnrState
-from rankcast.link.payload import LinkCostModel
 from rankcast.records import FloatArray, IntArray, LinkState, Observation
 
 
@@ -101,7 +101,7 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         ranks = self._checked(actions)
         self.learner.apply(ranks)
         result = self.learner.step()
-        link_cost = self.link_costs.link_cost(self._deliver(ranks), link)
+        link_cost = self._deliver(ranks, link)
         reward = -result.task_loss - self.config.link_weight * link_cost
         self._step += 1
         assert self._snr is not None
@@ -151,14 +151,14 @@ class RankAllocationVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             return np.full(self.num_envs, config.bandwidth_hz)
         return config.bandwidth_hz * 2.0 ** self.np_random.uniform(-octaves, octaves, self.num_envs)
 
-    def _deliver(self, ranks: IntArray) -> IntArray:
-        """Take note of what the device now has; return the (B, N) ranks that are paid for."""
+    def _deliver(self, ranks: IntArray, link: LinkState) -> FloatArray:
+        """Take note of what the device now has; return (B,) η of what is paid for."""
         if self.config.payment == "plan":
             self._ranks = ranks
-            return ranks
+            return self.link_costs.link_cost(ranks, link)
         had = self._ranks
         self._ranks = np.maximum(had, ranks)
-        return self._ranks - had
+        return self.link_costs.link_cost(self._ranks, link, had)
 
     def _checked(self, actions: Any) -> IntArray:
         """Return the actions as (B, N) ranks, or raise `ConfigError`."""

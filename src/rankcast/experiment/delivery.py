@@ -20,8 +20,8 @@ from rankcast.allocation.stopping import SnrTrace, StoppingRule
 from rankcast.env import EnvConfig, RankAllocationVectorEnv
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import GaussMarkovSnr
-from rankcast.link.payload import LinkCostModel
 from rankcast.records import FloatArray, IntArray, LinkState, Observation, TextStats
 
 DEADLINE_S = 1.0
@@ -85,7 +85,7 @@ class DeliveryWorld:
         """Return the world whose utility is drawn from a seed."""
         c, layout = config or DeliveryConfig(), transformer_layout()
         costs = LinkCostModel.for_layout(layout, Awgn())
-        full_bits = float(costs.bits_per_rank().sum()) * layout.r_max
+        full_bits = costs.full_bits
         efficiency = float(Awgn().spectral_efficiency(np.array([c.mean_db]))[0])
         problem = IncrementalProblem(
             layout,
@@ -137,7 +137,7 @@ class DeliveryWorld:
         for t, snr_db in enumerate(paths):
             link = self.link(snr_db)
             ranks = allocator.allocate(Observation(link, text, received), rng)
-            paid = problem.link_weight * problem.link_costs.link_cost(ranks - received, link)
+            paid = problem.link_weight * problem.link_costs.link_cost(ranks, link, received)
             values -= problem.discount**t * (self.utility.loss(ranks) + paid)
             received = ranks
             mean_rank.append(float(ranks.mean()))

@@ -23,8 +23,8 @@ from rankcast.experiment.optimum import Loss, best_known
 from rankcast.finetune.learner import Learner
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import IidSnr, SnrProcess
-from rankcast.link.payload import LinkCostModel
 from rankcast.records import FloatArray, IntArray, LinkState, Observation, TextStats
 
 PAPER_SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
@@ -156,7 +156,7 @@ def make_world(
     """
     config = config or WorldConfig()
     costs = link_costs or LinkCostModel.for_layout(learner.layout, Awgn())
-    full_bits = float(costs.bits_per_rank().sum()) * learner.layout.r_max
+    full_bits = costs.full_bits
     at = LinkState(np.array([config.full_rank_at_db]), np.array(1.0), np.array(1.0))
     bandwidth_hz = full_bits / float(costs.budget_bits(at)[0]) / config.deadline_s
     problem = AllocationProblem(

@@ -1,4 +1,4 @@
-"""What a rank vector costs on the air: bits, seconds and the link cost η (Eq. 6-8).
+"""Parameters, bits, seconds and the link cost η of a rank vector (Eq. 6-8), as functions.
 
 Shapes: `ranks` (..., N) with any leading batch axes; bits, rates and times broadcast together.
 
@@ -9,14 +9,12 @@ parameter, which is how Eq. 6 uses it and the only reading that gives seconds.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from rankcast.errors import ConfigError, LinkError, nearest
-from rankcast.link.capacity import RateModel, rate_bps
-from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Plan, Projection
+from rankcast.records import AdapterLayout, FloatArray, IntArray, Projection
 
 Accounting = Literal["exact", "paper", "paper_with_singular_values"]
 """How many numbers one more rank of a projection costs.
@@ -90,7 +88,7 @@ def payload_bits(
     Raises:
         ConfigError: impossible ranks, or bits_per_param not positive and finite.
     """
-    _check_bits_per_param(bits_per_param)
+    check_bits_per_param(bits_per_param)
     return payload_params(ranks, params_per_rank) * np.float64(bits_per_param)
 
 
@@ -128,102 +126,6 @@ def link_cost(
     return np.asarray(bits, dtype=np.float64) / budget_bits(rate_bps, deadline_s)
 
 
-@dataclass(frozen=True, eq=False)
-class LinkCostModel:
-    """Everything that turns ranks and a link into η.
-
-    Attributes:
-        params_per_rank: (N,) parameters per unit of rank.
-        bits_per_param: b_t, bits that carry one parameter.
-        rate_model: how SNR becomes rate (Eq. 5).
-
-    Raises:
-        ConfigError: no projection, or a count or bits_per_param that is not positive.
-    """
-
-    params_per_rank: IntArray
-    bits_per_param: float
-    rate_model: RateModel
-
-    def __post_init__(self) -> None:
-        """Take a private copy of the counts and check them."""
-        _check_bits_per_param(self.bits_per_param)
-        counts = np.array(self.params_per_rank, dtype=np.int64)
-        if counts.ndim != 1 or not counts.size or (counts <= 0).any():
-            raise ConfigError(
-                f"params_per_rank must be a non-empty vector of positive counts, "
-                f"got {counts.tolist()}."
-            )
-        counts.setflags(write=False)
-        object.__setattr__(self, "params_per_rank", counts)
-
-    @classmethod
-    def for_layout(
-        cls,
-        layout: AdapterLayout,
-        rate_model: RateModel,
-        accounting: Accounting = "exact",
-        bits_per_param: float = 32.0,
-    ) -> Self:
-        """Count the parameters of a layout under an accounting and build the model."""
-        return cls(params_per_rank(layout, accounting), bits_per_param, rate_model)
-
-    def bits_per_rank(self) -> FloatArray:
-        """Return (N,) bits that one more rank of each projection costs."""
-        return self.params_per_rank * np.float64(self.bits_per_param)
-
-    def rate_bps(self, link: LinkState) -> FloatArray:
-        """Return (B,) C_t [bit/s] (Eq. 5)."""
-        return rate_bps(self.rate_model, link)
-
-    def budget_bits(self, link: LinkState) -> FloatArray:
-        """Return (B,) bits that arrive before the deadline (Eq. 7)."""
-        return budget_bits(self.rate_bps(link), link.deadline_s)
-
-    def payload_bits(self, ranks: IntArray) -> FloatArray:
-        """Return (...) bits on the air of (..., N) ranks."""
-        return payload_bits(ranks, self.params_per_rank, self.bits_per_param)
-
-    def cost_per_rank(self, link: LinkState) -> FloatArray:
-        """Return (B, N) η of one more rank of each projection."""
-        return self.bits_per_rank() / self.budget_bits(link)[:, None]
-
-    def link_cost(self, ranks: IntArray, link: LinkState) -> FloatArray:
-        """Return (B,) η of (B, N) ranks (Eq. 8).
-
-        Raises:
-            ConfigError: impossible ranks, or another B than the link's.
-        """
-        bits = self.payload_bits(ranks)
-        if bits.shape != (link.size,):
-            raise ConfigError(
-                f"Ranks must have shape ({link.size}, {len(self.params_per_rank)}) for "
-                f"{link.size} links, got {np.shape(ranks)}."
-            )
-        return link_cost(bits, self.rate_bps(link), link.deadline_s)
-
-    def plan(self, ranks: IntArray, link: LinkState) -> Plan:
-        """Return (N,) ranks with what they cost on a single link.
-
-        Raises:
-            ConfigError: impossible ranks, or more than one link.
-        """
-        if link.size != 1 or np.ndim(ranks) != 1:
-            raise ConfigError(
-                f"A plan is one rank vector on one link, got ranks of shape {np.shape(ranks)} "
-                f"and {link.size} links; use link_cost for batches."
-            )
-        ranks = np.array(ranks)
-        bits, rate = self.payload_bits(ranks), self.rate_bps(link)
-        return Plan(
-            ranks=ranks.astype(np.int64),
-            payload_bits=bits.item(),
-            rate_bps=rate.item(),
-            transmission_time_s=transmission_time_s(bits, rate).item(),
-            link_cost=link_cost(bits, rate, link.deadline_s).item(),
-        )
-
-
 def _hidden_width(members: list[Projection]) -> int:
     """Return d_h of one layer: the input of its query, else its most common width.
 
@@ -236,7 +138,12 @@ def _hidden_width(members: list[Projection]) -> int:
     return min(counts, key=lambda width: (-counts[width], width))
 
 
-def _check_bits_per_param(bits_per_param: float) -> None:
+def check_bits_per_param(bits_per_param: float) -> None:
+    """Refuse what cannot carry a parameter.
+
+    Raises:
+        ConfigError: not positive and finite.
+    """
     if not (np.isfinite(bits_per_param) and bits_per_param > 0):
         raise ConfigError(f"bits_per_param must be positive and finite, got {bits_per_param}.")
 

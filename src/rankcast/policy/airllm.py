@@ -185,7 +185,7 @@ class AirLLM:
         layout = self.problem.layout
         rank = (code.double().numpy() + 1.0) / bin_width(layout.r_max) - 0.5
         above = np.arange(1, layout.r_max + 1) - rank[..., None]
-        return np.exp(-above) * self.problem.link_costs.bits_per_rank()[:, None]
+        return np.exp(-above) * self.problem.link_costs.component_bits
 
     def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
         """Return (B, N) ranks; see `Allocator`."""

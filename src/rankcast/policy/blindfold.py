@@ -57,8 +57,8 @@ class Blindfold:
     ) -> Blindfold:
         """Return one whose nominal bandwidth carries full rank in 1 s at the nominal SNR."""
         one_hz = LinkState(np.array([NOMINAL_SNR_DB]), np.array(1.0), np.array(1.0))
-        full = float(problem.cost_per_rank(one_hz).sum()) * problem.layout.r_max
-        return cls(hidden, full)
+        costs = problem.link_costs
+        return cls(hidden, costs.full_bits / costs.budget_bits(one_hz).item())
 
     def __call__(self, observation: Observation) -> Observation:
         """Return B states as the policy sees them; the same object where nothing is hidden."""

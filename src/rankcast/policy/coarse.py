@@ -80,7 +80,7 @@ def state_features(observation: Observation, problem: AllocationProblem) -> Floa
 
 def log_full_cost(link: LinkState, problem: AllocationProblem) -> FloatArray:
     """Return (B,) log10 of η at full rank, limited to four decades either side of 1."""
-    full = problem.cost_per_rank(link).sum(axis=1) * problem.layout.r_max
+    full = problem.link_costs.full_bits / problem.link_costs.budget_bits(link)
     return np.clip(np.log10(full), -4.0, 4.0)
 
 

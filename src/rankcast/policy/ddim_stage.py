@@ -216,8 +216,9 @@ def modelled_reward(
     r_max = policy.problem.layout.r_max
     gains = _float(utility.mean_gains())
     removed = torch.cat([torch.zeros(len(gains), 1), gains.cumsum(dim=1)], dim=1)
-    cost = policy.problem.cost_per_rank(lesson.link)[index.numpy()]
+    cost = policy.problem.component_costs(lesson.link)[index.numpy()]
     price = _float(policy.problem.link_weight * cost)
+    paid = torch.cat([torch.zeros_like(price[..., :1]), price.cumsum(dim=2)], dim=2)
     scale = gains.sum().clamp_min(1e-8)
 
     def reward(codes: Tensor) -> Tensor:
@@ -225,8 +226,9 @@ def modelled_reward(
         floor = rank.detach().floor().clamp(max=r_max - 1).long()
         part = rank - floor
         low = removed.expand(len(codes), -1, -1).gather(2, floor[..., None]).squeeze(-1)
-        slope = gains.expand(len(codes), -1, -1).gather(2, floor[..., None]).squeeze(-1)
-        return (low + part * slope - price * rank).sum(dim=1) / scale
+        slope = (gains - price).gather(2, floor[..., None]).squeeze(-1)
+        spent = paid.gather(2, floor[..., None]).squeeze(-1)
+        return (low - spent + part * slope).sum(dim=1) / scale
 
     return reward
 

@@ -10,9 +10,10 @@ import numpy as np
 from rankcast.allocation.base import AllocationProblem, DeadlineRule
 from rankcast.errors import LinkError
 from rankcast.link.capacity import RateModel, rate_model
+from rankcast.link.costs import LinkCostModel
 from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, IidSnr, SnrProcess, StaticSnr
 from rankcast.link.gains import Fading, Nakagami, Rayleigh, Rician
-from rankcast.link.payload import Accounting, LinkCostModel
+from rankcast.link.payload import Accounting
 from rankcast.records import AdapterLayout, LinkState
 
 
