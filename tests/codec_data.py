@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rankcast.codec.chunks import ChunkPlan
 from rankcast.codec.container import Container, entry_of
 from rankcast.codec.header import BaseModel, Header, ModuleShape
-from rankcast.codec.ladder import default_offsets, ladder_to
+from rankcast.codec.ladder import block_offsets, ladder_to
 from rankcast.codec.stream import encode
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.records import Projection
@@ -55,7 +55,7 @@ def header_of(tensors: AdapterTensors, chunks: list[bytes]) -> Header:
 
 def packed(tensors: AdapterTensors, finest: int = -24, n_rungs: int = 2) -> Container:
     ladder = ladder_to(tensors, finest, n_rungs=n_rungs)
-    chunks = encode(tensors, ladder, default_offsets(tensors))
+    chunks = encode(tensors, ladder, block_offsets(tensors))
     return Container(header_of(tensors, chunks), tuple(chunks))
 
 

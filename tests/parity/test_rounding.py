@@ -52,7 +52,7 @@ def test_balancing_changes_no_answer_and_equalises_norms(architecture: str, caus
     for Q, lam, P in adapter.factors():
         assert torch.allclose(lam * adapter.scale, torch.ones_like(lam))
         assert torch.allclose(Q.norm(dim=1), P.norm(dim=0), rtol=1e-4)
-    with adapter.at_step(1e-6):
+    with adapter.at_steps([1e-6] * len(adapter.layers)):
         assert torch.allclose(logits(adapter.model, causal=causal), before, atol=1e-3)
 
 
@@ -71,7 +71,7 @@ def test_rounded_logits_are_those_of_the_decoded_adapter(
     if not causal:  # the head travels in finer steps than the factors; compare the factors alone
         found = dataclasses.replace(found, modules=source.tensors.modules)
     installed = install(base, found, container.header).eval()
-    with adapter.at_step(float(step_of(exponent))):
+    with adapter.at_steps([float(step_of(exponent))] * len(adapter.layers)):
         expected = logits(adapter.model, causal=causal)
     exact = logits(adapter.model, causal=causal)
     assert not torch.allclose(exact, expected, atol=1e-2)
@@ -97,7 +97,7 @@ def test_the_step_is_restored_and_ranks_still_hold() -> None:
     balance(adapter)
     exact = logits(adapter.model)
     ranks = np.zeros(adapter.layout.n_projections, dtype=np.int64)
-    with adapter.at_ranks(ranks), adapter.at_step(0.3):
+    with adapter.at_ranks(ranks), adapter.at_steps([0.3] * len(adapter.layers)):
         none = logits(adapter.model)
     with adapter.at_ranks(ranks):
         assert torch.equal(logits(adapter.model), none)

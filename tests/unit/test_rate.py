@@ -52,7 +52,7 @@ def test_bits_are_those_of_the_coder() -> None:
     for step in (0.1, 0.3):
         exponent = exponent_near(step)
         coded = 8 * len(encode(tensors, [ChunkPlan(exponent, counts)])[0])
-        estimate = float(coded_bits(adapter, float(step_of(exponent))))
+        estimate = float(coded_bits(adapter, [float(step_of(exponent))] * len(adapter.layers)))
         assert estimate == pytest.approx(coded, rel=0.25)  # strips of 16 and 24 numbers
 
 
@@ -60,19 +60,19 @@ def test_bits_fall_along_their_gradient() -> None:
     adapter = ElasticAdapter.attach(tiny_model("bert"), r_max=4)
     randomise(adapter, 0, scale=0.3)
     balance(adapter)
-    before = coded_bits(adapter, 0.2)
+    before = coded_bits(adapter, [0.2] * len(adapter.layers))
     before.backward()
     with torch.no_grad():
         for Q, _, P in adapter.factors():
             for p in (Q, P):
                 assert p.grad is not None
                 p.sub_(1e-4 * p.grad)
-    assert float(coded_bits(adapter, 0.2)) < float(before)
+    assert float(coded_bits(adapter, [0.2] * len(adapter.layers))) < float(before)
 
 
 def test_a_strip_of_zeros_has_no_slope() -> None:
     adapter = ElasticAdapter.attach(tiny_model("bert"), r_max=4)  # P is zero
-    coded_bits(adapter, 0.2).backward()
+    coded_bits(adapter, [0.2] * len(adapter.layers)).backward()
     for factors in adapter.factors():
         for p in factors:
             assert p.grad is None or bool(torch.isfinite(p.grad).all())
@@ -93,7 +93,9 @@ def test_training_that_pays_for_bits_ends_with_fewer() -> None:
         found.rounding = Rounding((-12, -12), weight)
         for _ in range(12):
             found.train_step()
-        bits.append(float(coded_bits(found.adapter, float(step_of(-12)))))
+        bits.append(
+            float(coded_bits(found.adapter, [float(step_of(-12))] * len(found.adapter.layers)))
+        )
     assert bits[1] < 0.9 * bits[0]
 
 

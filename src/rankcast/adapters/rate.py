@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,22 +19,26 @@ _TINY = 1e-24
 """Added under the root, whose slope is infinite for a strip of zeros."""
 
 
-def coded_bits(adapter: ElasticAdapter, step: float) -> Tensor:
-    """Return the bits of the components in force at a quantiser step, differentiably.
+def coded_bits(adapter: ElasticAdapter, steps: Sequence[float]) -> Tensor:
+    """Return the bits of the components in force, differentiably.
 
     The coder models every column of P and row of Q as rounded Gaussian numbers; this is the entropy
     of that model at the strips' own spreads. Side information and what other modules take is left
     out. The adapter has to be balanced (`canonical.balance`).
+
+    Args:
+        adapter: whose components are counted.
+        steps: of the quantiser, one for each projection.
     """
     groups: defaultdict[tuple[int, torch.device], list[Tensor]] = defaultdict(list)
-    for (Q, _, P), r in zip(adapter.factors(), adapter.rank_list, strict=True):
+    for (Q, _, P), r, step in zip(adapter.factors(), adapter.rank_list, steps, strict=True):
         if r:
             for strips in (Q[:r], P.t()[:r]):
                 spread = (strips.float().square().mean(dim=1) + _TINY).sqrt()
-                groups[strips.shape[1], spread.device].append(spread)
+                groups[strips.shape[1], spread.device].append(spread / step)
     total = adapter.factors()[0][0].new_zeros(())
     for (width, _), spreads in groups.items():
-        entropy = rounded_gaussian_entropy(torch.cat(spreads) / step)
+        entropy = rounded_gaussian_entropy(torch.cat(spreads))
         total = total + width * entropy.sum().to(total.device)
     return total
 

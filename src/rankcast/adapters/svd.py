@@ -138,16 +138,24 @@ class ElasticAdapter:
             self._ranks[:] = before
 
     @contextmanager
-    def at_step(self, step: float | None) -> Iterator[None]:
-        """Compute with P and Q rounded to multiples of a step inside a `with` block.
+    def at_steps(self, steps: Sequence[float] | None) -> Iterator[None]:
+        """Compute with P and Q rounded to multiples of steps inside a `with` block.
 
         The adapter has to be balanced before (`canonical.balance`): s·Λ is taken as 1, which is
-        what a coder sends. Gradients pass through the rounding. None rounds nothing.
+        what a coder sends. Gradients pass through the rounding.
+
+        Args:
+            steps: one for each projection; None rounds nothing.
+
+        Raises:
+            ModelError: another number of steps than there are projections.
         """
         states = [layer.elastic for layer in self.layers]
+        if steps is not None and len(steps) != len(states):
+            raise ModelError(f"{len(states)} projections need as many steps, got {len(steps)}.")
         before = [state.step for state in states]
-        for state in states:
-            state.step = step
+        for index, state in enumerate(states):
+            state.step = None if steps is None else float(steps[index])
         try:
             yield
         finally:

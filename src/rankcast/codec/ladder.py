@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rankcast.codec.chunks import ChunkPlan
-from rankcast.codec.quantise import EXPONENTS, PER_RADIX, exponent_near, step_of
+from rankcast.codec.quantise import EXPONENTS, PER_RADIX, RADIX, exponent_near, step_of
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError, InfeasibleDeadlineError
 from rankcast.records import FloatArray, IntArray
@@ -23,14 +23,53 @@ MODULE_OFFSET = -2 * PER_RADIX
 """Tensors beside the projections get steps nine times finer: they are few and matter much."""
 
 
+WIDEST_OFFSET = 2 * PER_RADIX
+"""Steps of projections are at most nine times finer or coarser than the common one."""
+
 COARSEST = 6.6
 """Steps of more root mean squares than this leave hardly a weight other than zero."""
 
 
-def default_offsets(tensors: AdapterTensors) -> list[IntArray]:
-    """Return the offsets of every block: none for components, `MODULE_OFFSET` for tensors."""
-    components = [np.zeros(r, dtype=np.int64) for r in tensors.ranks]
+def block_offsets(tensors: AdapterTensors, offsets: Sequence[int] = ()) -> list[IntArray]:
+    """Return the offsets of every block: those of its projection, `MODULE_OFFSET` for tensors.
+
+    Args:
+        tensors: what is coded.
+        offsets: one for each projection; empty for none.
+
+    Raises:
+        CodecError: offsets of another number of projections.
+    """
+    each = _each_projection(tensors, offsets)
+    components = [np.full(r, o, dtype=np.int64) for r, o in zip(tensors.ranks, each, strict=True)]
     return components + [np.array([MODULE_OFFSET])] * len(tensors.modules)
+
+
+def offsets_of_sensitivity(sensitivity: FloatArray, power: float = 0.5) -> tuple[int, ...]:
+    """Return step offsets of projections whose weights matter more or less than others'.
+
+    Where the loss rises by F·Δ² / 24 for each weight (F its curvature) and every step costs the
+    same bits, the best steps are as F^(-1/2), power 1. At a step of several root mean squares most
+    weights are rounded to zero whatever their step, and half of that is better.
+
+    Args:
+        sensitivity: (N,) curvature of the loss along a weight, such as the mean of squared
+            gradients, in any unit; zero where it is not known.
+        power: 0 for equal steps.
+
+    Raises:
+        CodecError: negative or not finite.
+    """
+    values = np.asarray(sensitivity, dtype=np.float64)
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise CodecError("The sensitivity of a projection must be at least 0 and finite.")
+    known = values[values > 0]
+    if not known.size:
+        return (0,) * len(values)
+    relative = np.where(values > 0, values, 1.0) / np.exp(np.log(known).mean())
+    exponents = -0.5 * power * PER_RADIX * np.log(relative) / np.log(RADIX)
+    limited = np.clip(np.rint(np.where(values > 0, exponents, 0.0)), -WIDEST_OFFSET, WIDEST_OFFSET)
+    return tuple(limited.astype(int).tolist())
 
 
 def ladder_to(
@@ -38,7 +77,9 @@ def ladder_to(
     finest: int,
     n_rungs: int | None = None,
     n_parts: int = 3,
+    *,
     importance: Sequence[FloatArray] | None = None,
+    offsets: Sequence[int] = (),
 ) -> list[ChunkPlan]:
     """Return the chunks that lead to a step exponent, coarse to fine and strong to weak.
 
@@ -49,19 +90,21 @@ def ladder_to(
             which an adapter begins to say something (`COARSEST` root mean squares).
         n_parts: chunks of each rung, as far as there are components to share out.
         importance: (r,) for each projection, falling; None takes the norm of the components.
+        offsets: what is added to the exponent of each projection; empty for nothing.
 
     Raises:
-        CodecError: fewer than one rung or part.
+        CodecError: fewer than one rung or part, or offsets of another number of projections.
     """
     if n_rungs is None:
         n_rungs = _useful_rungs(tensors, finest)
     if n_rungs < 1 or n_parts < 1:
         raise CodecError(f"A ladder has at least one rung and part, got {n_rungs} and {n_parts}.")
     weights = _norms(tensors) if importance is None else importance
+    each = _each_projection(tensors, offsets)
     plans: list[ChunkPlan] = []
     for rung in range(n_rungs - 1, -1, -1):
         exponent = finest + PER_RADIX * rung
-        seen = _seen(tensors, exponent)
+        seen = _seen(tensors, exponent + each)
         for counts in _parts(seen, weights, n_parts):
             plan = ChunkPlan(exponent, (*counts, *(1 for _ in tensors.modules)))
             if not plans or plans[-1] != plan:
@@ -128,11 +171,19 @@ def _norms(tensors: AdapterTensors) -> list[FloatArray]:
     ]
 
 
-def _seen(tensors: AdapterTensors, exponent: int) -> list[int]:
-    """Return how many components of each projection survive a step, up to the last one."""
-    half = float(step_of(exponent)) / 2
+def _each_projection(tensors: AdapterTensors, offsets: Sequence[int]) -> IntArray:
+    """Return (N,) offsets."""
+    n = len(tensors.projections)
+    if len(offsets) not in (0, n):
+        raise CodecError(f"There are {len(offsets)} step offsets for {n} projections.")
+    return np.array(offsets if len(offsets) else [0] * n, dtype=np.int64)
+
+
+def _seen(tensors: AdapterTensors, exponents: IntArray) -> list[int]:
+    """Return how many components of each projection survive its step, up to the last one."""
     counts = []
-    for f in tensors.factors:
+    for f, exponent in zip(tensors.factors, exponents.tolist(), strict=True):
+        half = float(step_of(exponent)) / 2
         alive = (np.abs(f.left).max(axis=0, initial=0) >= half) & (
             np.abs(f.right).max(axis=1, initial=0) >= half
         )

@@ -13,7 +13,7 @@ import numpy as np
 from rankcast.codec.container import Container, entry_of, header_bytes
 from rankcast.codec.header import BaseModel, Header, ModuleShape
 from rankcast.codec.ladder import (
-    default_offsets,
+    block_offsets,
     exponent_of_quality,
     finest_within,
     ladder_to,
@@ -37,11 +37,14 @@ class Source:
         tensors: its weights.
         base: the model that it adapts, as far as the folder says.
         task: what exporters need to know: `task_type`.
+        offsets: what is added to the step exponent of each projection; empty for nothing. See
+            `ladder.offsets_of_sensitivity`.
     """
 
     tensors: AdapterTensors
     base: BaseModel
     task: Mapping[str, Any]
+    offsets: tuple[int, ...] = ()
 
 
 def read_adapter(path: str | os.PathLike[str]) -> Source:
@@ -80,8 +83,8 @@ def pack(source: Source, exponent: int, n_rungs: int | None = None, n_parts: int
         CodecError: NaN or infinite weights.
     """
     tensors = source.tensors
-    ladder = ladder_to(tensors, exponent, n_rungs, n_parts)
-    chunks = encode(tensors, ladder, default_offsets(tensors))
+    ladder = ladder_to(tensors, exponent, n_rungs, n_parts, offsets=source.offsets)
+    chunks = encode(tensors, ladder, block_offsets(tensors, source.offsets))
     header = Header(
         base=source.base,
         projections=tensors.projections,

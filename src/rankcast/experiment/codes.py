@@ -134,7 +134,10 @@ def simple_codes(tensors: AdapterTensors) -> Iterator[tuple[str, float, AdapterT
 
 
 def our_code(
-    tensors: AdapterTensors, reference: AdapterTensors, relative_step: float
+    tensors: AdapterTensors,
+    reference: AdapterTensors,
+    relative_step: float,
+    offsets: tuple[int, ...] = (),
 ) -> tuple[float, AdapterTensors]:
     """Return the bits of a whole file, header included, and what it decodes to.
 
@@ -142,10 +145,11 @@ def our_code(
         tensors: balanced.
         reference: the adapter whose root mean square the step is a multiple of.
         relative_step: see `Finish`.
+        offsets: of the step of each projection.
     """
     name = "sentence-transformers/all-MiniLM-L6-v2"
     digest = hashlib.sha256(name.encode()).hexdigest()  # as long as a fingerprint, as hard to pack
-    source = Source(tensors, BaseModel(name, digest), {"task_type": "SEQ_CLS"})
+    source = Source(tensors, BaseModel(name, digest), {"task_type": "SEQ_CLS"}, offsets)
     container = pack(source, exponent_of_quality(reference, relative_step))
     return 8.0 * len(container.to_bytes()), unpack(container)
 

@@ -19,6 +19,7 @@ class Rounding:
             Several serve a ladder of chunks, one serves a single size best.
         bit_weight: loss that one bit of the coded adapter costs [nats per bit]. It empties what is
             worth little, which is rank allocation by the coder's own measure.
+        offsets: what is added to the exponent of each projection; empty for nothing.
 
     Raises:
         ConfigError: exponents that are no range, or a negative weight.
@@ -26,19 +27,32 @@ class Rounding:
 
     exponents: tuple[int, int]
     bit_weight: float = 0.0
+    offsets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the range."""
         low, high = self.exponents
-        if not EXPONENTS[0] <= low <= high <= EXPONENTS[1]:
+        finest, coarsest = (low + min(self.offsets, default=0), high + max(self.offsets, default=0))
+        if not (low <= high and EXPONENTS[0] <= finest and coarsest <= EXPONENTS[1]):
             raise ConfigError(
                 f"Rounding needs a lowest and a highest exponent within {EXPONENTS}, got "
-                f"{self.exponents}."
+                f"{self.exponents} and offsets {self.offsets}."
             )
         if not self.bit_weight >= 0:
             raise ConfigError(f"bit_weight must be at least 0, got {self.bit_weight}.")
 
-    def draw(self, rng: np.random.Generator) -> float:
-        """Return the step for one batch."""
+    def draw(self, rng: np.random.Generator, n_projections: int) -> list[float]:
+        """Return the step of each projection for one batch.
+
+        Raises:
+            ConfigError: offsets for another number of projections.
+        """
         low, high = self.exponents
-        return float(step_of(int(rng.integers(low, high + 1))))
+        offsets = self.offsets or (0,) * n_projections
+        if len(offsets) != n_projections:
+            raise ConfigError(
+                f"Rounding has offsets for {len(offsets)} projections, the model has "
+                f"{n_projections}."
+            )
+        exponent = int(rng.integers(low, high + 1))
+        return [float(step_of(exponent + offset)) for offset in offsets]

@@ -233,26 +233,26 @@ class TransformerLearner:
             return rng.integers(0, r_max + 1, size=plan.shape)
         return rng.binomial(r_max, rng.random(), size=plan.shape)
 
-    def _rounding_step(self) -> float | None:
-        """Return the step to which the next batch's weights are rounded, if they are."""
+    def _rounding_steps(self) -> list[float] | None:
+        """Return the step to which each projection is rounded for the next batch, if it is."""
         if self.rounding is None:
             return None
         rng = np.random.default_rng([self.config.seed, self.n_steps, 2])
-        return self.rounding.draw(rng)
+        return self.rounding.draw(rng, self.layout.n_projections)
 
     def _train_at(self, ranks: IntArray, parts: list[Batch], *, noisy: bool) -> float:
         """Train the next batch under (N,) ranks and move on; return its loss."""
-        step = self._rounding_step()
+        steps = self._rounding_steps()
         with (
             self.adapter.at_ranks(ranks),
-            self.adapter.at_step(step),
+            self.adapter.at_steps(steps),
             self._dropout_generator(noisy),
         ):
-            loss = self._train(parts, step)
+            loss = self._train(parts, steps)
         self._batches.advance()
         return loss
 
-    def _train(self, parts: list[Batch], step: float | None) -> float:
+    def _train(self, parts: list[Batch], steps: list[float] | None) -> float:
         """Take one optimiser step on the mean loss and the regularisers; return the loss."""
         self.adapter.model.train()
         total = self._scorer.n_predictions(parts)
@@ -270,9 +270,9 @@ class TransformerLearner:
         if self.config.orthogonality_weight > 0:
             weight = self.config.orthogonality_weight / self.accelerator.num_processes
             self.optimisation.backward(weight * self.adapter.orthogonality())
-        if self.rounding is not None and step is not None and self.rounding.bit_weight > 0:
+        if self.rounding is not None and steps is not None and self.rounding.bit_weight > 0:
             weight = self.rounding.bit_weight / self.accelerator.num_processes
-            self.optimisation.backward(weight * coded_bits(self.adapter, step))
+            self.optimisation.backward(weight * coded_bits(self.adapter, steps))
         self.optimisation.step()
         return mean
 
