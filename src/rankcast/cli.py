@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from rankcast.errors import ConfigError, RankcastError
-from rankcast.run.file_options import Export, Info, Pack, Unpack, Verify
+from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 from rankcast.run.options import Allocate, Command, Demo, Evaluate, Experiment, Presets, Train
+from rankcast.run.signals import stop_on_signal
 
 if TYPE_CHECKING:
     from rankcast.run.config import RunConfig
@@ -106,6 +105,7 @@ def _run(command: Any, rest: list[str], typed: list[str]) -> int:
         Allocate: _allocate,
         Evaluate: _evaluate,
         Export: _export,
+        Finish: _finish,
         Presets: _presets,
     }
     return handlers[type(command)](command)
@@ -229,6 +229,13 @@ def _export(command: Export) -> int:
     return 0
 
 
+def _finish(command: Finish) -> int:
+    from rankcast.run.finishing import finish  # noqa: PLC0415
+
+    with stop_on_signal("this step") as stopping:
+        return 0 if finish(command, stopping) else INTERRUPTED
+
+
 def _presets(command: Presets) -> int:
     if command.name is None:
         from rankcast.run.presets import preset_names  # noqa: PLC0415
@@ -246,29 +253,3 @@ def _experiment(command: Experiment, typed: list[str]) -> int:
     from rankcast.experiment.commands import dispatch  # noqa: PLC0415
 
     return dispatch(command.action, typed)
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yield a question "should we stop?" that the first Ctrl-C or SIGTERM answers with yes.
-
-    A second one interrupts at once.
-    """
-    asked: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        del frame
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print(  # noqa: T201
-            "rankcast: stopping after this episode; once more to stop at once.", file=sys.stderr
-        )
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, handle) for number in numbers]
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

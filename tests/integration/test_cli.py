@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rankcast.cli import main, parse_overrides, stop_on_signal
+from rankcast.cli import main, parse_overrides
 from rankcast.errors import ConfigError
+from rankcast.run.signals import stop_on_signal
 from small_runs import SMALL
 
 TINY = [x for key, value in SMALL.items() for x in (f"--{key.replace('_', '-')}", str(value))]

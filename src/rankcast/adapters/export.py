@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -59,11 +59,20 @@ def export_lora(
     return target
 
 
-def save_adapter(adapter: ElasticAdapter, directory: str | os.PathLike[str]) -> Path:
+def save_adapter(
+    adapter: ElasticAdapter,
+    directory: str | os.PathLike[str],
+    coding: Mapping[str, Any] | None = None,
+) -> Path:
     """Write all components, the ranks in force and the layout, to be read by `load_adapter`.
 
     Of modules that the base model has, such as a pooler, its own tensors are written, too, so that
     they can travel as a difference.
+
+    Args:
+        adapter: what to write.
+        directory: made if absent; files of the same names in it are replaced.
+        coding: at which steps it is to be coded, `exponent` and `offsets`; for `rankcast pack`.
     """
     from safetensors.torch import save_file  # noqa: PLC0415 late, as is peft
 
@@ -81,6 +90,7 @@ def save_adapter(adapter: ElasticAdapter, directory: str | os.PathLike[str]) -> 
         "projections": [asdict(p) for p in adapter.layout.projections],
         "base_model": getattr(adapter.model.get_base_model(), "name_or_path", None) or None,
         "base_fingerprint": base_fingerprint(adapter.model),
+        "coding": None if coding is None else dict(coding),
     }
     target = Path(directory)
     with _new_files(target) as folder:

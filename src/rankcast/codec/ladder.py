@@ -158,6 +158,8 @@ def exponent_of_quality(tensors: AdapterTensors, quality: float) -> int:
 
 def _useful_rungs(tensors: AdapterTensors, finest: int) -> int:
     """Return how many rungs lead from a step of at most `COARSEST` to the finest one."""
+    if not tensors.ranks.any():
+        return 1
     coarsest = exponent_of_quality(tensors, COARSEST)
     return max((coarsest - finest) // PER_RADIX + 1, 1)
 

@@ -39,12 +39,14 @@ class Source:
         task: what exporters need to know: `task_type`.
         offsets: what is added to the step exponent of each projection; empty for nothing. See
             `ladder.offsets_of_sensitivity`.
+        exponent: of the step to which it was trained to be rounded; None if it was not.
     """
 
     tensors: AdapterTensors
     base: BaseModel
     task: Mapping[str, Any]
     offsets: tuple[int, ...] = ()
+    exponent: int | None = None
 
 
 def read_adapter(path: str | os.PathLike[str]) -> Source:
@@ -57,9 +59,8 @@ def read_adapter(path: str | os.PathLike[str]) -> Source:
     for candidate in (folder, folder / "adapter"):
         if is_native_directory(candidate):
             tensors, raw = read_native(candidate)
-            return Source(
-                tensors, BaseModel(raw.get("base_model"), raw.get("base_fingerprint")), _task(raw)
-            )
+            base = BaseModel(raw.get("base_model"), raw.get("base_fingerprint"))
+            return Source(tensors, base, _task(raw), *_coding(raw, candidate))
         if is_peft_directory(candidate):
             tensors, raw = read_peft(candidate)
             return Source(tensors, BaseModel(raw.get("base_model_name_or_path")), _task(raw))
@@ -154,6 +155,23 @@ def chunks_within(container: Container, budget_bits: float) -> int:
         if sent > budget_bits:
             return n
     return len(container.header.chunks)
+
+
+def _coding(raw: Mapping[str, Any], folder: Path) -> tuple[tuple[int, ...], int | None]:
+    """Return the step offsets and the exponent that a description asks for, if it does.
+
+    Raises:
+        CodecError: something else stands there.
+    """
+    coding = raw.get("coding")
+    if coding is None:
+        return (), None
+    try:
+        return tuple(int(x) for x in coding["offsets"]), int(coding["exponent"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CodecError(
+            f"{folder} describes its coding in a way not known ({error!r})."
+        ) from error
 
 
 def _task(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,46 @@ def sensitivity_scores(
     return (sums / n_batches).numpy()
 
 
+def weight_sensitivity(adapter: ElasticAdapter, batches: Iterable[KeywordBatch]) -> FloatArray:
+    """Return (N,) mean squared gradient of a weight of each projection's P and Q.
+
+    The diagonal of the empirical Fisher information, an estimate of the curvature of the loss, up
+    to a factor that is the same for all projections. The adapter has to be balanced
+    (`canonical.balance`).
+
+    Args:
+        adapter: a trained one, left as it is; run in eval mode under the ranks in force. A
+            projection of rank 0 has a sensitivity of 0.
+        batches: with labels.
+
+    Raises:
+        DataError: no batch.
+    """
+    n_batches = 0
+    sums = np.zeros(adapter.layout.n_projections)
+    training = adapter.model.training
+    adapter.model.eval()
+    alive = [(i, r) for i, r in enumerate(adapter.rank_list) if r]
+    parts = [part for i, _ in alive for part in adapter.factors()[i][::2]]
+    try:
+        with torch.enable_grad():
+            for batch in batches:
+                loss = adapter.model(**batch).loss
+                found = torch.autograd.grad(loss, parts)
+                for (i, r), of_q, of_p in zip(alive, found[::2], found[1::2], strict=True):
+                    squares = (
+                        of_q[:r].double().square().mean(),
+                        of_p[:, :r].double().square().mean(),
+                    )
+                    sums[i] += float(squares[0] + squares[1]) / 2
+                n_batches += 1
+    finally:
+        adapter.model.train(training)
+    if n_batches == 0:
+        raise DataError("Sensitivities need at least one batch.")
+    return sums / n_batches
+
+
 def training_batches(
     learner: TransformerLearner, n_batches: int, seed: int = 0
 ) -> list[dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rankcast.codec.container import Container, header_bytes, read_container
 from rankcast.codec.header import Header
 from rankcast.codec.lora_files import write_peft
-from rankcast.codec.packing import Source, pack_at, pack_within, read_adapter, unpack
+from rankcast.codec.packing import Source, pack, pack_at, pack_within, read_adapter, unpack
 from rankcast.codec.stream import Decoder
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError, ConfigError
@@ -41,12 +41,16 @@ def dispatch(command: Pack | Unpack | Info | Verify) -> int:
 
 
 def _pack(command: Pack) -> int:
-    source = read_adapter(command.source)
-    container = _packed(command, source)
-    data = container.to_bytes()
+    if command.measure or command.texts is not None:
+        from rankcast.run.measuring import packed_and_measured  # noqa: PLC0415 needs torch
+
+        container = packed_and_measured(command)
+    else:
+        container = packed(command, read_adapter(command.source))
+    header, data = container.header, container.to_bytes()
     command.output.parent.mkdir(parents=True, exist_ok=True)
     replace_file(command.output, lambda partial: partial.write_bytes(data))
-    plain = _BITS_OF_FLOAT32 * source.tensors.n_params
+    plain = _BITS_OF_FLOAT32 * header.n_params
     described = {
         "file": str(command.output),
         "bits": 8 * len(data),
@@ -54,6 +58,8 @@ def _pack(command: Pack) -> int:
         "times_smaller": plain / (8 * len(data)),
         "chunks": len(container.chunks),
         "mean_rank": float(unpack(container).ranks.mean()),
+        "loss": header.chunks[-1].loss,
+        "accuracy": header.chunks[-1].accuracy,
     }
     if command.json:
         print(json.dumps(described, indent=2))  # noqa: T201
@@ -66,8 +72,28 @@ def _pack(command: Pack) -> int:
     return 0
 
 
-def _packed(command: Pack, source: Source) -> Container:
+def packed(command: Pack, source: Source, reserve_bits: int = 0) -> Container:
     """Return the container that the options ask for.
+
+    Args:
+        command: the options.
+        source: the adapter.
+        reserve_bits: of a budget, what is to be left free.
+
+    Raises:
+        ConfigError: options that say the same thing twice, or half a link.
+        InfeasibleDeadlineError: not even the coarsest step fits.
+    """
+    budget = budget_of(command)
+    if budget is not None:
+        return pack_within(source, budget - reserve_bits)
+    if command.quality is None and source.exponent is not None:
+        return pack(source, source.exponent)
+    return pack_at(source, command.quality or "good")
+
+
+def budget_of(command: Pack) -> float | None:
+    """Return how many bits the options leave for the file; None if they do not say.
 
     Raises:
         ConfigError: options that say the same thing twice, or half a link.
@@ -80,16 +106,13 @@ def _packed(command: Pack, source: Source) -> Container:
     ]
     if sum(ways) > 1:
         raise ConfigError("Give one of --quality, --budget-bits and a link, not several.")
-    if command.budget_bits is not None:
-        return pack_within(source, command.budget_bits)
-    if ways[2]:
-        snr_db, bandwidth_hz, deadline_s = link
-        if snr_db is None or bandwidth_hz is None or deadline_s is None:
-            raise ConfigError("A link needs --snr-db, --bandwidth-hz and --deadline-s.")
-        state = LinkState(np.array([snr_db]), np.array([bandwidth_hz]), np.array([deadline_s]))
-        rate = _rate_bps(command.rate_model, state)
-        return pack_within(source, float(budget_bits(rate, deadline_s)))
-    return pack_at(source, command.quality or "good")
+    if not ways[2]:
+        return command.budget_bits
+    snr_db, bandwidth_hz, deadline_s = link
+    if snr_db is None or bandwidth_hz is None or deadline_s is None:
+        raise ConfigError("A link needs --snr-db, --bandwidth-hz and --deadline-s.")
+    state = LinkState(np.array([snr_db]), np.array([bandwidth_hz]), np.array([deadline_s]))
+    return float(budget_bits(_rate_bps(command.rate_model, state), deadline_s))
 
 
 def _rate_bps(name: str, link: LinkState) -> float:
@@ -199,11 +222,11 @@ def _described(container: Container, rungs: list[dict[str, Any]]) -> dict[str, A
 
 def _ladder_table(header: Header, rungs: list[dict[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE, title="Chunks: every prefix is an adapter", title_justify="left")
-    for name in ("chunk", "bytes", "bits so far", "times smaller", "mean rank", "loss"):
+    for name in ("chunk", "bytes", "bits so far", "times smaller", "mean rank", "loss", "accuracy"):
         table.add_column(name, justify="right")
     plain = _BITS_OF_FLOAT32 * header.n_params
     for rung in rungs:
-        loss = rung["loss"]
+        loss, accuracy = rung["loss"], rung["accuracy"]
         table.add_row(
             str(rung["chunk"]),
             f"{rung['bytes']:,}",
@@ -211,6 +234,7 @@ def _ladder_table(header: Header, rungs: list[dict[str, Any]]) -> Table:
             f"{plain / rung['bits_so_far']:.0f}",
             f"{rung['mean_rank']:.2f}",
             "–" if loss is None else f"{loss:.3f}",
+            "–" if accuracy is None else f"{accuracy:.1%}",
         )
     return table
 

@@ -9,8 +9,23 @@ from typing import Annotated, Literal
 import tyro
 
 
-@dataclass(frozen=True)
-class Pack:
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Which texts and which model, where an adapter's folder does not say."""
+
+    texts: str | None = None
+    """Labelled texts: a file, a folder with one file a split, or a data set on the Hugging Face
+    hub. A run of rankcast knows its own."""
+    base_model: str | None = None
+    """The base model: a folder, or its name on the hub. A run knows its own."""
+    text_column: str = "text"
+    """Column of the texts in --texts."""
+    label_column: str = "label"
+    """Column of the classes in --texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack(Texts):
     """Code an adapter in few bytes, so that every prefix of the chunks is an adapter.
 
     rankcast pack runs/demo --output demo.rcast
@@ -19,7 +34,10 @@ class Pack:
 
     rankcast pack runs/demo --output demo.rcast --snr-db 5 --bandwidth-hz 1e5 --deadline-s 1
 
-    Takes runs of rankcast, and LoRA and AdaLoRA adapters that PEFT saved. Needs no torch.
+    rankcast pack runs/demo --output demo.rcast --measure
+
+    Takes runs of rankcast, and LoRA and AdaLoRA adapters that PEFT saved. Needs no torch, unless
+    texts are to say where precision matters. For the fewest bytes, rankcast finish comes first.
     """
 
     source: tyro.conf.Positional[Path]
@@ -39,8 +57,40 @@ class Pack:
     """Time in which the file has to arrive over that link [s]."""
     rate_model: str = "awgn"
     """How SNR becomes rate: awgn (Shannon), or see `rankcast.link.capacity.RATE_MODELS`."""
+    measure: bool = False
+    """Run the model: coarser steps where weights matter less, and in the file what loss and
+    accuracy each prefix reaches on the validation texts. --texts implies it."""
     json: bool = False
     """Print what was written as JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish(Texts):
+    """Train an adapter some minutes more on rounded weights, so that it codes much smaller.
+
+    rankcast finish runs/demo --output runs/demo/finished
+
+    rankcast pack runs/demo/finished --output demo.rcast
+
+    Takes what rankcast pack takes. Ctrl-C keeps what was trained; the same command goes on.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a run or of an adapter."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Folder to write, for rankcast pack and rankcast.adapters.export.load_adapter."""
+    steps: int = 400
+    """Training steps."""
+    lr: float = 1e-3
+    """Learning rate at the beginning; it falls to zero."""
+    relative_step: float = 3.0
+    """Quantiser step beside the root mean square of the weights: larger codes smaller."""
+    bit_weight: float = 6e-7
+    """Loss that one bit may cost [nats]: larger codes smaller."""
+    json: bool = False
+    """Print what was reached as JSON."""
     debug: bool = False
     """Show the traceback of an error."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from rankcast.run.file_options import Export, Info, Pack, Unpack, Verify
+from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,7 @@ Command = (
     | Annotated[Allocate, tyro.conf.subcommand("allocate")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Finish, tyro.conf.subcommand("finish")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Unpack, tyro.conf.subcommand("unpack")]
     | Annotated[Info, tyro.conf.subcommand("info")]
