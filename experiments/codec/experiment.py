@@ -30,25 +30,29 @@ if TYPE_CHECKING:
     from rankcast.finetune.config import FinetuneConfig
 
 WAYS = ("nested", "lora", "adalora")
+SEEDS = (0, 1, 2)
 LABELS = {"nested": "nested SVD form", "lora": "PEFT LoRA", "adalora": "PEFT AdaLoRA"}
 OPTIMISER = {"nested": (2e-3, 8.0), "lora": (2e-3, 16.0), "adalora": (3e-3, 32.0)}
 """Learning rate and alpha."""
-FINISH = {"steps": 400, "lr": 1e-3, "relative_steps": [2.0, 3.0], "bit_weight": 5e-7}
+FINISH = {"steps": 400, "lr": 1e-3, "relative_step": 3.0, "sensitivity_power": 0.5}
+BIT_WEIGHTS = {"nested": (6e-7, 1.2e-6, 2.4e-6), "lora": (6e-7, 1.2e-6), "adalora": (6e-7, 1.2e-6)}
 RELATIVE_STEPS = (1.0, 2.0, 3.0)
-FINISHED_STEPS = (2.0, 2.5, 3.0)
 REFERENCE, ORDINARY = "fp32", "fp32, after as many ordinary steps"
-OURS, FINISHED = "ours", "ours, finished on rounded weights"
+OURS, SENSITIVE, FINISHED = "one step", "steps by sensitivity", "finished"
 MARGIN = 0.005
 GOAL = 80.0
 
 
 def jobs(scale: Scale) -> Sequence[Job]:
     """Return one job for each way of training and seed, and for the second task."""
-    if scale == "quick":
-        few = {"steps": 6, "lr": 1e-3, "relative_steps": [2.0, 3.0], "bit_weight": 5e-7}
-        return [_job("sst2", "nested", 0, 8, few)]  # whose texts are read anyway
-    found = [_job("sst2-codes", way, seed, STEPS, FINISH) for way in WAYS for seed in (0, 1, 2)]
-    return [*found, *(_job("agnews", "nested", seed, STEPS, FINISH) for seed in (0, 1, 2))]
+    if scale == "quick":  # a task whose texts are read anyway
+        return [_job("sst2", "nested", 0, 8, FINISH | {"steps": 6, "bit_weights": [1e-6]})]
+    found = [_job("sst2-codes", way, seed, STEPS, _finish(way)) for way in WAYS for seed in SEEDS]
+    return [*found, *(_job("agnews", "nested", seed, STEPS, _finish("nested")) for seed in SEEDS)]
+
+
+def _finish(way: str) -> Mapping[str, Any]:
+    return FINISH | {"bit_weights": list(BIT_WEIGHTS[way])}
 
 
 def _job(task: str, way: str, seed: int, steps: int, finish: Mapping[str, Any]) -> Job:
@@ -65,33 +69,49 @@ def _job(task: str, way: str, seed: int, steps: int, finish: Mapping[str, Any]) 
 
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
-    """Train, finish, code in every way, and judge what decodes."""
+    """Train, code in every way, finish, and judge what decodes."""
     from rankcast.experiment import codes  # noqa: PLC0415
 
     s, task = job.settings, TASKS[job.settings["task"]]
-    splits = task.splits_for(context)
-    config = _config(job)
+    splits, config, few = task.splits_for(context), _config(job), context.scale == "quick"
     start = codes.train_adapter(s["way"], config, splits, context.scratch)
     learner = codes.learner_for(start, config, splits)
     rows: list[dict[str, Any]] = []
 
     def note(label: str, bits: float, tensors: Any) -> None:
-        rows.append({"code": label, "bits": bits, **codes.judged(learner, tensors)})
+        file = context.scratch / "judged" / f"{len(rows)}.json"
+        found = codes.judged_once(file, learner, tensors)
+        rows.append({"code": label, "bits": bits, **found})
 
-    few = context.scale == "quick"
+    sensitive = codes.coding_for(
+        learner, FINISH["relative_step"], FINISH["sensitivity_power"], n_batches=2 if few else 60
+    )
+    wanted = (REFERENCE, "int4") if few or s["way"] != "nested" else None
     for label, bits, tensors in codes.simple_codes(start):
-        if not few or label in ("fp32", "int4"):
+        if wanted is None or label in wanted:
             note(label, bits, tensors)
     for step in RELATIVE_STEPS[-1:] if few else RELATIVE_STEPS:
-        note(f"{OURS}, {step:g}", *codes.our_code(start, start, step))
-    finish = codes.Finish(**{**s["finish"], "relative_steps": tuple(s["finish"]["relative_steps"])})
-    args = (start, config, splits, finish)
-    ordinary = codes.finished(*args, context.scratch / "ordinary.pt", rounding=False)
+        coding = codes.Coding(codes.exponent_of_quality(start, step), ())
+        note(f"{OURS}, {step:g}", *codes.our_code(start, coding))
+    note(f"{SENSITIVE}, 3", *codes.our_code(start, sensitive))
+    weights, settings = s["finish"]["bit_weights"], dict(s["finish"])
+    del settings["bit_weights"]
+    for weight in weights:
+        finish = codes.Finish(bit_weight=weight, **settings)
+        scratch = context.scratch / f"finished-{weight:g}.pt"
+        after = codes.finished(start, config, splits, finish, coding=sensitive, checkpoint=scratch)
+        note(f"{FINISHED}, {weight:g}", *codes.our_code(after, sensitive))
+    ordinary = codes.trained_on(
+        start, config, splits, codes.Finish(**settings), context.scratch / "ordinary.pt"
+    )
     note(ORDINARY, 32.0 * ordinary.n_params, ordinary)
-    rounded = codes.finished(*args, context.scratch / "rounded.pt", rounding=True)
-    for step in FINISHED_STEPS[-1:] if few else FINISHED_STEPS:
-        note(f"{FINISHED}, {step:g}", *codes.our_code(rounded, start, step))
-    return {"codes": rows, "n_params": start.n_params, "ranks": start.ranks.tolist()}
+    return {
+        "codes": rows,
+        "n_params": start.n_params,
+        "ranks": start.ranks.tolist(),
+        "energy_shares": [round(x, 4) for x in codes.energy_shares(start)],
+        "offsets": list(sensitive.offsets),
+    }
 
 
 def _config(job: Job) -> FinetuneConfig:
@@ -129,31 +149,40 @@ def _points(result: Result, task: str, way: str) -> dict[str, tuple[float, Answe
 
 
 def _claims(points: Mapping[str, tuple[float, Answers]], title: str) -> list[Claim]:
-    """Return parity with float32, before and after a finish, of each of our codes."""
+    """Return parity of each of our codes with float32, as trained and after as many steps."""
     claims = []
-    for code, (bits, answers) in points.items():
-        if not code.startswith(OURS):
+    for code, point in points.items():
+        if not code.startswith((OURS, SENSITIVE, FINISHED)):
             continue
-        reference = ORDINARY if code.startswith(FINISHED) else REFERENCE
-        plain_bits, theirs = points[reference]
-        difference, factor = answers.minus(theirs), plain_bits / bits
-        found: Verdict = "not resolved"
-        if difference.interval is not None and difference.high < -MARGIN:
-            found = "contradicted"
-        elif equivalent(difference.interval, MARGIN):
-            found = "reproduced"
-        claims.append(
-            Claim(
-                f"{title}: {code} is within half a point of {reference}.",
-                "",
-                f"{100 * difference.value:+.2f} points at {factor:.0f} times fewer bits",
-                difference.scaled(100).interval,
-                found,
-                answers.shared(theirs),
-                f"{answers.correct.shape[1]:,} texts; bits of the whole file, header included.",
-            )
-        )
+        references = (REFERENCE, ORDINARY) if code.startswith(FINISHED) else (REFERENCE,)
+        claims += [_parity(title, code, point, name, points[name]) for name in references]
     return claims
+
+
+def _parity(
+    title: str,
+    code: str,
+    point: tuple[float, Answers],
+    reference: str,
+    against: tuple[float, Answers],
+) -> Claim:
+    """Return whether a code's accuracy is within half a point of a reference's."""
+    (bits, answers), (plain_bits, theirs) = point, against
+    difference = answers.minus(theirs)
+    found: Verdict = "not resolved"
+    if difference.interval is not None and (difference.high < -MARGIN or difference.low > MARGIN):
+        found = "contradicted"
+    elif equivalent(difference.interval, MARGIN):
+        found = "reproduced"
+    return Claim(
+        f"{title}: {code} is within half a point of {reference}.",
+        "",
+        f"{100 * difference.value:+.2f} points at {plain_bits / bits:.0f} times fewer bits",
+        difference.scaled(100).interval,
+        found,
+        answers.shared(theirs),
+        f"{answers.correct.shape[1]:,} texts; bits of the whole file, header included.",
+    )
 
 
 def _table(points: Mapping[str, tuple[float, Answers]], title: str) -> Table:
@@ -175,9 +204,7 @@ def _table(points: Mapping[str, tuple[float, Answers]], title: str) -> Table:
 def _chart(points: Mapping[str, tuple[float, Answers]], title: str) -> LineChart:
     groups: dict[str, list[tuple[float, Answers]]] = {}
     for code, point in points.items():
-        groups.setdefault(code.rpartition(", ")[0] if code.startswith(OURS) else code, []).append(
-            point
-        )
+        groups.setdefault(_family(code), []).append(point)
     series = []
     for name, found in groups.items():
         ordered = sorted(found, key=lambda point: point[0])
@@ -195,6 +222,12 @@ def _chart(points: Mapping[str, tuple[float, Answers]], title: str) -> LineChart
         f"{title}: accuracy against bytes", "kB", "accuracy [%]", tuple(series), log_x=True,
         markers=True, note="Real model; bands: 95 % over seeds and texts.",
     )  # fmt: skip
+
+
+def _family(code: str) -> str:
+    """Return the line of the chart that a code belongs to."""
+    ours = code.startswith((OURS, SENSITIVE, FINISHED, "ComPEFT", "LoRAQuant"))
+    return code.rpartition(", ")[0] if ours else code
 
 
 EXPERIMENT = Experiment(

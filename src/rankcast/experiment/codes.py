@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,37 +21,36 @@ from rankcast.codec.packing import Source, pack, unpack
 from rankcast.codec.plain import compeft, loraquant, plain
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.experiment.live import judgement, trained
+from rankcast.files import replace_file
 from rankcast.finetune.adalora import AdaLoraFinetuner, AdaLoraSchedule
 from rankcast.finetune.base_models import load_model
 from rankcast.finetune.config import FinetuneConfig
+from rankcast.finetune.finish import Coding, Finish, coding_for, learner_for, prepare_finish
 from rankcast.finetune.objectives import SequenceClassification
 from rankcast.finetune.peft_finetuner import LoraFinetuner, PeftFinetuner
-from rankcast.finetune.rounding import Rounding
 from rankcast.finetune.texts import DatasetSplits
 from rankcast.finetune.transformer import TransformerLearner
 from rankcast.run.folder import load_state, save_state
+
+__all__ = [
+    "Coding",
+    "Finish",
+    "coding_for",
+    "energy_shares",
+    "exponent_of_quality",
+    "finished",
+    "judged_once",
+    "learner_for",
+    "our_code",
+    "simple_codes",
+    "train_adapter",
+    "trained_on",
+]
 
 Way = Literal["nested", "lora", "adalora"]
 CHECKPOINT_EVERY = 100
 DENSITIES = (0.05, 0.2)
 SHARES = (0.5, 0.9)
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """A short training after the training, on rounded weights.
-
-    Attributes:
-        steps: of it.
-        lr: learning rate at its beginning; it falls to zero.
-        relative_steps: finest and coarsest step, as multiples of the weights' root mean square.
-        bit_weight: see `Rounding`.
-    """
-
-    steps: int
-    lr: float
-    relative_steps: tuple[float, float]
-    bit_weight: float
 
 
 def train_adapter(
@@ -93,31 +93,41 @@ def finished(
     config: FinetuneConfig,
     splits: DatasetSplits,
     finish: Finish,
-    checkpoint: Path,
     *,
-    rounding: bool,
+    coding: Coding,
+    checkpoint: Path,
 ) -> AdapterTensors:
-    """Return an adapter after a finish on rounded weights, or after as many ordinary steps."""
-    learner = learner_for(tensors, replace(config, lr=finish.lr, total_steps=finish.steps), splits)
-    load_tensors(learner.adapter, tensors)
-    ranks = learner.adapter.ranks
-    if rounding:
-        low, high = (exponent_of_quality(tensors, step) for step in finish.relative_steps)
-        learner.rounding = Rounding((low, high), finish.bit_weight)
-    trained(learner, ranks, checkpoint)
-    learner.apply(ranks[None])
-    if not rounding:
-        balance(learner.adapter)
+    """Return an adapter after a finish on rounded weights."""
+    learner, _ = prepare_finish(tensors, config, splits, finish, coding)
+    trained(learner, learner.adapter.ranks, checkpoint)
     return tensors_of(learner.adapter)
 
 
-def learner_for(
-    tensors: AdapterTensors, config: FinetuneConfig, splits: DatasetSplits
-) -> TransformerLearner:
-    """Return a learner that has room for the ranks of an adapter."""
-    r_max = int(tensors.ranks.max())
-    found = replace(config, r_max=r_max, alpha=float(r_max), nested_prob=0.0, warmup_steps=0)
-    return TransformerLearner(found, splits)
+def trained_on(
+    tensors: AdapterTensors,
+    config: FinetuneConfig,
+    splits: DatasetSplits,
+    finish: Finish,
+    checkpoint: Path,
+) -> AdapterTensors:
+    """Return an adapter after as many ordinary steps as a finish has, at its learning rate."""
+    learner = learner_for(tensors, replace(config, lr=finish.lr, total_steps=finish.steps), splits)
+    trained(learner, learner.adapter.ranks, checkpoint)
+    balance(learner.adapter)
+    return tensors_of(learner.adapter)
+
+
+def energy_shares(tensors: AdapterTensors) -> list[float]:
+    """Return (R,) mean share of ‖ΔW‖ that the strongest, second, … component of a projection has.
+
+    Of components as they are coded, by the product of the norms of their factors.
+    """
+    rows = []
+    for f in tensors.factors:
+        sizes = np.linalg.norm(f.left, axis=0) * np.linalg.norm(f.right, axis=1)
+        rows.append(np.sort(sizes)[::-1] / max(float(sizes.sum()), 1e-30))
+    width = max(len(row) for row in rows)
+    return np.mean([np.pad(row, (0, width - len(row))) for row in rows], axis=0).tolist()
 
 
 def simple_codes(tensors: AdapterTensors) -> Iterator[tuple[str, float, AdapterTensors]]:
@@ -133,29 +143,29 @@ def simple_codes(tensors: AdapterTensors) -> Iterator[tuple[str, float, AdapterT
         yield f"LoRAQuant, {share:.0%}", coded.bits, coded.tensors
 
 
-def our_code(
-    tensors: AdapterTensors,
-    reference: AdapterTensors,
-    relative_step: float,
-    offsets: tuple[int, ...] = (),
-) -> tuple[float, AdapterTensors]:
+def our_code(tensors: AdapterTensors, coding: Coding) -> tuple[float, AdapterTensors]:
     """Return the bits of a whole file, header included, and what it decodes to.
 
     Args:
         tensors: balanced.
-        reference: the adapter whose root mean square the step is a multiple of.
-        relative_step: see `Finish`.
-        offsets: of the step of each projection.
+        coding: at which steps.
     """
     name = "sentence-transformers/all-MiniLM-L6-v2"
     digest = hashlib.sha256(name.encode()).hexdigest()  # as long as a fingerprint, as hard to pack
-    source = Source(tensors, BaseModel(name, digest), {"task_type": "SEQ_CLS"}, offsets)
-    container = pack(source, exponent_of_quality(reference, relative_step))
+    source = Source(tensors, BaseModel(name, digest), {"task_type": "SEQ_CLS"}, coding.offsets)
+    container = pack(source, coding.exponent)
     return 8.0 * len(container.to_bytes()), unpack(container)
 
 
-def judged(learner: TransformerLearner, tensors: AdapterTensors) -> Mapping[str, Any]:
-    """Return how an adapter fares on the judged texts."""
+def judged_once(
+    file: Path, learner: TransformerLearner, tensors: AdapterTensors
+) -> Mapping[str, Any]:
+    """Return how an adapter fares on the judged texts, from a file if it was judged before."""
+    if file.is_file():
+        return json.loads(file.read_text("utf-8"))
     load_tensors(learner.adapter, tensors)
     loss, correct, _ = learner.judge_texts("test", None)
-    return judgement(correct, float(loss.mean()))
+    found = judgement(correct, float(loss.mean()))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, lambda partial: partial.write_text(json.dumps(found), "utf-8"))
+    return found

@@ -18,7 +18,6 @@ from rankcast.finetune.texts import DatasetSplits
 from rankcast.finetune.transformer import TransformerLearner
 
 SENSITIVITY_BATCHES = 60
-"""Batches over which squared gradients are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +87,19 @@ def learner_for(
     return learner
 
 
-def coding_for(learner: TransformerLearner, relative_step: float, power: float = 0.5) -> Coding:
+def coding_for(
+    learner: TransformerLearner,
+    relative_step: float,
+    power: float = 0.5,
+    n_batches: int = SENSITIVITY_BATCHES,
+) -> Coding:
     """Return the steps that suit a learner's adapter: coarser where its weights matter less.
 
     Args:
         learner: with a balanced adapter (`canonical.balance`).
         relative_step: see `Finish`.
         power: of the sensitivity.
+        n_batches: over which squared gradients are averaged; fewer if there are fewer texts.
 
     Raises:
         CodecError: an adapter of zeros.
@@ -103,7 +108,7 @@ def coding_for(learner: TransformerLearner, relative_step: float, power: float =
     exponent = exponent_of_quality(tensors_of(learner.adapter), relative_step)
     if power == 0:
         return Coding(exponent, (0,) * learner.layout.n_projections)
-    n = min(SENSITIVITY_BATCHES, len(learner.data.train) // learner.config.batch_size)
+    n = min(n_batches, len(learner.data.train) // learner.config.batch_size)
     batches = training_batches(learner, max(n, 1))
     return Coding(
         exponent, offsets_of_sensitivity(weight_sensitivity(learner.adapter, batches), power)
