@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -62,7 +63,9 @@ def export_lora(
 def save_adapter(
     adapter: ElasticAdapter,
     directory: str | os.PathLike[str],
+    *,
     coding: Mapping[str, Any] | None = None,
+    gains: ArrayLike | None = None,
 ) -> Path:
     """Write all components, the ranks in force and the layout, to be read by `load_adapter`.
 
@@ -73,6 +76,7 @@ def save_adapter(
         adapter: what to write.
         directory: made if absent; files of the same names in it are replaced.
         coding: at which steps it is to be coded, `exponent` and `offsets`; for `rankcast pack`.
+        gains: (N, r_max) loss that each component was found to remove; likewise.
     """
     from safetensors.torch import save_file  # noqa: PLC0415 late, as is peft
 
@@ -91,6 +95,9 @@ def save_adapter(
         "base_model": getattr(adapter.model.get_base_model(), "name_or_path", None) or None,
         "base_fingerprint": base_fingerprint(adapter.model),
         "coding": None if coding is None else dict(coding),
+        "gains": None
+        if gains is None
+        else [[float(f"{gain:.6g}") for gain in row] for row in np.asarray(gains)],
     }
     target = Path(directory)
     with _new_files(target) as folder:

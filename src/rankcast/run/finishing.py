@@ -53,7 +53,7 @@ def finish(command: file_options.Finish, stopping: Callable[[], bool]) -> bool:
     if not _train(learner, keep, stopping):
         stderr().print(f"Stopped after step {learner.n_steps}; the same command goes on.")
         return False
-    save_adapter(learner.adapter, command.output, asdict(coding))
+    save_adapter(learner.adapter, command.output, coding=asdict(coding))
     checkpoint.unlink(missing_ok=True)
     _report(command, place, learner, coding, before)
     return True

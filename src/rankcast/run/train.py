@@ -92,7 +92,8 @@ def train(
     if finished:
         result = _result(session, command, time.monotonic() - started)
         if session.is_main:
-            save_adapter(session.learner.adapter, folder.adapter)
+            gains = session.trainer.utility.mean_gains()
+            save_adapter(session.learner.adapter, folder.adapter, gains=gains)
             session.planner.save(folder)
             folder.write_json(folder.result, result)
     return TrainResult(session, folder, finished, result)

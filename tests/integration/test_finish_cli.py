@@ -1,0 +1,164 @@
+"""finish, and pack with measurements: for a run, and for an adapter that PEFT trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from keyword_data import keyword_splits
+from rankcast.adapters.export import load_adapter
+from rankcast.adapters.fingerprint import answers_alike, base_fingerprint
+from rankcast.adapters.install import install
+from rankcast.cli import main
+from rankcast.codec.container import read_container
+from rankcast.codec.packing import read_adapter, unpack
+from rankcast.codec.quantise import step_of
+from rankcast.errors import CheckpointError
+from rankcast.finetune.base_models import load_model
+from rankcast.finetune.objectives import SequenceClassification
+from rankcast.run import file_options
+from rankcast.run.finishing import CHECKPOINT, finish
+
+QUICK = ("--steps", "6", "--lr", "0.005")
+
+
+def call(*args: str, capsys: Any) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(args)
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: Any) -> Path:
+    folder = tmp_path_factory.mktemp("finish") / "run"
+    short = ("--steps", "15", "--training.gradient_steps", "2", "--training.warm_up_steps", "2")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "tiny", *short, "--output", str(folder)])
+    assert not stopped.value.code
+    return folder
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: Any) -> tuple[Path, Path, Path]:
+    """Return folders of a base model, of a PEFT LoRA on it, and of texts."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("foreign")
+    splits = keyword_splits()
+    objective = SequenceClassification(2)
+    base = load_model("tiny", objective, 0, train_texts=splits.train.texts)
+    base.model.save_pretrained(folder / "base")
+    base.tokenizer.save_pretrained(folder / "base")
+    model = get_peft_model(
+        base.model,
+        LoraConfig(r=3, target_modules=["query", "value"], task_type="SEQ_CLS"),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder / "lora")
+    for split, texts in (("train", splits.train), ("validation", splits.validation)):
+        lines = [f"{t}\t{y}" for t, y in zip(texts.texts, texts.labels or (), strict=True)]
+        (folder / f"{split}.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n", "utf-8")
+    return folder / "base", folder / "lora", folder
+
+
+def test_finish_then_pack_at_the_steps_that_were_trained(
+    run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    target, file = tmp_path / "finished", tmp_path / "a.rcast"
+    status, out, _ = call("finish", str(run), "-o", str(target), *QUICK, "--json", capsys=capsys)
+    assert status == 0
+    said = json.loads(out)
+    assert said["n_texts"] == 64
+    assert not (target / CHECKPOINT).exists()
+    source = read_adapter(target)
+    assert source.exponent is not None
+    assert len(source.offsets) == len(source.tensors.projections)
+
+    status, _, _ = call("pack", str(target), "-o", str(file), capsys=capsys)
+    assert status == 0
+    container = read_container(file.read_bytes())
+    assert 8 * file.stat().st_size == pytest.approx(said["bits"], rel=0.05)  # the base model's name
+    for i, f in enumerate(unpack(container).factors):
+        cells = f.right / step_of(source.exponent + source.offsets[i])
+        np.testing.assert_allclose(cells, np.rint(cells), atol=1e-3)
+
+
+def test_an_interrupted_finish_goes_on_where_it_stopped(run: Path, tmp_path: Path) -> None:
+    def command(name: str, steps: int = 6) -> file_options.Finish:
+        return file_options.Finish(source=run, output=tmp_path / name, steps=steps, lr=5e-3)
+
+    asked: list[int] = []
+    stop_at_third = lambda: len(asked) >= 3 or asked.append(1) is not None  # noqa: E731
+    assert finish(command("whole"), lambda: False)
+    assert not finish(command("parts"), stop_at_third)
+    assert (tmp_path / "parts" / CHECKPOINT).is_file()
+    with pytest.raises(CheckpointError, match="other settings"):
+        finish(command("parts", steps=7), lambda: False)
+    assert finish(command("parts"), lambda: False)
+    whole, parts = (read_adapter(tmp_path / name) for name in ("whole", "parts"))
+    assert (whole.exponent, whole.offsets) == (parts.exponent, parts.offsets)
+    for f, g in zip(whole.tensors.factors, parts.tensors.factors, strict=True):
+        np.testing.assert_array_equal(f.left, g.left)
+
+
+def test_measured_prefixes_stand_in_the_file(run: Path, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "a.rcast"
+    budget = "30000"
+    status, out, _ = call(
+        "pack", str(run), "-o", str(file), "--measure", "--budget-bits", budget, "--json",
+        capsys=capsys,
+    )  # fmt: skip
+    assert status == 0
+    assert 8 * file.stat().st_size <= float(budget)
+    header = read_container(file.read_bytes()).header
+    assert json.loads(out)["loss"] == header.chunks[-1].loss
+    assert all(entry.loss is not None and entry.loss > 0 for entry in header.chunks)
+    assert all(0 <= (entry.accuracy or -1) <= 1 for entry in header.chunks)
+    assert header.fingerprint is not None
+    _, shown, _ = call("info", str(file), capsys=capsys)
+    assert f"{header.chunks[-1].loss:.3f}" in shown
+    assert f"{header.chunks[-1].accuracy:.1%}" in shown
+
+
+def test_a_foreign_adapter_is_measured_on_named_texts(
+    foreign: tuple[Path, Path, Path], tmp_path: Path, capsys: Any
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    base, lora, texts = foreign
+    file = tmp_path / "a.rcast"
+    named = ("--texts", str(texts), "--base-model", str(base))
+    status, _, err = call("pack", str(lora), "-o", str(file), *named, capsys=capsys)
+    assert status == 0, err
+    container = read_container(file.read_bytes())
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    assert container.header.base.fingerprint == base_fingerprint(model)
+    installed = install(model, unpack(container), container.header)
+    assert container.header.fingerprint is not None
+    assert answers_alike(installed, dict(container.header.fingerprint))
+
+    target = tmp_path / "finished"
+    status, _, err = call("finish", str(lora), "-o", str(target), *named, *QUICK, capsys=capsys)
+    assert status == 0, err
+    fresh = AutoModelForSequenceClassification.from_pretrained(base)
+    assert load_adapter(fresh, target).layout.kinds == ("q", "v")
+
+
+def test_a_foreign_adapter_without_texts_is_refused(
+    foreign: tuple[Path, Path, Path], tmp_path: Path, capsys: Any
+) -> None:
+    status, _, err = call(
+        "finish", str(foreign[1]), "-o", str(tmp_path / "x"), "--steps", "2", capsys=capsys
+    )
+    assert status == 2
+    assert "--texts" in err
+    assert not (tmp_path / "x").exists()
