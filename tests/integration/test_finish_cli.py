@@ -14,6 +14,7 @@ from keyword_data import keyword_splits
 from rankcast.adapters.export import load_adapter
 from rankcast.adapters.fingerprint import answers_alike, base_fingerprint
 from rankcast.adapters.install import install
+from rankcast.allocation.precision import pack_planned
 from rankcast.cli import main
 from rankcast.codec.container import read_container
 from rankcast.codec.packing import read_adapter, unpack
@@ -127,6 +128,22 @@ def test_measured_prefixes_stand_in_the_file(run: Path, tmp_path: Path, capsys: 
     _, shown, _ = call("info", str(file), capsys=capsys)
     assert f"{header.chunks[-1].loss:.3f}" in shown
     assert f"{header.chunks[-1].accuracy:.1%}" in shown
+
+
+def test_ranks_and_steps_are_planned_by_what_the_run_learned(
+    run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    file = tmp_path / "a.rcast"
+    named = ("pack", str(run), "-o", str(file), "--planned")
+    status, _, err = call(*named, "--budget-bits", "24000", capsys=capsys)
+    assert status == 0, err
+    assert 21_000 < 8 * file.stat().st_size <= 24_000
+    gains = read_adapter(run).gains
+    assert gains is not None
+    expected = pack_planned(read_adapter(run), gains, 24_000)
+    assert file.read_bytes() == expected.to_bytes()
+    status, _, err = call(*named, capsys=capsys)
+    assert (status, "--planned needs a budget" in err) == (2, True)
 
 
 def test_a_foreign_adapter_is_measured_on_named_texts(

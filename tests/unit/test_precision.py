@@ -106,6 +106,11 @@ def test_a_planned_file_fits_and_decodes_to_the_plan() -> None:
             assert error < 0.7
 
 
+def test_a_common_step_fills_the_budget_too() -> None:
+    for budget in (5000.0, 5600.0, 7000.0):
+        assert 0.93 * budget < 8 * len(pack_within(SOURCE, budget).to_bytes()) <= budget
+
+
 def test_a_planned_file_that_cannot_fit_says_so() -> None:
     with pytest.raises(InfeasibleDeadlineError):
         pack_planned(SOURCE, GAINS, 800.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from rankcast.codec.native_files import is_native_directory, read_native
 from rankcast.codec.stream import Decoder, encode
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError
+from rankcast.records import FloatArray
 
 Quality = Literal["fine", "good", "small"]
 RELATIVE_STEPS: Mapping[Quality, float] = {"fine": 0.5, "good": 1.0, "small": 2.0}
@@ -40,6 +41,7 @@ class Source:
         offsets: what is added to the step exponent of each projection; empty for nothing. See
             `ladder.offsets_of_sensitivity`.
         exponent: of the step to which it was trained to be rounded; None if it was not.
+        gains: (N, R) loss that each component was found to remove; None if nobody looked.
     """
 
     tensors: AdapterTensors
@@ -47,6 +49,7 @@ class Source:
     task: Mapping[str, Any]
     offsets: tuple[int, ...] = ()
     exponent: int | None = None
+    gains: FloatArray | None = None
 
 
 def read_adapter(path: str | os.PathLike[str]) -> Source:
@@ -60,7 +63,9 @@ def read_adapter(path: str | os.PathLike[str]) -> Source:
         if is_native_directory(candidate):
             tensors, raw = read_native(candidate)
             base = BaseModel(raw.get("base_model"), raw.get("base_fingerprint"))
-            return Source(tensors, base, _task(raw), *_coding(raw, candidate))
+            offsets, exponent = _coding(raw, candidate)
+            gains = None if raw.get("gains") is None else np.array(raw["gains"], dtype=np.float64)
+            return Source(tensors, base, _task(raw), offsets, exponent, gains)
         if is_peft_directory(candidate):
             tensors, raw = read_peft(candidate)
             return Source(tensors, BaseModel(raw.get("base_model_name_or_path")), _task(raw))
@@ -103,7 +108,10 @@ def pack(source: Source, exponent: int, n_rungs: int | None = None, n_parts: int
 def pack_within(
     source: Source, budget_bits: float, n_rungs: int | None = None, n_parts: int = 3
 ) -> Container:
-    """Return an adapter at the finest step whose whole file fits a budget.
+    """Return an adapter at the finest steps whose whole file fits a budget.
+
+    The finest common step that fits, and for as many projections as fit one step finer, those whose
+    components have the most energy first.
 
     Raises:
         InfeasibleDeadlineError: not even the coarsest step fits.
@@ -116,7 +124,30 @@ def pack_within(
     coarsest = exponent_of_quality(source.tensors, 30.0)
     finest = exponent_of_quality(source.tensors, 1e-3)
     exponent = finest_within(budget_bits, size_bits, finest, coarsest)
-    return pack(source, exponent, n_rungs, n_parts)
+    order = _by_energy(source.tensors)
+
+    def filled(n_finer: int) -> Container:
+        offsets = list(source.offsets or (0,) * len(order))
+        for i in order[:n_finer]:
+            offsets[i] -= 1
+        return pack(replace(source, offsets=tuple(offsets)), exponent, n_rungs, n_parts)
+
+    fits, more = filled(0), len(order)
+    low = 0
+    while low < more:
+        middle = (low + more + 1) // 2
+        tried = filled(middle)
+        if 8 * len(tried.to_bytes()) <= budget_bits:
+            fits, low = tried, middle
+        else:
+            more = middle - 1
+    return fits
+
+
+def _by_energy(tensors: AdapterTensors) -> list[int]:
+    """Return projections by the squared norm of their factors, greatest first."""
+    energy = [float(np.square(f.left).sum() + np.square(f.right).sum()) for f in tensors.factors]
+    return sorted(range(len(energy)), key=lambda i: -energy[i])
 
 
 def pack_at(

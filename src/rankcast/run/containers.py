@@ -81,10 +81,19 @@ def packed(command: Pack, source: Source, reserve_bits: int = 0) -> Container:
         reserve_bits: of a budget, what is to be left free.
 
     Raises:
-        ConfigError: options that say the same thing twice, or half a link.
+        ConfigError: options that say the same thing twice, half a link, or a plan without gains.
         InfeasibleDeadlineError: not even the coarsest step fits.
     """
     budget = budget_of(command)
+    if command.planned:
+        if budget is None or source.gains is None:
+            raise ConfigError(
+                "--planned needs a budget or a link, and a run of rankcast, which has learned what "
+                "its components are worth."
+            )
+        from rankcast.allocation.precision import pack_planned  # noqa: PLC0415 needs scipy
+
+        return pack_planned(source, source.gains, budget - reserve_bits)
     if budget is not None:
         return pack_within(source, budget - reserve_bits)
     if command.quality is None and source.exponent is not None:

@@ -57,6 +57,9 @@ class Pack(Texts):
     """Time in which the file has to arrive over that link [s]."""
     rate_model: str = "awgn"
     """How SNR becomes rate: awgn (Shannon), or see `rankcast.link.capacity.RATE_MODELS`."""
+    planned: bool = False
+    """For a run and a budget or link: choose the rank and the step of each projection together, by
+    the gains that the run has learned, instead of one step for all."""
     measure: bool = False
     """Run the model: coarser steps where weights matter less, and in the file what loss and
     accuracy each prefix reaches on the validation texts. --texts implies it."""
