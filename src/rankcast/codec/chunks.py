@@ -225,8 +225,7 @@ def _code_new(strips: list[Strip], wants: dict[int, Indices], port: SymbolPort) 
         sizes = [len(s.indices) for s in members]
         coded = port.many(symbols, sum(sizes), fresh_model(spread_class)) - ESCAPE
         coded = _code_escapes(coded, want, port)
-        for strip, part in zip(members, np.split(coded, np.cumsum(sizes)[:-1]), strict=True):
-            strip.indices = part
+        _share_out(coded, members)
 
 
 def _code_escapes(coded: Indices, want: Indices | None, port: SymbolPort) -> Indices:
@@ -246,25 +245,33 @@ def _code_digits(strips: list[Strip], wants: dict[int, Indices], port: SymbolPor
         return
     sizes = [len(s.indices) for s in strips]
     old = np.concatenate([s.indices for s in strips])
-    if np.abs(old).max() > LARGEST_INDEX // RADIX - 1:
+    magnitude = np.abs(old)
+    if magnitude.max() > LARGEST_INDEX // RADIX - 1:
         raise CodecError("A chunk refines weights beyond 2^24 steps.")
-    towards = np.where(old < 0, -1, 1).astype(np.int32)  # away from zero
-    classes = np.repeat([s.spread_class for s in strips], sizes)
-    models = classes * CONTEXTS + np.minimum(np.abs(old), CONTEXTS - 1)
+    towards = np.sign(old) + (old == 0)  # away from zero
+    first = np.array([s.spread_class * CONTEXTS for s in strips], dtype=np.uint8)
+    models = np.repeat(first, sizes) + np.minimum(magnitude, CONTEXTS - 1).astype(np.uint8)
+    order = np.argsort(models, kind="stable")
     want = _joined(strips, wants)
-    digits = None if want is None else (want - RADIX * old) * towards
-    order = np.argsort(models.astype(np.uint16), kind="stable")
-    coded = np.empty_like(old)
-    start = 0
+    symbols = None if want is None else ((want - RADIX * old) * towards + 1)[order]
+    pieces, start = [], 0
     for model, count in enumerate(np.bincount(models).tolist()):
         if count:
-            at = order[start : start + count]
-            symbols = None if digits is None else digits[at] + 1
-            coded[at] = port.many(symbols, count, digit_model(*divmod(model, CONTEXTS))) - 1
+            known = None if symbols is None else symbols[start : start + count]
+            pieces.append(port.many(known, count, digit_model(*divmod(model, CONTEXTS))))
             start += count
-    new = finer(old, coded * towards)
-    for strip, part in zip(strips, np.split(new, np.cumsum(sizes)[:-1]), strict=True):
-        strip.indices = part
+    digits = np.empty_like(old)
+    digits[order] = np.concatenate(pieces)
+    _share_out(finer(old, (digits - 1) * towards), strips)
+
+
+def _share_out(indices: Indices, strips: list[Strip]) -> None:
+    """Give each strip its part of joined indices."""
+    start = 0
+    for strip in strips:
+        end = start + len(strip.indices)
+        strip.indices = indices[start:end]
+        start = end
 
 
 def _joined(strips: list[Strip], wants: dict[int, Indices]) -> Indices | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -111,6 +112,7 @@ class StreamState:
         ]
 
 
+@lru_cache(maxsize=4096)
 def width_shift(shape: GroupShape) -> int:
     """Return by how many classes a component's second strip is narrower or wider than its first.
 
