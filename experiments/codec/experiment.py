@@ -34,6 +34,7 @@ def jobs(scale: Scale) -> Sequence[Job]:
     if scale == "quick":  # a task whose texts are read anyway
         return [_job("sst2", "nested", 0, 8, FINISH | {"steps": 6, "bit_weights": [1e-6]})]
     found = [_job("sst2-codes", way, seed, STEPS, _finish(way)) for way in WAYS for seed in SEEDS]
+    found += [_compeft(way, seed) for way in ("nested", "lora") for seed in SEEDS]
     return [*found, *(_job("agnews", "nested", seed, STEPS, _finish("nested")) for seed in SEEDS)]
 
 
@@ -54,7 +55,46 @@ def _job(task: str, way: str, seed: int, steps: int, finish: Mapping[str, Any]) 
     return Job(f"{task}-{way}-{seed}", seed, settings)
 
 
+def _compeft(way: str, seed: int) -> Job:
+    """Return the job that codes another job's adapter as ComPEFT does, with its α tuned."""
+    settings = {
+        "task": "sst2-codes",
+        "way": "compeft",
+        "of": way,
+        "steps": STEPS,
+        "lr": OPTIMISER[way][0],
+        "alpha": OPTIMISER[way][1],
+        "densities": [0.05, 0.2, 0.5],
+    }
+    return Job(f"sst2-codes-compeft-{way}-{seed}", seed, settings)
+
+
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Train, code, finish, and judge what decodes."""
+    return _run_compeft(job, context) if job.settings["way"] == "compeft" else _run(job, context)
+
+
+def _run_compeft(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Code what training changed, on the adapter of the job that trained it."""
+    from rankcast.experiment import codes  # noqa: PLC0415
+
+    s = job.settings
+    splits, config = TASKS[s["task"]].splits_for(context), _config(job)
+    scratch = context.scratch.parent / f"{s['task']}-{s['of']}-{job.seed}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    before, after = codes.trained_factors(s["of"], config, splits, scratch)
+    learner = codes.learner_for(after, config, splits)
+    rows: list[dict[str, Any]] = []
+    for density in s["densities"]:
+        coded, gain = codes.tuned_compeft(learner, before, after, density)
+        file = context.scratch / "judged" / f"{density:g}.json"
+        found = codes.judged_once(file, learner, coded.tensors)
+        label = f"ComPEFT, {density:.0%}, tuned"
+        rows.append({"code": label, "bits": coded.bits, "gain": gain, **found})
+    return {"codes": rows, "n_params": after.n_params}
+
+
+def _run(job: Job, context: RunContext) -> Mapping[str, Any]:
     """Train, code in every way, finish, and judge what decodes."""
     from rankcast.experiment import codes  # noqa: PLC0415
 

@@ -50,6 +50,14 @@ def test_compeft_by_hand() -> None:
         compeft(one([1.0], [1.0]), density=0.0)
 
 
+def test_compeft_sends_what_training_changed() -> None:
+    start = one([1.0, 1.0], [2.0, -2.0])
+    found = compeft(one([5.0, 1.0], [2.0, -2.5]), density=0.25, gain=2.0, start=start)
+    size = 2 * np.std(np.array([4.0, 0.0, 0.0, -0.5]))
+    np.testing.assert_allclose(found.tensors.factors[0].left[:, 0], [1 + size, 1.0])
+    np.testing.assert_allclose(found.tensors.factors[0].right[0], [2.0, -2.0])
+
+
 def test_loraquant_by_hand() -> None:
     left = np.array([[8.0, 1.0], [0.0, -2.0], [3.0, 1.0]], np.float32)
     right = np.array([[9.0, 0.0], [1.0, -3.0]], np.float32)

@@ -58,19 +58,28 @@ def plain(tensors: AdapterTensors, kind: Kind) -> Coded:
     return Coded(_mapped(tensors, rounded), bits)
 
 
-def compeft(tensors: AdapterTensors, density: float, gain: float = 1.0) -> Coded:
-    """Return the adapter as ComPEFT sends it: signs of the largest numbers and one magnitude.
+def compeft(
+    tensors: AdapterTensors, density: float, gain: float = 1.0, start: AdapterTensors | None = None
+) -> Coded:
+    """Return the adapter as ComPEFT sends it: signs of the largest changes and one magnitude.
 
-    Yadav et al. 2023, arXiv 2311.13171: of the factors as they were trained, the `density` largest
-    magnitudes keep their sign and get `gain` times the standard deviation of all; places cost their
-    entropy, which Golomb coding comes near to.
+    Yadav et al. 2023, arXiv 2311.13171: of what training changed in the factors, the `density`
+    largest magnitudes keep their sign and get `gain` times the standard deviation of all; places
+    cost their entropy, which Golomb coding comes near to.
+
+    Args:
+        tensors: factors as they were trained.
+        density: share of the numbers that is kept.
+        gain: α, which ComPEFT chooses on validation texts.
+        start: factors before training, which the receiver can draw from their seed; None for zero.
 
     Raises:
         CodecError: a density outside (0, 1].
     """
     if not 0 < density <= 1:
         raise CodecError(f"ComPEFT keeps a share in (0, 1] of the numbers, got {density}.")
-    values = np.concatenate([x.ravel() for f in tensors.factors for x in (f.left, f.right)])
+    changed = tensors if start is None else _combined(tensors, start, np.subtract)
+    values = np.concatenate([x.ravel() for f in changed.factors for x in (f.left, f.right)])
     kept = max(round(density * values.size), 1)
     floor = np.partition(np.abs(values), values.size - kept)[values.size - kept]
     size = np.float32(gain * values.std())
@@ -80,7 +89,21 @@ def compeft(tensors: AdapterTensors, density: float, gain: float = 1.0) -> Coded
 
     share = kept / values.size
     places = values.size * _binary_entropy(share)
-    return Coded(_mapped(tensors, ternary), places + kept + 32 + _module_bits(tensors))
+    found = _mapped(changed, ternary)
+    if start is not None:
+        found = _combined(found, start, np.add)
+    return Coded(found, places + kept + 32 + _module_bits(tensors))
+
+
+def _combined(
+    tensors: AdapterTensors, other: AdapterTensors, how: Callable[..., Float32Array]
+) -> AdapterTensors:
+    """Return an adapter with factors combined number by number with those of another."""
+    factors = tuple(
+        Factors(how(f.left, g.left), how(f.right, g.right))
+        for f, g in zip(tensors.factors, other.factors, strict=True)
+    )
+    return replace(tensors, factors=factors)
 
 
 def loraquant(tensors: AdapterTensors, share: float, group: int = 128) -> Coded:

@@ -39,7 +39,8 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
         return Presentation(())
     claims, tables, charts = [], [], []
     for task, way in dict.fromkeys((r.job.settings["task"], r.job.settings["way"])
-                                   for r in result.rows):  # fmt: skip
+                                   for r in result.rows
+                                   if r.job.settings["way"] in WAYS):  # fmt: skip
         points = _points(result, task, way)
         title = f"{LABELS[way]}, {task.split('-')[0]}"
         claims += _claims(points, title)
@@ -121,10 +122,16 @@ def _losses(rows: Sequence[Row]) -> Mapping[str, float]:
 
 
 def _points(result: Result, task: str, way: str) -> dict[str, tuple[float, Answers]]:
-    """Return bits and answers of each code."""
+    """Return bits and answers of each code; of ComPEFT's, those with its α tuned if there are."""
     rows = result.select(task=task, way=way)
+    tuned = result.select(task=task, way="compeft", of=way)
+    names = [c["code"] for c in rows[0].values["codes"]]
+    if tuned:
+        names = [name for name in names if not name.startswith("ComPEFT")]
+        names += [c["code"] for c in tuned[0].values["codes"]]
+        rows = [*rows, *tuned]
     found = {}
-    for code in [c["code"] for c in rows[0].values["codes"]]:
+    for code in names:
         seen = [(row.job.seed, c) for row in rows for c in row.values["codes"] if c["code"] == code]
         correct = [unpack(c["correct"], c["n_texts"]) for _, c in seen]
         answers = Answers(np.array(correct, dtype=np.float64), tuple(seed for seed, _ in seen))

@@ -18,8 +18,8 @@ from rankcast.codec.header import BaseModel
 from rankcast.codec.ladder import exponent_of_quality
 from rankcast.codec.lora_files import read_peft
 from rankcast.codec.packing import Source, pack, unpack
-from rankcast.codec.plain import compeft, loraquant, plain
-from rankcast.codec.tensors import AdapterTensors
+from rankcast.codec.plain import Coded, compeft, loraquant, plain
+from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.experiment.live import judgement, trained
 from rankcast.files import replace_file
 from rankcast.finetune.adalora import AdaLoraFinetuner, AdaLoraSchedule
@@ -44,13 +44,18 @@ __all__ = [
     "our_code",
     "simple_codes",
     "train_adapter",
+    "trained_factors",
     "trained_on",
+    "tuned_compeft",
 ]
 
 Way = Literal["nested", "lora", "adalora"]
 CHECKPOINT_EVERY = 100
 DENSITIES = (0.05, 0.2)
 SHARES = (0.5, 0.9)
+COMPEFT_GAINS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+"""The grid of α in ComPEFT's paper."""
+COMPEFT_TEXTS = 500
 
 
 def train_adapter(
@@ -77,6 +82,65 @@ def train_adapter(
     tuner.train(on_step)
     tuner.model.save_pretrained(scratch / way)
     return read_peft(scratch / way)[0]
+
+
+def trained_factors(
+    way: Way, config: FinetuneConfig, splits: DatasetSplits, scratch: Path
+) -> tuple[AdapterTensors, AdapterTensors]:
+    """Return the factors before and after training as training has them: P·s·Λ and Q, or B·s and A.
+
+    Modules are those of the trained adapter in both.
+
+    Args:
+        way: nested or lora.
+        config: of the training.
+        splits: its texts.
+        scratch: of the job that has trained the adapter, or will find its checkpoint here.
+    """
+    after = train_adapter(way, config, splits, scratch)
+    if way == "nested":
+        learner = TransformerLearner(config, splits)
+        before = _factors_of(learner)
+        learner.load_state_dict(load_state(scratch / "nested.pt")["learner"])
+        pair = before, _factors_of(learner)
+    else:
+        tuner = _tuner(way, config, splits)
+        before = _lora_factors(tuner)
+        tuner.load_state_dict(load_state(scratch / f"{way}.pt")["tuner"])
+        pair = before, _lora_factors(tuner)
+    first, last = (replace(after, factors=factors) for factors in pair)
+    return first, last
+
+
+def _factors_of(learner: TransformerLearner) -> tuple[Factors, ...]:
+    adapter = learner.adapter
+    parts = (adapter.components(i) for i in range(learner.layout.n_projections))
+    return tuple(
+        Factors((P * lam * adapter.scale).numpy().copy(), Q.numpy().copy()) for P, lam, Q in parts
+    )
+
+
+def _lora_factors(tuner: PeftFinetuner) -> tuple[Factors, ...]:
+    """Return B·s and A of each projection, in the order of the layout."""
+    found = []
+    for p in tuner.layout.projections:
+        layer: Any = tuner.model.get_base_model().get_submodule(p.name)
+        A, B = (getattr(layer, part)["default"].weight.detach() for part in ("lora_A", "lora_B"))
+        scaled = (B * layer.scaling["default"]).numpy().copy()
+        found.append(Factors(scaled, A.numpy().copy()))
+    return tuple(found)
+
+
+def tuned_compeft(
+    learner: TransformerLearner, before: AdapterTensors, after: AdapterTensors, density: float
+) -> tuple[Coded, float]:
+    """Return ComPEFT's code with the α of its grid that has the least loss on probe texts."""
+    losses = {}
+    for gain in COMPEFT_GAINS:
+        load_tensors(learner.adapter, compeft(after, density, gain, before).tensors)
+        losses[gain] = learner.evaluate("validation", max_examples=COMPEFT_TEXTS).loss
+    best = min(losses, key=lambda gain: losses[gain])
+    return compeft(after, density, best, before), best
 
 
 def _tuner(way: Way, config: FinetuneConfig, splits: DatasetSplits) -> PeftFinetuner:
