@@ -11,19 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from command_line import call
 from rankcast.cli import main, parse_overrides
 from rankcast.errors import ConfigError
 from rankcast.run.signals import stop_on_signal
 from small_runs import SMALL
 
 TINY = [x for key, value in SMALL.items() for x in (f"--{key.replace('_', '-')}", str(value))]
-
-
-def call(*args: str, capsys: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main(args)
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), out, err
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,9 @@ import numpy as np
 import pytest
 
 from codec_data import random_adapter
-from rankcast.cli import main
+from command_line import call
 from rankcast.codec.container import read_container
 from rankcast.codec.lora_files import read_peft, write_peft
-
-
-def call(*args: str, capsys: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main(args)
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), out, err
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from command_line import call
 from keyword_data import keyword_splits
 from rankcast.adapters.export import load_adapter
 from rankcast.adapters.fingerprint import answers_alike, base_fingerprint
@@ -26,13 +27,6 @@ from rankcast.run import file_options
 from rankcast.run.finishing import CHECKPOINT, finish
 
 QUICK = ("--steps", "6", "--lr", "0.005")
-
-
-def call(*args: str, capsys: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main(args)
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), out, err
 
 
 @pytest.fixture(scope="module")

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from rankcast.codec.container import Container, header_bytes, read_container
-from rankcast.codec.header import Header
+from rankcast.codec.container import Container, read_container
 from rankcast.codec.lora_files import write_peft
 from rankcast.codec.packing import Source, pack, pack_at, pack_within, read_adapter, unpack
-from rankcast.codec.stream import Decoder
-from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError, ConfigError
 from rankcast.files import replace_file
 from rankcast.link.capacity import rate_model
 from rankcast.link.payload import budget_bits
 from rankcast.records import LinkState
+from rankcast.run.contents import BITS_OF_FLOAT32, described, ladder_table, rank_table, rungs_of
 from rankcast.run.file_options import Info, Pack, Unpack, Verify
-
-_BITS_OF_FLOAT32 = 32
 
 
 def dispatch(command: Pack | Unpack | Info | Verify) -> int:
@@ -50,7 +43,7 @@ def _pack(command: Pack) -> int:
     header, data = container.header, container.to_bytes()
     command.output.parent.mkdir(parents=True, exist_ok=True)
     replace_file(command.output, lambda partial: partial.write_bytes(data))
-    plain = _BITS_OF_FLOAT32 * header.n_params
+    plain = BITS_OF_FLOAT32 * header.n_params
     described = {
         "file": str(command.output),
         "bits": 8 * len(data),
@@ -163,9 +156,9 @@ def _unpack(command: Unpack) -> int:
 
 def _info(command: Info) -> int:
     container = read_file(command.file, prefix=command.prefix)
-    rungs = _rungs(container)
+    rungs = rungs_of(container)
     if command.json:
-        print(json.dumps(_described(container, rungs), indent=2))  # noqa: T201
+        print(json.dumps(described(container, rungs), indent=2))  # noqa: T201
         return 0
     console = Console(highlight=False)
     header = container.header
@@ -173,94 +166,16 @@ def _info(command: Info) -> int:
         f"{command.file}: adapter of {header.base.name or 'a model that is not named'}, "
         f"{header.n_params:,} numbers, {len(container.chunks)} of {len(header.chunks)} chunks."
     )
-    console.print(_ladder_table(header, rungs))
-    console.print(_rank_table(header, unpack(container)))
+    console.print(ladder_table(header, rungs))
+    console.print(rank_table(header, unpack(container)))
     return 0
 
 
 def _verify(command: Verify) -> int:
     container = read_file(command.file)
-    for _ in _rungs(container):
+    for _ in rungs_of(container):
         pass
     print(  # noqa: T201
         f"{command.file}: whole and unchanged; all {len(container.chunks)} prefixes decode."
     )
     return 0
-
-
-def _rungs(container: Container) -> list[dict[str, Any]]:
-    """Return what each chunk brings, by decoding it."""
-    decoder = Decoder(container.header)
-    sent = 8 * len(header_bytes(container.header))
-    rungs = []
-    for number, (chunk, entry) in enumerate(
-        zip(container.chunks, container.header.chunks, strict=False)
-    ):
-        plan = decoder.add(chunk)
-        sent += 8 * len(chunk)
-        tensors = decoder.tensors()
-        rungs.append(
-            {
-                "chunk": number,
-                "bytes": len(chunk),
-                "bits_so_far": sent,
-                "step_exponent": plan.exponent,
-                "mean_rank": float(tensors.ranks.mean()),
-                "loss": entry.loss,
-                "accuracy": entry.accuracy,
-            }
-        )
-    return rungs
-
-
-def _described(container: Container, rungs: list[dict[str, Any]]) -> dict[str, Any]:
-    header, tensors = container.header, unpack(container)
-    return {
-        "base_model": header.base.name,
-        "base_fingerprint": header.base.fingerprint,
-        "n_params": header.n_params,
-        "header_bytes": len(header_bytes(header)),
-        "task": dict(header.task),
-        "ladder": rungs,
-        "ranks": {
-            p.name: f.rank for p, f in zip(tensors.projections, tensors.factors, strict=True)
-        },
-        "modules": {m.name: list(m.shape) for m in header.modules},
-    }
-
-
-def _ladder_table(header: Header, rungs: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE, title="Chunks: every prefix is an adapter", title_justify="left")
-    for name in ("chunk", "bytes", "bits so far", "times smaller", "mean rank", "loss", "accuracy"):
-        table.add_column(name, justify="right")
-    plain = _BITS_OF_FLOAT32 * header.n_params
-    for rung in rungs:
-        loss, accuracy = rung["loss"], rung["accuracy"]
-        table.add_row(
-            str(rung["chunk"]),
-            f"{rung['bytes']:,}",
-            f"{rung['bits_so_far']:,}",
-            f"{plain / rung['bits_so_far']:.0f}",
-            f"{rung['mean_rank']:.2f}",
-            "–" if loss is None else f"{loss:.3f}",
-            "–" if accuracy is None else f"{accuracy:.1%}",
-        )
-    return table
-
-
-def _rank_table(header: Header, tensors: AdapterTensors) -> Table:
-    """Return ranks, layers down and kinds of projection across."""
-    kinds = list(dict.fromkeys(p.kind for p in header.projections))
-    table = Table(box=box.SIMPLE, title="Ranks, of those that were packed", title_justify="left")
-    table.add_column("layer", justify="right")
-    for kind in kinds:
-        table.add_column(kind, justify="right")
-    place = {(p.layer, p.kind): i for i, p in enumerate(header.projections)}
-    ranks = tensors.ranks.tolist()
-    for layer in sorted({p.layer for p in header.projections}):
-        cells = []
-        for kind in kinds:
-            i = place.get((layer, kind))
-            cells.append("" if i is None else f"{ranks[i]}/{header.ranks[i]}")
-        table.add_row(str(layer), *cells)
-    return table
