@@ -123,7 +123,7 @@ def _run(job: Job, context: RunContext) -> Mapping[str, Any]:
     weights, settings = s["finish"]["bit_weights"], dict(s["finish"])
     del settings["bit_weights"]
     for weight in weights:
-        finish = codes.Finish(bit_weight=weight, **settings)
+        finish = codes.Finish(bit_weight=weight, distil=False, **settings)
         scratch = context.scratch / f"finished-{weight:g}.pt"
         after = codes.finished(start, config, splits, finish, coding=sensitive, checkpoint=scratch)
         note(f"{FINISHED}, {weight:g}", *codes.our_code(after, sensitive))

@@ -12,6 +12,7 @@ from rankcast.codec.ladder import exponent_of_quality, offsets_of_sensitivity
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import ConfigError
 from rankcast.finetune.config import FinetuneConfig
+from rankcast.finetune.distillation import Teacher
 from rankcast.finetune.importance import training_batches, weight_sensitivity
 from rankcast.finetune.rounding import Rounding
 from rankcast.finetune.texts import DatasetSplits
@@ -30,6 +31,7 @@ class Finish:
         relative_step: quantiser step as a multiple of the root mean square of the weights before.
         bit_weight: see `Rounding`.
         sensitivity_power: see `ladder.offsets_of_sensitivity`; 0 gives all projections one step.
+        distil: train towards the answers that the adapter gave before, not towards the labels.
 
     Raises:
         ConfigError: a value out of its range.
@@ -40,6 +42,7 @@ class Finish:
     relative_step: float = 3.0
     bit_weight: float = 6e-7
     sensitivity_power: float = 0.5
+    distil: bool = True
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -141,6 +144,8 @@ def prepare_finish(
         coding = coding_for(learner, finish.relative_step, finish.sensitivity_power)
     exponents = (coding.exponent, coding.exponent)
     learner.rounding = Rounding(exponents, finish.bit_weight, coding.offsets)
+    if finish.distil:
+        learner.teacher = Teacher(learner.adapter)
     return learner, coding
 
 

@@ -46,6 +46,10 @@ class Objective(Protocol):
         """Return loss and number of right answers of each text."""
         ...
 
+    def divergence(self, logits: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Return (B,) Kullback-Leibler divergence from a teacher's answers, summed [nats]."""
+        ...
+
 
 @dataclass(frozen=True)
 class SequenceClassification:
@@ -73,6 +77,11 @@ class SequenceClassification:
         loss = F.cross_entropy(logits.float(), labels, reduction="none")
         return Judged(loss, (logits.argmax(-1) == labels).long(), torch.ones_like(labels))
 
+    def divergence(self, logits: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Return KL(teacher ‖ model) of (B, n_labels) logits; labels are not needed."""
+        del batch
+        return _divergence(logits, teacher)
+
 
 @dataclass(frozen=True)
 class CausalLM:
@@ -94,6 +103,17 @@ class CausalLM:
         )
         correct = (ahead.argmax(-1) == target).sum(-1)
         return Judged(loss.view_as(target).sum(-1), correct, mask.sum(-1))
+
+    def divergence(self, logits: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Return KL(teacher ‖ model) of (B, S, V) logits, wherever another token follows."""
+        mask = batch.attention_mask[:, 1:].bool()
+        return (_divergence(logits[:, :-1], teacher[:, :-1]) * mask).sum(-1)
+
+
+def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Return KL of the last axis."""
+    ours, theirs = logits.float().log_softmax(-1), teacher.float().log_softmax(-1)
+    return (theirs.exp() * (theirs - ours)).sum(-1)
 
 
 def _labels(batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from rankcast.adapters.svd import ElasticAdapter
 from rankcast.errors import DataError
 from rankcast.finetune.batching import Batch, TokenisedDataset
 from rankcast.finetune.config import FinetuneConfig
+from rankcast.finetune.distillation import Teacher
 from rankcast.finetune.objectives import Judged, Objective
 from rankcast.records import FloatArray, IntArray
 
@@ -46,6 +47,15 @@ class Scorer:
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask
             )
         return self._objective.judge(output.logits, batch)
+
+    def divergence(self, batch: Batch, teacher: Teacher) -> Tensor:
+        """Return (B,) how far the model's answers are from a teacher's, summed [nats]."""
+        with self._accelerator.autocast():
+            wanted = teacher.logits(batch)
+            output = self._adapter.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask
+            )
+        return self._objective.divergence(output.logits, wanted, batch)
 
     def n_predictions(self, parts: Sequence[Batch]) -> float:
         """Return how many predictions a batch asks for, over all processes."""

@@ -15,6 +15,7 @@ from rankcast.errors import CheckpointError, DataError, ModelError, RankcastErro
 from rankcast.finetune.base_models import load_model
 from rankcast.finetune.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
 from rankcast.finetune.config import FinetuneConfig
+from rankcast.finetune.distillation import Teacher
 from rankcast.finetune.learner import Evaluation, StepResult
 from rankcast.finetune.objectives import CausalLM, Objective, SequenceClassification
 from rankcast.finetune.optimisation import Optimisation, make_accelerator
@@ -39,6 +40,8 @@ class TransformerLearner:
     Attributes:
         rounding: train on rounded weights, so that coding the adapter costs little; None, as at
             the beginning, rounds nothing. The adapter has to be balanced (`canonical.balance`).
+        teacher: train towards these answers instead of the labels; None, as at the beginning,
+            trains on the labels. Losses that training steps return are then divergences.
 
     Raises:
         ModelError: the base model cannot be loaded or adapted.
@@ -52,6 +55,7 @@ class TransformerLearner:
         self.config = config
         self.data = data
         self.rounding: Rounding | None = None
+        self.teacher: Teacher | None = None
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
         self._objective = _objective(config, data)
         base = load_model(
@@ -258,7 +262,12 @@ class TransformerLearner:
         total = self._scorer.n_predictions(parts)
         summed = torch.zeros((), device=self.accelerator.device)
         for part in parts:
-            loss = self._scorer.judge(part).loss.sum() / total
+            losses = (
+                self._scorer.judge(part).loss
+                if self.teacher is None
+                else self._scorer.divergence(part, self.teacher)
+            )
+            loss = losses.sum() / total
             self.optimisation.backward(loss)
             summed += loss.detach()
         mean = self._scorer.total(summed)
