@@ -23,7 +23,11 @@ from rankcast.experiment.store import Store, read_result
 from rankcast.experiment.worker import Failure, Task, run_job
 from small_experiments import calls, write_experiment
 
-MAIN = "from rankcast.cli import main; main()"
+MAIN = (
+    # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from rankcast.cli import main; main()"
+)
 
 
 class InThisProcess:
