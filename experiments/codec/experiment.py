@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankcast.experiment.code_readouts import (
+    DISTILLED,
     FINISHED,
     ORDINARY,
     OURS,
@@ -28,6 +30,8 @@ OPTIMISER = {"nested": (2e-3, 8.0), "lora": (2e-3, 16.0), "adalora": (3e-3, 32.0
 FINISH = {"steps": 400, "lr": 1e-3, "relative_step": 3.0, "sensitivity_power": 0.5}
 BIT_WEIGHTS = {"nested": (6e-7, 1.2e-6, 2.4e-6), "lora": (6e-7, 1.2e-6), "adalora": (6e-7, 1.2e-6)}
 
+DISTILLED_BIT_WEIGHTS = (1.5e-7, 6e-7)
+
 
 def jobs(scale: Scale) -> Sequence[Job]:
     """Return one job for each way of training and seed, and for the second task."""
@@ -35,11 +39,16 @@ def jobs(scale: Scale) -> Sequence[Job]:
         return [_job("sst2", "nested", 0, 8, FINISH | {"steps": 6, "bit_weights": [1e-6]})]
     found = [_job("sst2-codes", way, seed, STEPS, _finish(way)) for way in WAYS for seed in SEEDS]
     found += [_compeft(way, seed) for way in ("nested", "lora") for seed in SEEDS]
-    return [*found, *(_job("agnews", "nested", seed, STEPS, _finish("nested")) for seed in SEEDS)]
+    found += [_distilled(way, seed) for way in WAYS for seed in SEEDS]
+    return [*found, *(_job("agnews", "nested", seed, STEPS, _distil()) for seed in SEEDS)]
 
 
 def _finish(way: str) -> Mapping[str, Any]:
     return FINISH | {"bit_weights": list(BIT_WEIGHTS[way])}
+
+
+def _distil() -> Mapping[str, Any]:
+    return FINISH | {"distil": True, "bit_weights": list(DISTILLED_BIT_WEIGHTS)}
 
 
 def _job(task: str, way: str, seed: int, steps: int, finish: Mapping[str, Any]) -> Job:
@@ -69,9 +78,54 @@ def _compeft(way: str, seed: int) -> Job:
     return Job(f"sst2-codes-compeft-{way}-{seed}", seed, settings)
 
 
+def _distilled(way: str, seed: int) -> Job:
+    """Return the job that finishes another job's adapter towards its own answers."""
+    settings = {
+        "task": "sst2-codes",
+        "way": "distilled",
+        "of": way,
+        "steps": STEPS,
+        "lr": OPTIMISER[way][0],
+        "alpha": OPTIMISER[way][1],
+        "finish": _distil(),
+    }
+    return Job(f"sst2-codes-distilled-{way}-{seed}", seed, settings)
+
+
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
     """Train, code, finish, and judge what decodes."""
-    return _run_compeft(job, context) if job.settings["way"] == "compeft" else _run(job, context)
+    runs = {"compeft": _run_compeft, "distilled": _run_distilled}
+    return runs.get(job.settings["way"], _run)(job, context)
+
+
+def _run_distilled(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Finish, towards its own answers, the adapter of the job that trained it."""
+    from rankcast.experiment import codes  # noqa: PLC0415
+
+    s = job.settings
+    splits, config = TASKS[s["task"]].splits_for(context), _config(job)
+    start = codes.train_adapter(s["of"], config, splits, _trained_in(job, context))
+    learner = codes.learner_for(start, config, splits)
+    sensitive = codes.coding_for(learner, FINISH["relative_step"], FINISH["sensitivity_power"])
+    settings, rows = dict(s["finish"]), []
+    for weight in settings.pop("bit_weights"):
+        finish = codes.Finish(bit_weight=weight, **settings)
+        checkpoint = context.scratch / f"finished-{weight:g}.pt"
+        after = codes.finished(
+            start, config, splits, finish, coding=sensitive, checkpoint=checkpoint
+        )
+        bits, decoded = codes.our_code(after, sensitive)
+        found = codes.judged_once(context.scratch / "judged" / f"{weight:g}.json", learner, decoded)
+        rows.append({"code": f"{DISTILLED}, {weight:g}", "bits": bits, **found})
+    return {"codes": rows, "n_params": start.n_params}
+
+
+def _trained_in(job: Job, context: RunContext) -> Path:
+    """Return the scratch folder of the job that trains the adapter which this one takes."""
+    s = job.settings
+    folder = context.scratch.parent / f"{s['task']}-{s['of']}-{job.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _run_compeft(job: Job, context: RunContext) -> Mapping[str, Any]:
@@ -80,9 +134,7 @@ def _run_compeft(job: Job, context: RunContext) -> Mapping[str, Any]:
 
     s = job.settings
     splits, config = TASKS[s["task"]].splits_for(context), _config(job)
-    scratch = context.scratch.parent / f"{s['task']}-{s['of']}-{job.seed}"
-    scratch.mkdir(parents=True, exist_ok=True)
-    before, after = codes.trained_factors(s["of"], config, splits, scratch)
+    before, after = codes.trained_factors(s["of"], config, splits, _trained_in(job, context))
     learner = codes.learner_for(after, config, splits)
     rows: list[dict[str, Any]] = []
     for density in s["densities"]:
@@ -122,11 +174,13 @@ def _run(job: Job, context: RunContext) -> Mapping[str, Any]:
     note(f"{SENSITIVE}, 3", *codes.our_code(start, sensitive))
     weights, settings = s["finish"]["bit_weights"], dict(s["finish"])
     del settings["bit_weights"]
+    distil = settings.pop("distil", False)
+    finished = DISTILLED if distil else FINISHED
     for weight in weights:
-        finish = codes.Finish(bit_weight=weight, distil=False, **settings)
+        finish = codes.Finish(bit_weight=weight, distil=distil, **settings)
         scratch = context.scratch / f"finished-{weight:g}.pt"
         after = codes.finished(start, config, splits, finish, coding=sensitive, checkpoint=scratch)
-        note(f"{FINISHED}, {weight:g}", *codes.our_code(after, sensitive))
+        note(f"{finished}, {weight:g}", *codes.our_code(after, sensitive))
     ordinary = codes.trained_on(
         start, config, splits, codes.Finish(**settings), context.scratch / "ordinary.pt"
     )

@@ -25,6 +25,7 @@ LABELS = {"nested": "nested SVD form", "lora": "PEFT LoRA", "adalora": "PEFT Ada
 RELATIVE_STEPS = (1.0, 2.0, 3.0)
 REFERENCE, ORDINARY = "fp32", "fp32, after as many ordinary steps"
 OURS, SENSITIVE, FINISHED = "one step", "steps by sensitivity", "finished"
+DISTILLED = "finished by distillation"
 MARGIN = 0.005
 _WHY = (
     "No finish, one step for all; shares of the sum of ‖p‖·‖q‖ over a projection's components, as "
@@ -130,6 +131,9 @@ def _points(result: Result, task: str, way: str) -> dict[str, tuple[float, Answe
         names = [name for name in names if not name.startswith("ComPEFT")]
         names += [c["code"] for c in tuned[0].values["codes"]]
         rows = [*rows, *tuned]
+    distilled = result.select(task=task, way="distilled", of=way)
+    names += [c["code"] for c in distilled[0].values["codes"]] if distilled else []
+    rows = [*rows, *distilled]
     found = {}
     for code in names:
         seen = [(row.job.seed, c) for row in rows for c in row.values["codes"] if c["code"] == code]

@@ -91,7 +91,9 @@ class Finish(Texts):
     relative_step: float = 3.0
     """Quantiser step beside the root mean square of the weights: larger codes smaller."""
     bit_weight: float = 6e-7
-    """Loss that one bit may cost [nats]: larger codes smaller."""
+    """What one bit may cost [nats]: larger codes smaller."""
+    labels: bool = False
+    """Train towards the labels instead of towards what the adapter answers now."""
     json: bool = False
     """Print what was reached as JSON."""
     debug: bool = False

@@ -34,7 +34,10 @@ def finish(command: file_options.Finish, stopping: Callable[[], bool]) -> bool:
         CheckpointError: the folder holds the beginning of another finish.
         RankcastError: adapter, model or texts cannot be had, or training diverged.
     """
-    how = Finish(command.steps, command.lr, command.relative_step, command.bit_weight)
+    how = Finish(
+        command.steps, command.lr, command.relative_step, command.bit_weight,
+        distil=not command.labels,
+    )  # fmt: skip
     place = workplace(command.source, command)
     checkpoint = command.output / CHECKPOINT
     settings = {"source": str(command.source.resolve()), **asdict(how)}
