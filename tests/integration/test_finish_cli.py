@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rankcast.cli import main
 from rankcast.codec.container import read_container
 from rankcast.codec.packing import read_adapter, unpack
 from rankcast.codec.quantise import step_of
-from rankcast.errors import CheckpointError
+from rankcast.errors import CheckpointError, ModelError
 from rankcast.finetune.base_models import load_model
 from rankcast.finetune.objectives import SequenceClassification
 from rankcast.run import file_options
@@ -162,6 +163,18 @@ def test_a_foreign_adapter_is_measured_on_named_texts(
     assert status == 0, err
     fresh = AutoModelForSequenceClassification.from_pretrained(base)
     assert load_adapter(fresh, target).layout.kinds == ("q", "v")
+
+
+def test_a_finish_on_another_base_model_is_refused(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    described = other / "adapter" / "rankcast_adapter.json"
+    raw = json.loads(described.read_text("utf-8"))
+    described.write_text(json.dumps(raw | {"base_fingerprint": "0" * 64}), "utf-8")
+    command = file_options.Finish(source=other, output=tmp_path / "out", steps=1)
+    with pytest.raises(ModelError, match="fingerprint 000000000000"):
+        finish(command, lambda: False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_foreign_adapter_without_texts_is_refused(

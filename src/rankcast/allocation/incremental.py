@@ -86,8 +86,7 @@ class IncrementalProblem(AllocationProblem):
         else:
             worth = per_bit(np.broadcast_to(gains, shape), costs)
             worth = np.take_along_axis(worth, place, axis=2)
-        room = np.floor(budget / costs.bits_per_unit)
-        kept = keep_within_budget(worth, units, room, increase)
+        kept = keep_within_budget(worth, units, costs.whole_units(budget), increase)
         return held + np.where(late[:, None], kept, increase)
 
 

@@ -139,7 +139,11 @@ def _points(result: Result, task: str, way: str) -> dict[str, tuple[float, Answe
         seen = [(row.job.seed, c) for row in rows for c in row.values["codes"] if c["code"] == code]
         correct = [unpack(c["correct"], c["n_texts"]) for _, c in seen]
         answers = Answers(np.array(correct, dtype=np.float64), tuple(seed for seed, _ in seen))
-        found[code] = (float(np.mean([c["bits"] for _, c in seen])), answers)
+        untuned = code.startswith("ComPEFT") and not tuned
+        found[f"{code}, untuned" if untuned else code] = (
+            float(np.mean([c["bits"] for _, c in seen])),
+            answers,
+        )
     return found
 
 

@@ -83,7 +83,7 @@ def learner_for(
     kinds = tuple(dict.fromkeys(p.kind for p in tensors.projections))
     found = replace(
         config, r_max=r_max, alpha=float(r_max), kinds=kinds, nested_prob=0.0, warmup_steps=0,
-        measure_reference=False,
+        measure_reference=False, orthogonality_weight=0.0,  # balanced factors have no unit norms
     )  # fmt: skip
     learner = TransformerLearner(found, splits)
     load_tensors(learner.adapter, tensors)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rankcast.adapters.coding import load_tensors, tensors_of
 from rankcast.adapters.export import save_adapter
+from rankcast.adapters.fingerprint import check_base
 from rankcast.codec.container import Container
 from rankcast.codec.packing import Source, pack, unpack
 from rankcast.errors import CheckpointError
@@ -44,6 +45,7 @@ def finish(command: file_options.Finish, stopping: Callable[[], bool]) -> bool:
     state = _begun(checkpoint, settings)
     coding = None if state is None else Coding(state["exponent"], tuple(state["offsets"]))
     learner, coding = prepare_finish(place.source.tensors, place.config, place.splits, how, coding)
+    check_base(learner.adapter.model, place.source.base.fingerprint, place.source.base.name)
     before = learner.evaluate("validation")
     if state is not None:
         learner.load_state_dict(state["learner"])
