@@ -32,7 +32,7 @@ from rankcast.allocation.base import Allocator
 from rankcast.allocation.utility import LearnedUtility
 from rankcast.errors import CheckpointError, ConfigError
 from rankcast.link.costs import LinkCostModel
-from rankcast.link.fading import SnrProcess, SnrState
+from rankcast.link.process import SnrProcess, SnrState
 from rankcast.records import IntArray, LinkState, Observation, Plan, TextStats
 
 RANKS_FILE = "rankcast_ranks.json"

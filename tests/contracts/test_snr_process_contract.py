@@ -7,15 +7,9 @@ import numpy as np
 import pytest
 
 from rankcast.errors import LinkError
-from rankcast.link.fading import (
-    BlockFadingSnr,
-    GaussMarkovSnr,
-    IidSnr,
-    SnrProcess,
-    SnrState,
-    StaticSnr,
-)
+from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, IidSnr, StaticSnr
 from rankcast.link.gains import Nakagami, Rayleigh, Rician
+from rankcast.link.process import SnrProcess, SnrState
 
 PROCESSES: list[SnrProcess] = [
     StaticSnr(5.0),

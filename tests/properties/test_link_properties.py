@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rankcast.link.capacity import Awgn, Ergodic, Outage, RateModel
 from rankcast.link.costs import LinkCostModel
-from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, SnrState
+from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr
 from rankcast.link.gains import Fading, Nakagami, Rayleigh, Rician
 from rankcast.link.payload import (
     budget_bits,
@@ -16,6 +16,7 @@ from rankcast.link.payload import (
     payload_params,
     transmission_time_s,
 )
+from rankcast.link.process import SnrState
 from rankcast.records import LinkState
 
 # The first Rician quantile imports scipy.stats, which takes longer than an example may.

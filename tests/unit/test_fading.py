@@ -10,13 +10,12 @@ from rankcast.link.fading import (
     BlockFadingSnr,
     GaussMarkovSnr,
     IidSnr,
-    SnrProcess,
-    SnrState,
     StaticSnr,
     coherence_time_s,
     shadowing_correlation,
 )
 from rankcast.link.gains import Nakagami, Rayleigh, Rician
+from rankcast.link.process import SnrProcess, SnrState
 
 NOT_NUMBERS = [math.nan, math.inf, -math.inf]
 

@@ -23,7 +23,8 @@ import numpy as np
 
 from rankcast.errors import ConfigError
 from rankcast.link.capacity import RateModel
-from rankcast.link.fading import GaussMarkovSnr, SnrProcess, SnrState
+from rankcast.link.fading import GaussMarkovSnr
+from rankcast.link.process import SnrProcess, SnrState
 from rankcast.records import FloatArray, LinkState
 
 PriceFactor = Callable[[LinkState], FloatArray]

@@ -15,7 +15,7 @@ from rankcast.env.observing import observation_space, to_vector
 from rankcast.errors import ConfigError
 from rankcast.finetune.learner import Learner, StepResult
 from rankcast.link.costs import LinkCostModel
-from rankcast.link.fading import SnrProcess, SnrState
+from rankcast.link.process import SnrProcess, SnrState
 from rankcast.records import FloatArray, IntArray, LinkState, Observation
 
 

@@ -24,7 +24,8 @@ from rankcast.finetune.learner import Learner
 from rankcast.finetune.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
 from rankcast.link.capacity import Awgn
 from rankcast.link.costs import LinkCostModel
-from rankcast.link.fading import IidSnr, SnrProcess
+from rankcast.link.fading import IidSnr
+from rankcast.link.process import SnrProcess
 from rankcast.records import FloatArray, IntArray, LinkState, Observation, TextStats
 
 PAPER_SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)

@@ -18,75 +18,17 @@ Combining `BlockFadingSnr` with `Ergodic` or `Outage` would count the fading twi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self, runtime_checkable
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rankcast.errors import CheckpointError, LinkError
+from rankcast.errors import LinkError
 from rankcast.link.gains import Fading
-from rankcast.records import FloatArray, IntArray
+from rankcast.link.process import SnrState, check_finite, checked_size, fresh
+from rankcast.records import FloatArray
 
 _LIGHT_M_S = 299_792_458.0
 _SMALLEST_GAIN = 1e-12  # -120 dB: keeps the deepest fade finite in dB
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SnrState:
-    """Where B processes stand; together with the generator's state, all that resuming needs.
-
-    Attributes:
-        snr_db: (B,) SNR now [dB].
-        age: (B,) steps for which the present draw has been in force, 0 on the step that drew it.
-    """
-
-    snr_db: FloatArray
-    age: IntArray
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return named copies of the arrays, for a checkpoint."""
-        return {field.name: getattr(self, field.name).copy() for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """Rebuild a state from `to_arrays()`.
-
-        Raises:
-            CheckpointError: an array is missing, or their shapes differ.
-        """
-        missing = [field.name for field in fields(cls) if field.name not in arrays]
-        if missing:
-            raise CheckpointError(f"The stored SNR process lacks {', '.join(missing)}.")
-        snr_db = np.array(arrays["snr_db"], dtype=np.float64)
-        age = np.array(arrays["age"], dtype=np.int64)
-        if snr_db.ndim != 1 or snr_db.shape != age.shape:
-            raise CheckpointError(
-                f"The stored SNR process must hold vectors of one length, "
-                f"got {snr_db.shape} and {age.shape}."
-            )
-        return cls(snr_db, age)
-
-
-@runtime_checkable
-class SnrProcess(Protocol):
-    """B independent SNR sequences drawn from one generator.
-
-    A process holds no state of its own: the same state and generator give the same next state.
-    """
-
-    def start(self, rng: np.random.Generator, size: int) -> SnrState:
-        """Draw the first SNR of `size` sequences from the stationary distribution.
-
-        Raises:
-            LinkError: size is below 1.
-        """
-        ...
-
-    def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:
-        """Return the state one decision later; the given one is left as it is."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,11 +46,11 @@ class StaticSnr:
 
     def __post_init__(self) -> None:
         """Refuse an SNR that is no number."""
-        _check_finite("SNR", self.snr_db)
+        check_finite("SNR", self.snr_db)
 
     def start(self, rng: np.random.Generator, size: int) -> SnrState:  # noqa: ARG002 - protocol
         """Return `size` copies."""
-        return _fresh(np.full(_checked_size(size), self.snr_db, dtype=np.float64))
+        return fresh(np.full(checked_size(size), self.snr_db, dtype=np.float64))
 
     def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:  # noqa: ARG002
         """Return the same SNR, one step older."""
@@ -132,12 +74,12 @@ class IidSnr:
         """Refuse an empty list and values that are no numbers."""
         if not self.values_db:
             raise LinkError("IidSnr needs at least one value in dB.")
-        _check_finite("Every SNR value", *self.values_db)
+        check_finite("Every SNR value", *self.values_db)
 
     def start(self, rng: np.random.Generator, size: int) -> SnrState:
         """Draw `size` values."""
         values = np.asarray(self.values_db, dtype=np.float64)
-        return _fresh(values[rng.integers(len(values), size=_checked_size(size))])
+        return fresh(values[rng.integers(len(values), size=checked_size(size))])
 
     def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:
         """Draw again; the state decides only how many."""
@@ -163,7 +105,7 @@ class BlockFadingSnr:
 
     def __post_init__(self) -> None:
         """Refuse a mean that is no number and a block without steps."""
-        _check_finite("Mean SNR", self.mean_snr_db)
+        check_finite("Mean SNR", self.mean_snr_db)
         if self.block_length < 1 or self.block_length != int(self.block_length):
             raise LinkError(
                 f"A fading block lasts a whole number of steps, at least 1, "
@@ -172,7 +114,7 @@ class BlockFadingSnr:
 
     def start(self, rng: np.random.Generator, size: int) -> SnrState:
         """Draw `size` gains, each at a random point of its block."""
-        snr_db = self._draw(rng, _checked_size(size))
+        snr_db = self._draw(rng, checked_size(size))
         return SnrState(snr_db, rng.integers(self.block_length, size=size))
 
     def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:
@@ -209,7 +151,7 @@ class GaussMarkovSnr:
 
     def __post_init__(self) -> None:
         """Refuse parameters without a stationary distribution."""
-        _check_finite("Mean SNR", self.mean_db)
+        check_finite("Mean SNR", self.mean_db)
         if not (math.isfinite(self.std_db) and self.std_db >= 0):
             raise LinkError(f"The standard deviation must be at least 0 dB, got {self.std_db}.")
         if not 0.0 <= self.correlation <= 1.0:
@@ -217,14 +159,14 @@ class GaussMarkovSnr:
 
     def start(self, rng: np.random.Generator, size: int) -> SnrState:
         """Draw `size` values from N(μ, σ²)."""
-        return _fresh(self.mean_db + self.std_db * rng.standard_normal(_checked_size(size)))
+        return fresh(self.mean_db + self.std_db * rng.standard_normal(checked_size(size)))
 
     def advance(self, state: SnrState, rng: np.random.Generator) -> SnrState:
         """Take one autoregressive step."""
         innovation = math.sqrt(1.0 - self.correlation**2) * self.std_db
         noise = rng.standard_normal(len(state.snr_db))
         deviation = self.correlation * (state.snr_db - self.mean_db) + innovation * noise
-        return _fresh(self.mean_db + deviation)
+        return fresh(self.mean_db + deviation)
 
 
 def shadowing_correlation(speed_m_s: float, step_s: float, decorrelation_m: float) -> float:
@@ -263,18 +205,3 @@ def coherence_time_s(speed_m_s: float, carrier_hz: float) -> float:
         )
     doppler_hz = speed_m_s * carrier_hz / _LIGHT_M_S
     return 0.423 / doppler_hz if doppler_hz > 0 else math.inf
-
-
-def _fresh(snr_db: FloatArray) -> SnrState:
-    return SnrState(snr_db, np.zeros(len(snr_db), dtype=np.int64))
-
-
-def _checked_size(size: int) -> int:
-    if size < 1:
-        raise LinkError(f"A process needs at least one sequence, got size {size}.")
-    return size
-
-
-def _check_finite(name: str, *values_db: float) -> None:
-    if not all(math.isfinite(value) for value in values_db):
-        raise LinkError(f"{name} must be a finite number of dB, got {values_db}.")

@@ -11,9 +11,10 @@ from rankcast.allocation.base import AllocationProblem, DeadlineRule
 from rankcast.errors import LinkError
 from rankcast.link.capacity import RateModel, rate_model
 from rankcast.link.costs import LinkCostModel
-from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, IidSnr, SnrProcess, StaticSnr
+from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, IidSnr, StaticSnr
 from rankcast.link.gains import Fading, Nakagami, Rayleigh, Rician
 from rankcast.link.payload import Accounting
+from rankcast.link.process import SnrProcess
 from rankcast.records import AdapterLayout, LinkState
 
 
