@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from rankcast.errors import LinkError
+from rankcast.link.composite import InterferedSnr, SummedSnr
+from rankcast.link.doppler import JakesSnr
 from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, IidSnr, StaticSnr
 from rankcast.link.gains import Nakagami, Rayleigh, Rician
+from rankcast.link.mobility import PathSnr
 from rankcast.link.process import SnrProcess, SnrState
 
 PROCESSES: list[SnrProcess] = [
@@ -18,6 +21,11 @@ PROCESSES: list[SnrProcess] = [
     BlockFadingSnr(5.0, Rician(4.0), 1),
     BlockFadingSnr(5.0, Nakagami(0.5), 7),
     GaussMarkovSnr(5.0, 6.0, 0.9),
+    JakesSnr(5.0, 1.5, 3.5e9, 5e-3),
+    JakesSnr(5.0, 1.5, 3.5e9, 5e-3, k_factor=3.0, n_paths=5),
+    SummedSnr((GaussMarkovSnr(5.0, 6.0, 0.9), JakesSnr(0.0, 1.5, 3.5e9, 5e-3))),
+    InterferedSnr(GaussMarkovSnr(9.0, 2.0, 0.9), (GaussMarkovSnr(3.0, 3.0, 0.8),)),
+    PathSnr(((50.0, 0.0), (300.0, 100.0), (400.0, -50.0)), 15.0, 0.5, 12.0),
 ]
 every_process = pytest.mark.parametrize("process", PROCESSES, ids=str)
 

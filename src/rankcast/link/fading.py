@@ -198,10 +198,23 @@ def coherence_time_s(speed_m_s: float, carrier_hz: float) -> float:
     Raises:
         LinkError: a negative speed, or a carrier that is not positive.
     """
+    spread_hz = doppler_hz(speed_m_s, carrier_hz)
+    return 0.423 / spread_hz if spread_hz > 0 else math.inf
+
+
+def doppler_hz(speed_m_s: float, carrier_hz: float) -> float:
+    """Return the Doppler spread f_d = v·f_c/c [Hz].
+
+    Args:
+        speed_m_s: speed of the device or of what surrounds it [m/s].
+        carrier_hz: carrier frequency [Hz].
+
+    Raises:
+        LinkError: a negative speed, or a carrier that is not positive.
+    """
     if not (0 <= speed_m_s < math.inf and 0 < carrier_hz < math.inf):
         raise LinkError(
             f"Speed must be at least 0 and the carrier positive, "
             f"got {speed_m_s} m/s and {carrier_hz} Hz."
         )
-    doppler_hz = speed_m_s * carrier_hz / _LIGHT_M_S
-    return 0.423 / doppler_hz if doppler_hz > 0 else math.inf
+    return speed_m_s * carrier_hz / _LIGHT_M_S
