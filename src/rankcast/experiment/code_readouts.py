@@ -78,7 +78,9 @@ def _text(result: Result) -> str:
     return (
         f"An adapter of {plain_bits / 32:,.0f} numbers, {plain_bits / 8e3:,.0f} kB in float32, "
         f"judged on {reference.correct.shape[1]:,} texts; "
-        f"differences in accuracy to float32 as trained, paired by text and seed. " + "; ".join(said) + "."
+        f"differences in accuracy to float32 as trained, paired by text and seed. "
+        + "; ".join(said)
+        + "."
     )
 
 
