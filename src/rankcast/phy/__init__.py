@@ -1,0 +1,1 @@
+"""Bits through 5G NR's coding and modulation, simulated with Sionna (extra `[phy]`)."""
