@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,7 +114,7 @@ class Carrier:
         if not 0 < bandwidth_hz < math.inf:
             raise LinkError(f"Bandwidth must be a positive number of Hz, got {bandwidth_hz}.")
         spacing_hz = 30e3 if bandwidth_hz >= 20e6 else 15e3
-        n_prb = _PRB[spacing_hz].get(round(bandwidth_hz / 1e6, 6))
+        n_prb = _PRB[spacing_hz].get(bandwidth_hz / 1e6)
         if n_prb is None:
             n_prb = int(0.9 * bandwidth_hz / (SUBCARRIERS * spacing_hz) + 1e-9)
         if n_prb < 1:
@@ -208,7 +209,7 @@ def base_graph(payload_bits: int, code_rate: float) -> Literal[1, 2]:
 
 
 _SPACINGS_HZ = (15e3, 30e3, 60e3, 120e3)
-_PRB = {
+_PRB: Mapping[float, Mapping[float, int]] = {
     15e3: {5: 25, 10: 52, 15: 79, 20: 106, 25: 133, 30: 160, 40: 216, 50: 270},
     30e3: {
         5: 11, 10: 24, 15: 38, 20: 51, 25: 65, 30: 78, 40: 106, 50: 133, 60: 162, 80: 217,
