@@ -33,7 +33,8 @@ from rankcast.link.gains import Fading, Nakagami, Rayleigh, Rician
 from rankcast.records import FloatArray, LinkState
 
 _LN2 = math.log(2.0)
-_LARGEST_SNR_DB = 300.0  # beyond it 10^(x/10) says nothing about radio and soon overflows
+LARGEST_SNR_DB = 300.0
+"""Beyond it 10^(x/10) says nothing about radio and soon overflows [dB]."""
 _TAIL = 1e-15  # probability left out at either end of the quadrature
 _NODES = 400  # error below 1e-12 for m = 0.5 to 1,000 and K = 0 to 10,000
 _LARGEST_CLOSED_FORM = 64  # terms of the Nakagami sum; quadrature is cheaper above
@@ -188,9 +189,9 @@ def _take(name: str, wanted: tuple[str, ...], params: Mapping[str, float]) -> tu
 def _log_snr(snr_db: FloatArray) -> FloatArray:
     """Return ln SNR, or raise `LinkError`."""
     snr_db = np.asarray(snr_db, dtype=np.float64)
-    if not (np.abs(snr_db) <= _LARGEST_SNR_DB).all():
+    if not (np.abs(snr_db) <= LARGEST_SNR_DB).all():
         raise LinkError(
-            f"SNR must be a number of dB within ±{_LARGEST_SNR_DB:g}, got {snr_db.tolist()}; "
+            f"SNR must be a number of dB within ±{LARGEST_SNR_DB:g}, got {snr_db.tolist()}; "
             f"convert a linear ratio with 10 * log10(snr)."
         )
     return snr_db * (math.log(10.0) / 10.0)
