@@ -13,7 +13,12 @@ from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, IidSnr, StaticS
 from rankcast.link.gains import Nakagami, Rayleigh, Rician
 from rankcast.link.mobility import PathSnr
 from rankcast.link.process import SnrProcess, SnrState
+from rankcast.link.replay import ReplayedSnr
+from rankcast.link.traces import Trace
 
+_TIMES_S = np.arange(200.0)
+_MEASURED_DB = 5.0 + 8.0 * np.sin(0.17 * _TIMES_S) + 2.0 * np.cos(1.9 * _TIMES_S)
+_MEASURED_BPS = 1e6 * np.maximum(_MEASURED_DB, 0.0)
 PROCESSES: list[SnrProcess] = [
     StaticSnr(5.0),
     IidSnr(),
@@ -26,6 +31,8 @@ PROCESSES: list[SnrProcess] = [
     SummedSnr((GaussMarkovSnr(5.0, 6.0, 0.9), JakesSnr(0.0, 1.5, 3.5e9, 5e-3))),
     InterferedSnr(GaussMarkovSnr(9.0, 2.0, 0.9), (GaussMarkovSnr(3.0, 3.0, 0.8),)),
     PathSnr(((50.0, 0.0), (300.0, 100.0), (400.0, -50.0)), 15.0, 0.5, 12.0),
+    ReplayedSnr.of_snr(Trace(_TIMES_S, _MEASURED_DB, "snr"), 1.0),
+    ReplayedSnr.of_throughput(Trace(_TIMES_S, _MEASURED_BPS, "throughput"), 0.5, 20e6),
 ]
 every_process = pytest.mark.parametrize("process", PROCESSES, ids=str)
 

@@ -120,7 +120,8 @@ def equivalent_snr_db(throughput_bps: ArrayLike, bandwidth_hz: float) -> FloatAr
         raise LinkError(f"The bandwidth must be a positive number of Hz, got {bandwidth_hz}.")
     if not (np.isfinite(throughput_bps) & (throughput_bps >= 0)).all():
         raise LinkError("A throughput must be a finite number of bit/s and at least 0.")
-    nats = np.maximum(throughput_bps / bandwidth_hz * math.log(2.0), 1e-300)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        nats = np.maximum(throughput_bps / bandwidth_hz * math.log(2.0), 1e-300)
     # ln(e^x − 1) = x + ln(1 − e^−x): neither end over- or underflows.
     snr_db = 10.0 / math.log(10.0) * (nats + np.log(-np.expm1(-nats)))
     if (snr_db > LARGEST_SNR_DB).any():
