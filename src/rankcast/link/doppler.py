@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rankcast.errors import LinkError
-from rankcast.link.fading import doppler_hz
+from rankcast.link.fading import coherence_time_s, doppler_hz
 from rankcast.link.process import SnrState, check_finite, checked_size
 from rankcast.records import FloatArray, IntArray
 
 SMALLEST_GAIN = 1e-12
 """-120 dB: keeps the deepest fade finite in dB."""
+COHERENCE_TIMES_TO_AVERAGE = 10.0
+"""So many of them in one transfer, and |h|² counts as averaged out."""
+
+RateReading = Literal["ergodic", "instantaneous"]
+"""The rate averaged over the fading (`Ergodic`), or that of h as it is now (`Awgn`)."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +94,26 @@ class JakesSnr:
     def _snr_db(self, hidden: FloatArray, age: IntArray) -> FloatArray:
         power = np.maximum(np.square(np.abs(self.gain(hidden, age))), SMALLEST_GAIN)
         return self.mean_snr_db + 10.0 * np.log10(power)
+
+
+def fitting_rate_reading(speed_m_s: float, carrier_hz: float, deadline_s: float) -> RateReading:
+    """Return which reading of Eq. 5 fits a device, by coherence time against deadline.
+
+    `ergodic`, with a process of the slow part alone (`GaussMarkovSnr`, `PathSnr`), where the
+    deadline spans at least `COHERENCE_TIMES_TO_AVERAGE`; else `instantaneous`, with a process that
+    holds the fading (`JakesSnr`, `BlockFadingSnr`) if h is known when a plan is made. Where h is
+    constant and unknown, `rankcast.link.capacity.Outage` fits instead. It is a rule of thumb: the
+    fewer coherence times, the wider the rate of one transfer spreads around the ergodic one.
+
+    Args:
+        speed_m_s: speed of the device or of what surrounds it [m/s]; 0 is instantaneous.
+        carrier_hz: carrier frequency [Hz].
+        deadline_s: T_max, the time of a transfer [s].
+
+    Raises:
+        LinkError: a negative speed, or a carrier or deadline that is not positive and finite.
+    """
+    if not 0 < deadline_s < math.inf:
+        raise LinkError(f"The deadline must be a positive number of seconds, got {deadline_s}.")
+    spanned = deadline_s / coherence_time_s(speed_m_s, carrier_hz)
+    return "ergodic" if spanned >= COHERENCE_TIMES_TO_AVERAGE else "instantaneous"

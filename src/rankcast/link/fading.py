@@ -8,11 +8,15 @@ between decisions:
 |---|---|---|
 | as in the paper (Table II) | `IidSnr` | `Awgn` |
 | nothing moves | `StaticSnr` | `Awgn` if SNR is measured, `Outage` if only its mean is |
-| coherence time above the deadline | `BlockFadingSnr` (|h|² is inside SNR) | `Awgn` |
-| coherence time far below it (walking, driving) | `GaussMarkovSnr` (shadowing only) | `Ergodic` |
+| coherence time above the deadline | `BlockFadingSnr`, or `JakesSnr` on shadowing | `Awgn` |
+| likewise, but |h|² is unknown when a plan is made | `GaussMarkovSnr`, `PathSnr` | `Outage` |
+| coherence time far below it (walking, driving) | `GaussMarkovSnr`, `PathSnr` | `Ergodic` |
+| SNR was measured | `ReplayedSnr.of_snr` | `Awgn`; `Ergodic` if its readings are means |
+| throughput was measured | `ReplayedSnr.of_throughput` | `Awgn` only |
 
-At 1.5 m/s and 3.5 GHz the coherence time is 24 ms, so the paper's 1 s deadline spans about forty.
-Combining `BlockFadingSnr` with `Ergodic` or `Outage` would count the fading twice.
+At 1.5 m/s and 3.5 GHz the coherence time is 24 ms, so the paper's 1 s deadline spans about forty;
+`rankcast.link.doppler.fitting_rate_reading` draws the line at ten. Where |h|² is in the
+process (`BlockFadingSnr`, `JakesSnr`, throughput), `Ergodic` or `Outage` would count it twice.
 """
 
 from __future__ import annotations
