@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import yaml
 
 from rankcast.errors import ConfigError, LinkError, RankcastError
+from rankcast.link.composite import SummedSnr
+from rankcast.link.doppler import JakesSnr
 from rankcast.link.fading import BlockFadingSnr, GaussMarkovSnr, IidSnr, StaticSnr
+from rankcast.link.mobility import PathSnr
 from rankcast.link.payload import params_per_rank
+from rankcast.link.replay import ReplayedSnr
 from rankcast.records import AdapterLayout, Projection
 from rankcast.run.config import RunConfig, load_preset, to_yaml
 from rankcast.run.link import LinkConfig
@@ -29,6 +35,7 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     names: tuple[str, ...] | None = None
     values: tuple[float, ...] = ()
+    corners: tuple[tuple[float, float], ...] = ()
     on: bool = False
     label: str | None = "x"
 
@@ -44,6 +51,8 @@ class Outer:
         ({"names": "none"}, Outer()),
         ({"values": "-5,1e1"}, Outer(values=(-5.0, 10.0))),
         ({"values": 3}, Outer(values=(3.0,))),
+        ({"corners": "[[1, 2], [3, 4e0]]"}, Outer(corners=((1.0, 2.0), (3.0, 4.0)))),
+        ({"corners": [[1, 2]]}, Outer(corners=((1.0, 2.0),))),
         ({"on": "true", "label": "null"}, Outer(on=True, label=None)),
         ({"label": "12"}, Outer(label="12")),
     ],
@@ -64,6 +73,8 @@ def test_text_and_yaml_mean_the_same(raw: dict[str, Any], expected: Outer) -> No
         ({"inner": 3}, "inner must hold settings by name, got 3"),
         ({"on": "perhaps"}, "on must be true or false"),
         ({"values": ["a"]}, "values must be a list, each a number"),
+        ({"corners": [[1, 2], [3]]}, "corners must be a list, each a list of 2, each a number"),
+        ({"corners": "1,2"}, "corners must be a list, each a list of 2"),
         ({"inner": {"size": None}}, "inner.size must be a whole number, got None"),
     ],
 )
@@ -157,6 +168,14 @@ def test_out_of_range_values_name_their_section() -> None:
         {"process": "gauss-markov", "correlation": 2},
         {"process": "block", "block_length": 0},
         {"rate_model": "rayleigh_outage", "epsilon": 1},
+        {"process": "jakes", "fading": "nakagami"},
+        {"process": "jakes", "speed_m_s": -1},
+        {"process": "jakes", "carrier_hz": 0},
+        {"process": "path", "waypoints_m": [[1, 1]]},
+        {"process": "path", "decorrelation_m": 0},
+        {"process": "trace"},
+        {"process": "trace", "trace": "no-such-trace.csv"},
+        {"process": "trace", "trace": "x", "trace_format": "mahimahi"},
     ],
 )
 def test_impossible_links_are_refused_before_anything_loads(changes: dict[str, Any]) -> None:
@@ -200,3 +219,67 @@ def test_the_first_difference_of_two_configurations() -> None:
 def test_a_link_without_values_is_refused() -> None:
     with pytest.raises(LinkError, match="at least one SNR"):
         LinkConfig(values_db=())
+
+
+def test_moving_devices_are_built_from_their_settings() -> None:
+    jakes = LinkConfig(process="jakes", snr_db=8, std_db=6, speed_m_s=10, step_s=0.5)
+    shadowing = GaussMarkovSnr(8, 6, float(np.exp(-0.1)))
+    assert jakes.snr_process() == SummedSnr((shadowing, JakesSnr(0.0, 10, 3.5e9, 0.5)))
+    assert jakes.expected_db == (8,)
+    rician = LinkConfig(process="jakes", fading="rician", k_factor=7).snr_process()
+    assert isinstance(rician, SummedSnr)
+    assert rician.parts[1] == JakesSnr(0.0, 1.5, 3.5e9, 1.0, k_factor=7)
+    keys = {"process": "path", "waypoints_m": "[[100, 0], [1000, 0]]", "exponent": 2, "snr_db": 20}
+    path = load_preset("tiny", {f"link.{key}": value for key, value in keys.items()}).link
+    assert path.snr_process() == PathSnr(((100, 0), (1000, 0)), 1.5, 1.0, 20.0, 2.0, 4.0)
+    # The mean of log10(d/100) from 100 to 1,000 m is (10·ln 10 − 9)/(9·ln 10).
+    log = np.log(10.0)
+    assert path.reference_db == pytest.approx(20 - 20 * (10 * log - 9) / (9 * log), abs=1e-5)
+
+
+def test_a_path_survives_yaml(tmp_path: Path) -> None:
+    config = load_preset("tiny", {"link.process": "path", "link.waypoints_m": [[1, 2], [30, 4]]})
+    assert to_plain(config)["link"]["waypoints_m"] == [[1.0, 2.0], [30.0, 4.0]]
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_preset(str(tmp_path / "config.yaml")) == config
+
+
+def test_a_measured_snr_is_replayed(tmp_path: Path) -> None:
+    file = tmp_path / "measured.csv"
+    file.write_text("when,SNR\n12.00.00,4\n12.00.01,9\n12.00.02,-\n12.00.03,1\n12.00.59,7\n")
+    keys = {"process": "trace", "trace": str(file), "time_column": "when", "value_column": "SNR"}
+    keys |= {"time_format": "%H.%M.%S", "rate_model": "rayleigh_ergodic"}
+    link = load_preset("tiny", {f"link.{key}": value for key, value in keys.items()}).link
+    process = link.snr_process()
+    assert isinstance(process, ReplayedSnr)
+    assert process.values_db.tolist() == [4, 9, 9, 1, 1, 7, 7]
+    assert link.expected_db == (1, 4, 7, 7, 9)
+    assert link.reference_db == 7
+    assert build(LinkConfig, to_plain(link)) == link
+
+
+def test_a_measured_throughput_needs_awgn(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("20,Mbits/sec\n0,bits/sec\n5000,Kbits/sec\n")
+    link = LinkConfig(
+        process="trace", trace=str(rows), trace_kind="throughput", trace_format="rows",
+        bandwidth_hz=10e6,
+    )  # fmt: skip
+    process = link.snr_process()
+    assert isinstance(process, ReplayedSnr)
+    rate_bps = 10e6 * link.rates().spectral_efficiency(process.values_db)
+    np.testing.assert_allclose(rate_bps, [20e6, 0.0, 5e6], atol=20.0)
+    settings = {"process": "trace", "trace": str(rows), "trace_format": "rows"}
+    with pytest.raises(LinkError, match=r"rate_model must be awgn, not rayleigh_ergodic"):
+        build(
+            LinkConfig,
+            settings | {"trace_kind": "throughput", "rate_model": "rayleigh_ergodic"},
+        )
+    with pytest.raises(LinkError, match="rows hold throughput, from which no SNR follows"):
+        build(LinkConfig, settings)
+    with pytest.raises(LinkError, match=r"gone\.csv cannot be read"):
+        build(LinkConfig, {"process": "trace", "trace": str(tmp_path / "gone.csv")})
+    schedule = tmp_path / "schedule.down"
+    schedule.write_text("0\n1000\n2000\n")
+    keys = settings | {"trace": str(schedule), "trace_format": "mahimahi"}
+    build(LinkConfig, keys | {"trace_kind": "throughput"})

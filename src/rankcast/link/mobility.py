@@ -12,6 +12,8 @@ from rankcast.link.fading import shadowing_correlation
 from rankcast.link.process import SnrState, checked_size
 from rankcast.records import FloatArray, IntArray
 
+_MEAN_POINTS = 10_000  # of the midpoint rule along the path
+
 
 @dataclass(frozen=True)
 class PathSnr:
@@ -81,6 +83,12 @@ class PathSnr:
         return np.maximum(np.hypot(x, y), self.nearest_m)
 
     @property
+    def mean_snr_db(self) -> float:
+        """The mean over the path, and so over time [dB]."""
+        middles_m = (np.arange(_MEAN_POINTS) + 0.5) * self._length_m / _MEAN_POINTS
+        return float(self._path_db(middles_m).mean())
+
+    @property
     def _corners_m(self) -> FloatArray:
         points = np.array(self.waypoints_m, dtype=np.float64)
         legs = np.linalg.norm(np.diff(points, axis=0), axis=1)
@@ -91,6 +99,10 @@ class PathSnr:
         return float(self._corners_m[-1]) if len(self.waypoints_m) > 1 else 0.0
 
     def _state(self, place_m: FloatArray, shadowing_db: FloatArray, age: IntArray) -> SnrState:
-        loss_db = 10.0 * self.exponent * np.log10(self.distance_m(place_m) / 100.0)
-        snr_db = self.snr_at_100_m_db - loss_db + shadowing_db
+        snr_db = self._path_db(place_m) + shadowing_db
         return SnrState(snr_db, age, np.column_stack([place_m, shadowing_db]))
+
+    def _path_db(self, place_m: FloatArray) -> FloatArray:
+        """Return SNR without shadowing."""
+        loss_db = 10.0 * self.exponent * np.log10(self.distance_m(place_m) / 100.0)
+        return self.snr_at_100_m_db - loss_db

@@ -76,8 +76,13 @@ def to_plain(config: Any) -> dict[str, Any]:
         if is_dataclass(value):
             plain[field.name] = to_plain(value)
         else:
-            plain[field.name] = list(value) if isinstance(value, tuple) else value
+            plain[field.name] = _plain_list(value)
     return plain
+
+
+def _plain_list(value: Any) -> Any:
+    """Return tuples, and tuples in them, as lists."""
+    return [_plain_list(item) for item in value] if isinstance(value, tuple) else value
 
 
 def first_difference(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> str:
@@ -121,9 +126,10 @@ def _as(option: Any, value: Any) -> tuple[Any, bool]:
     if get_origin(option) is Literal:
         return value, value in get_args(option)
     if get_origin(option) is tuple:
-        items = _items(value)
-        found = [_fit(get_args(option)[:1], item) for item in items or ()]
-        return tuple(item for item, _ in found), items is not None and all(ok for _, ok in found)
+        items, inner = _items(value), get_args(option)
+        right_length = items is not None and (inner[-1] is ... or len(items) == len(inner))
+        found = [_fit(inner[:1], item) for item in items or ()]
+        return tuple(item for item, _ in found), right_length and all(ok for _, ok in found)
     if option is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return (float(value), True) if is_number else (None, False)
@@ -156,7 +162,9 @@ def _words(option: Any) -> str:
     if get_origin(option) is Literal:
         return "one of " + ", ".join(map(str, get_args(option)))
     if get_origin(option) is tuple:
-        return f"a list, each {_words(get_args(option)[0])}"
+        inner = get_args(option)
+        count = "" if inner[-1] is ... else f" of {len(inner)}"
+        return f"a list{count}, each {_words(inner[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return "null" if option is types.NoneType else names.get(option, str(option))
 
