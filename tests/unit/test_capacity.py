@@ -8,15 +8,15 @@ from scipy import integrate, stats
 
 from rankcast.errors import ConfigError, LinkError
 from rankcast.link.capacity import (
-    RATE_MODELS,
     Awgn,
     Ergodic,
     Outage,
     RateModel,
+    TruncatedShannon,
     rate_bps,
-    rate_model,
 )
 from rankcast.link.gains import Nakagami, Rayleigh, Rician
+from rankcast.link.rate_models import RATE_MODELS, parameters_of, rate_model
 from rankcast.records import LinkState
 
 SNR_DB = np.array([-5.0, 5.0, 15.0])
@@ -206,6 +206,21 @@ def test_every_name_builds_what_it_says() -> None:
     assert all(isinstance(_build(name), RateModel) for name in RATE_MODELS)
 
 
+def test_truncated_shannon_by_hand() -> None:
+    model = TruncatedShannon(efficiency=0.5, gap_db=10.0 * math.log10(2.0), largest=1.5)
+    # log2(1 + 6/2) = 2 at a linear SNR of 6; above 1 + 14/2 = 8 the limit of 1.5 holds.
+    snr_db = 10.0 * np.log10([6.0, 14.0, 1000.0])
+    assert model.spectral_efficiency(snr_db) == pytest.approx([1.0, 1.5, 1.5])
+
+
+@pytest.mark.parametrize(
+    "params", [(0.0, 0.0, 4.0), (1.1, 0.0, 4.0), (0.5, -1.0, 4.0), (0.5, 0.0, 0.0)]
+)
+def test_bad_truncated_shannon(params: tuple[float, float, float]) -> None:
+    with pytest.raises(ConfigError, match="truncated Shannon"):
+        TruncatedShannon(*params)
+
+
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'rayleigh_ergodic'"):
         rate_model("rayleigh_ergodc")
@@ -228,8 +243,8 @@ def test_wrong_parameters(name: str, params: dict[str, float], message: str) -> 
 
 
 def _build(name: str) -> RateModel:
-    params = {"k_factor": 2.0, "m": 1.5, "epsilon": 0.1}
-    wanted = {"rician": "k_factor", "nakagami": "m", "outage": "epsilon"}
-    return rate_model(
-        name, **{wanted[p]: params[wanted[p]] for p in name.split("_") if p in wanted}
-    )
+    params = {
+        "k_factor": 2.0, "m": 1.5, "epsilon": 0.1, "efficiency": 0.6, "gap_db": 1.0,
+        "largest": 4.4, "bandwidth_hz": 5e6, "impl_loss_db": 2.0,
+    }  # fmt: skip
+    return rate_model(name, **{wanted: params[wanted] for wanted in parameters_of(name)})

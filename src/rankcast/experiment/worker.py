@@ -33,7 +33,16 @@ ERROR_FILE = "error.txt"
 OUTPUT_FILE = "output.txt"
 _SPENT_FILE = "spent.txt"
 _OWNER_FILE = "settings.sha256"
-_PACKAGES = ("rankcast", "torch", "transformers", "peft", "numpy", "scipy", "gymnasium")
+_PACKAGES = (
+    "sionna-no-rt",
+    "rankcast",
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+    "scipy",
+    "gymnasium",
+)
 
 _load = cache(load_experiment)
 

@@ -13,8 +13,9 @@ from rankcast.codec.lora_files import write_peft
 from rankcast.codec.packing import Source, pack, pack_at, pack_within, read_adapter, unpack
 from rankcast.errors import CodecError, ConfigError
 from rankcast.files import replace_file
-from rankcast.link.capacity import rate_model
+from rankcast.link.capacity import rate_bps
 from rankcast.link.payload import budget_bits
+from rankcast.link.rate_models import parameters_of, rate_model
 from rankcast.records import LinkState
 from rankcast.run.contents import BITS_OF_FLOAT32, described, ladder_table, rank_table, rungs_of
 from rankcast.run.file_options import Info, Pack, Unpack, Verify
@@ -118,9 +119,10 @@ def budget_of(command: Pack) -> float | None:
 
 
 def _rate_bps(name: str, link: LinkState) -> float:
-    from rankcast.link.capacity import rate_bps  # noqa: PLC0415
-
-    return float(rate_bps(rate_model(name), link)[0])
+    wanted = parameters_of(name)
+    found = {"bandwidth_hz": float(link.bandwidth_hz[0]), "impl_loss_db": 0.0}
+    given = {key: value for key, value in found.items() if key in wanted}
+    return float(rate_bps(rate_model(name, **given), link)[0])
 
 
 def read_file(file: Path, *, prefix: bool = False) -> Container:

@@ -56,7 +56,7 @@ class Pack(Texts):
     deadline_s: float | None = None
     """Time in which the file has to arrive over that link [s]."""
     rate_model: str = "awgn"
-    """How SNR becomes rate: awgn (Shannon), or see `rankcast.link.capacity.RATE_MODELS`."""
+    """How SNR becomes rate: awgn (Shannon), or what 5G NR gets through, nr_64qam or nr_256qam."""
     planned: bool = False
     """For a run and a budget or link: choose the rank and the step of each projection together, by
     the gains that the run has learned, instead of one step for all."""

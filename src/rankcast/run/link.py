@@ -11,7 +11,7 @@ import numpy as np
 
 from rankcast.allocation.base import AllocationProblem, DeadlineRule
 from rankcast.errors import LinkError
-from rankcast.link.capacity import RateModel, rate_model
+from rankcast.link.capacity import RateModel, TruncatedShannon
 from rankcast.link.composite import SummedSnr
 from rankcast.link.costs import LinkCostModel
 from rankcast.link.doppler import JakesSnr
@@ -26,6 +26,7 @@ from rankcast.link.gains import Fading, Nakagami, Rayleigh, Rician
 from rankcast.link.mobility import PathSnr
 from rankcast.link.payload import Accounting
 from rankcast.link.process import SnrProcess
+from rankcast.link.rate_models import parameters_of, rate_model
 from rankcast.link.replay import ReplayedSnr
 from rankcast.link.trace_files import read_csv, read_mahimahi, read_throughput_rows
 from rankcast.link.traces import LONGEST_GAP_S, Trace, TraceKind
@@ -65,10 +66,14 @@ class LinkConfig:
         time_format: of `csv`, that of its stamps as of `datetime.strptime`; empty for seconds.
         value_scale: of `csv`, what makes its values dB or bit/s: 1e3 if they are kbit/s.
         max_gap_s: longer gaps are cut out of the trace [s].
-        rate_model: how SNR becomes rate (`rankcast.link.capacity.RATE_MODELS`).
+        rate_model: how SNR becomes rate (`rankcast.link.rate_models`).
         k_factor: K of Rician fading.
         m: m of Nakagami fading.
         epsilon: share of transfers that may fail, of the outage rate models.
+        efficiency: share of Shannon's rate that `truncated_shannon` has.
+        gap_db: SNR that it loses [dB].
+        largest: its highest rate [bit/s/Hz].
+        impl_loss_db: SNR that a receiver of `nr_64qam` and `nr_256qam` loses [dB].
         bandwidth_hz: W_t [Hz].
         deadline_s: T_max [s].
         link_weight: λ of Eq. 10.
@@ -107,6 +112,10 @@ class LinkConfig:
     k_factor: float = 3.0
     m: float = 2.0
     epsilon: float = 0.1
+    efficiency: float = TruncatedShannon.efficiency
+    gap_db: float = TruncatedShannon.gap_db
+    largest: float = TruncatedShannon.largest
+    impl_loss_db: float = 0.0
     bandwidth_hz: float = 100e6
     deadline_s: float = 1.0
     link_weight: float = 0.1
@@ -166,9 +175,7 @@ class LinkConfig:
 
     def rates(self) -> RateModel:
         """Return how SNR becomes rate."""
-        fading, _, kind = self.rate_model.partition("_")
-        wanted = {"rician": ("k_factor",), "nakagami": ("m",)}.get(fading, ())
-        names = (*wanted, "epsilon") if kind == "outage" else wanted
+        names = parameters_of(self.rate_model)
         return rate_model(self.rate_model, **{name: getattr(self, name) for name in names})
 
     def problem(self, layout: AdapterLayout) -> AllocationProblem:
