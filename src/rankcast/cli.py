@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from rankcast.errors import ConfigError, RankcastError
+from rankcast.run.air_options import Link, Send
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 from rankcast.run.options import Allocate, Command, Demo, Evaluate, Experiment, Presets, Train
 from rankcast.run.signals import stop_on_signal
@@ -101,6 +102,14 @@ def _run(command: Any, rest: list[str], typed: list[str]) -> int:
         from rankcast.run.containers import dispatch  # noqa: PLC0415
 
         return dispatch(command)
+    if isinstance(command, Send):
+        from rankcast.run.sending import send  # noqa: PLC0415
+
+        return send(command)
+    if isinstance(command, Link):
+        from rankcast.run.link_commands import dispatch as look_at_link  # noqa: PLC0415
+
+        return look_at_link(command)
     handlers: dict[type, Callable[[Any], int]] = {
         Allocate: _allocate,
         Evaluate: _evaluate,

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from rankcast.run.air_options import Link, Send
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 
 
@@ -208,6 +209,8 @@ Command = (
     | Annotated[Unpack, tyro.conf.subcommand("unpack")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Send, tyro.conf.subcommand("send")]
+    | Annotated[Link, tyro.conf.subcommand("link")]
     | Annotated[Presets, tyro.conf.subcommand("presets")]
     | Annotated[Experiment, tyro.conf.subcommand("experiment")]
 )

@@ -1,4 +1,4 @@
-"""Two pictures of a run: the ranks chosen for each link, and how learning went."""
+"""Pictures: of a run the ranks for each link and how learning went, and of the radio its curves."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from rankcast.errors import ConfigError
 from rankcast.files import replace_file
 from rankcast.records import AdapterLayout, FloatArray
 from rankcast.run.journal import read_log
+from rankcast.run.link_commands import LinkCurves
 
 BLUE, GREY = "#1f5fa8", "#9aa4b0"
 
@@ -84,6 +86,36 @@ def draw_learning(path: Path, log: Path) -> None:
     _save(figure, path)
 
 
+def draw_link_curves(path: Path, curves: LinkCurves) -> None:
+    """Draw rate against SNR for every model, and below it the waterfalls of the schemes."""
+    plt = _pyplot()
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(8.0, 8.0), sharex=True, layout="constrained"
+    )
+    for name, rate in curves.rates.items():
+        bold = name in ("awgn", curves.nr)
+        above.plot(
+            curves.snr_db, rate, label=name, linewidth=2.2 if bold else 1.0,
+            linestyle="-" if bold else "--",
+        )  # fmt: skip
+    above.set_ylabel("rate [bit/s/Hz]")
+    above.set_ylim(0.0, None)
+    above.legend(fontsize=8, frameon=False)
+    above.set_title(f"{curves.bandwidth_hz / 1e6:g} MHz", fontsize=10)
+    colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.95, len(curves.block_error)))
+    for index, (lost, colour) in enumerate(zip(curves.block_error, colours, strict=True)):
+        below.semilogy(curves.snr_db, lost, color=colour)
+        at = int(np.argmin(np.abs(lost - 0.5)))
+        below.text(curves.snr_db[at], 1.15, str(index), fontsize=7, ha="center", color=colour)
+    below.set_ylim(1e-3, 1.8)
+    below.set_ylabel("transport blocks lost, first transmission")
+    below.set_xlabel("Es/N0 [dB]")
+    for axis in (above, below):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
 def _column(rows: Sequence[dict[str, Any]], name: str) -> tuple[FloatArray, FloatArray]:
     """Return the steps and the values of a column."""
     table = np.array([[row["step"], row[name]] for row in rows], dtype=np.float64).reshape(-1, 2)
@@ -101,9 +133,12 @@ def _write_numbers(axis: Any, grid: FloatArray, r_max: int) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG and forget it."""
+    """Write a figure in the format that its name says, PNG if none, and forget it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda partial: figure.savefig(partial, dpi=130, format="png"))
+    kind = path.suffix[1:].lower() or "png"
+    if kind not in ("png", "svg", "pdf"):
+        raise ConfigError(f"{path}: pictures are .png, .svg or .pdf.")
+    replace_file(path, lambda partial: figure.savefig(partial, dpi=130, format=kind))
     _pyplot().close(figure)
 
 
