@@ -141,6 +141,8 @@ def _train(command: Train | Demo, overrides: dict[str, str], typed: list[str]) -
     if demo:
         print("Comparing on the test split …", file=sys.stderr)  # noqa: T201
         _print_comparison(outcome.session, outcome.folder, as_json=command.json)
+        if not command.json:
+            _print_air_panel(config, outcome.folder)
     elif command.json:
         print(json.dumps(outcome.result, indent=2))  # noqa: T201
     else:
@@ -149,6 +151,15 @@ def _train(command: Train | Demo, overrides: dict[str, str], typed: list[str]) -
         stdout().print(result_table(outcome.result))
         stdout().print(f"Everything is in {outcome.folder.path}.")
     return 0
+
+
+def _print_air_panel(config: RunConfig, folder: Any) -> None:
+    from rankcast.run.air_panel import air_panel  # noqa: PLC0415
+    from rankcast.run.console import stdout  # noqa: PLC0415
+
+    panel = air_panel(folder.path, config.link.values_db)
+    if panel is not None:
+        stdout().print(panel)
 
 
 def _train_with_progress(

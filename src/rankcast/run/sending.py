@@ -100,9 +100,12 @@ def sent(command: Send) -> Outcome:
             data, _snrs(command, link, of_fading), channel, of_channel,
             deadline_s=deadline_s, progress=on_block,
         )  # fmt: skip
-    foretold = air_times_s(
-        sender, len(data), lambda: _snrs(command, link, of_forecast), of_forecast, _FORETOLD_RUNS
-    )
+    foretold = np.array([math.nan])
+    if command.delay_profile == "flat":  # the table knows one SNR a slot
+        foretold = air_times_s(
+            sender, len(data), lambda: _snrs(command, link, of_forecast), of_forecast,
+            _FORETOLD_RUNS,
+        )  # fmt: skip
     shannon = float(Awgn().spectral_efficiency(np.array(command.snr_db)))
     return Outcome(
         delivery,
@@ -198,7 +201,7 @@ def _say(command: Send, outcome: Outcome) -> None:
             f"{found['lost_blocks']} lost; schemes {_range(found['schemes'])} of {command.table}."
         ),
         (
-            f"For the whole file: the table foretells {_ms(outcome.foretold_s)}, Shannon promises "
+            f"For the whole file: {_foretold(command, outcome.foretold_s)}Shannon promises "
             f"{_ms(outcome.shannon_s)}; float32 would have "
             f"{BITS_OF_FLOAT32 * outcome.whole.header.n_params / 8:,.0f} bytes."
         ),
@@ -223,8 +226,16 @@ def _use(found: dict[str, Any]) -> str:
     return f"Usable: {found['chunks']} of {found['chunks_sent']} chunks, an adapter{expected}."
 
 
+def _foretold(command: Send, seconds: float) -> str:
+    if command.delay_profile != "flat":
+        return ""
+    if math.isnan(seconds):
+        return "the table foretells that it never arrives, "
+    return f"the table foretells {_ms(seconds)}, "
+
+
 def _ms(seconds: float) -> str:
-    return "that it never arrives" if math.isnan(seconds) else f"{1e3 * seconds:,.1f} ms"
+    return f"{1e3 * seconds:,.1f} ms"
 
 
 def _range(schemes: list[int]) -> str:

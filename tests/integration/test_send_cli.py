@@ -1,0 +1,181 @@
+"""`rankcast send` and `rankcast link`: what a person sees, and what arrives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codec_data import packed, random_adapter
+from command_line import call
+from rankcast.codec.container import Container, read_container
+from rankcast.codec.packing import unpack
+from rankcast.errors import LinkError
+from rankcast.run.air_options import Send
+from rankcast.run.air_panel import air_panel
+from rankcast.run.sending import sent
+
+WIDTHS, RANKS = ((96, 64), (64, 192), (96, 96)), (8, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def container() -> Container:
+    return packed(random_adapter(0, WIDTHS, RANKS), finest=-30, n_rungs=4)
+
+
+@pytest.fixture
+def file(container: Container, tmp_path: Path) -> Path:
+    path = tmp_path / "a.rcast"
+    path.write_bytes(container.to_bytes())
+    return path
+
+
+def test_real_bits_cross_and_the_file_is_the_same(file: Path, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("sionna")
+    target = tmp_path / "got.rcast"
+    link = ("--snr-db", "12", "--bandwidth-hz", "5e6", "--seed", "1")
+    status, out, _ = call("send", str(file), *link, "-o", str(target), capsys=capsys)
+    assert status == 0
+    assert "all of it received" in out
+    assert "simulated air interface" in out
+    assert target.read_bytes() == file.read_bytes()
+
+
+def test_a_deadline_leaves_the_best_prefix(file: Path, tmp_path: Path, capsys: Any) -> None:
+    whole = sent(Send(file=file, snr_db=5.0, bandwidth_hz=5e6, link="table"))
+    assert whole.delivery.complete
+    half_s = 0.5 * whole.delivery.air_time_s
+    target = tmp_path / "got.rcast"
+    status, out, _ = call(
+        "send", str(file), "--snr-db", "5", "--bandwidth-hz", "5e6", "--link", "table",
+        "--deadline-s", str(half_s), "-o", str(target), "--json", capsys=capsys,
+    )  # fmt: skip
+    found = json.loads(out)
+    assert status == 0
+    assert found["air_time_s"] <= half_s
+    assert 0 < found["chunks"] < found["chunks_sent"]
+    got = read_container(target.read_bytes(), allow_prefix=True)
+    assert len(got.chunks) == found["chunks"]
+    # Every chunk that is whole in what arrived is used, and no other.
+    parts = whole.whole.chunks
+    ends = np.cumsum([len(whole.whole.to_bytes()) - sum(map(len, parts)), *map(len, parts)])
+    assert ends[found["chunks"]] <= found["received_bytes"] < ends[found["chunks"] + 1]
+    first = unpack(Container(whole.whole.header, parts[: found["chunks"]]))
+    for one, other in zip(unpack(got).factors, first.factors, strict=True):
+        assert np.array_equal(one.delta_weight(), other.delta_weight())
+
+
+def test_lost_blocks_leave_the_prefix_before_them(file: Path) -> None:
+    outcomes = [
+        sent(Send(file=file, snr_db=9.0, bandwidth_hz=1e6, link="table", fading="rayleigh",
+                  speed_m_s=30.0, max_transmissions=1, seed=seed))
+        for seed in range(12)
+    ]  # fmt: skip
+    cut = [o for o in outcomes if not o.delivery.complete]
+    assert cut
+    for outcome in cut:
+        data, received = outcome.whole.to_bytes(), outcome.delivery.received
+        assert data.startswith(received)
+        assert not outcome.delivery.blocks[-1].arrived
+        if outcome.arrived is not None:
+            assert outcome.arrived.chunks == outcome.whole.chunks[: len(outcome.arrived.chunks)]
+
+
+def test_nothing_usable_is_said_so(file: Path, capsys: Any) -> None:
+    link = ("--snr-db", "-25", "--bandwidth-hz", "1e6", "--link", "table")
+    status, out, _ = call("send", str(file), *link, capsys=capsys)
+    assert status == 1
+    assert "Nothing can be decoded" in out
+    assert "never arrives" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bandwidth-hz", "1e5"), "narrower than one resource block"),
+        (("--bandwidth-hz", "1e6", "--delay-profile", "tdl-a"), "--link nr"),
+        (("--bandwidth-hz", "1e6", "--deadline-s", "-1"), "deadline must be positive"),
+        (("--bandwidth-hz", "1e6", "--max-transmissions", "0"), "at least one transmission"),
+    ],
+)
+def test_an_impossible_link_is_refused(
+    file: Path, options: tuple[str, ...], message: str, capsys: Any
+) -> None:
+    command = ("send", str(file), "--snr-db", "5", "--link", "table", *options)
+    status, _, err = call(*command, capsys=capsys)
+    assert status == 2
+    assert message in err
+
+
+def test_a_delay_profile_inside_the_slots(file: Path) -> None:
+    pytest.importorskip("sionna")
+    outcome = sent(
+        Send(file=file, snr_db=15.0, bandwidth_hz=1e6, delay_profile="tdl-c", delay_spread_s=3e-7)
+    )
+    assert outcome.delivery.complete
+    assert np.isnan(outcome.foretold_s)
+
+
+def test_rates_of_a_link(capsys: Any) -> None:
+    status, out, _ = call(
+        "link", "rates", "--snr-db", "5", "--bandwidth-hz", "5e6", "--json", capsys=capsys
+    )
+    found = json.loads(out)
+    assert status == 0
+    # Shannon by hand: 5 MHz·log2(1 + 10^0.5) = 10.287 Mbit/s.
+    assert found["rate_bps"]["awgn"] == pytest.approx(10.287e6, rel=1e-4)
+    assert 0.4 < found["rate_bps"]["nr_64qam"] / found["rate_bps"]["awgn"] < 0.72
+    assert found["reading"] == "ergodic"
+    assert "nr_256qam" in call(
+        "link", "rates", "--snr-db", "5", "--bandwidth-hz", "5e6", capsys=capsys
+    )[1]  # fmt: skip
+
+
+def test_curves_are_drawn_and_printed(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("matplotlib")
+    for kind, magic in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        path = tmp_path / f"curves.{kind}"
+        status, out, _ = call("link", "curves", "-o", str(path), capsys=capsys)
+        assert status == 0
+        assert "of Shannon's rate" in out
+        assert path.read_bytes().startswith(magic)
+    _, out, _ = call("link", "curves", "--json", capsys=capsys)
+    found = json.loads(out)
+    assert len(found["block_error"]) == 29
+    awgn, nr = (np.array(found["bit_per_s_per_hz"][name]) for name in ("awgn", "nr_64qam"))
+    assert (nr < awgn).all()
+    assert call("link", "curves", "-o", str(tmp_path / "x.txt"), capsys=capsys)[0] == 2
+
+
+def test_the_panel_of_a_demo(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sionna")
+    from rankcast.codec.lora_files import write_peft
+
+    tensors = random_adapter(0, WIDTHS, RANKS)
+    folder = write_peft(tensors, tmp_path / "lora", base_model_name="tiny", task_type="SEQ_CLS")
+    panel = air_panel(folder, (0.0, 10.0))
+    assert panel is not None
+    cells = [list(column.cells) for column in panel.columns]
+    assert cells[0] == ["0", "5", "10"]
+    assert "all bytes right" in cells[3][1]
+    assert "NOT" not in cells[3][1]
+
+
+def test_a_link_that_ends_is_no_error(file: Path) -> None:
+    with pytest.raises(LinkError, match="deadline"):
+        sent(Send(file=file, snr_db=5.0, bandwidth_hz=1e6, link="table", deadline_s=0.0))
+
+
+def test_looking_at_the_link_needs_no_torch() -> None:
+    code = (
+        "import sys; from rankcast.cli import main\n"
+        "try: main(['link', 'rates', '--snr-db', '5', '--bandwidth-hz', '5e6'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'sionna', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)  # noqa: S603
