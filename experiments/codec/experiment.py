@@ -43,6 +43,7 @@ def jobs(scale: Scale) -> Sequence[Job]:
     found += [_compeft(way, seed) for way in ("nested", "lora") for seed in SEEDS]
     found += [_distilled(way, seed) for way in WAYS for seed in SEEDS]
     found += [_distilled("nested", seed) for seed in MORE_SEEDS]
+    found += [_fitted(seed) for seed in (*SEEDS, *MORE_SEEDS)]
     return [*found, *(_job("agnews", "nested", seed, STEPS, _distil()) for seed in SEEDS)]
 
 
@@ -78,6 +79,12 @@ def _distilled(way: str, seed: int) -> Job:
     return _after("distilled", way, seed, {"finish": _distil()} | alone)
 
 
+def _fitted(seed: int) -> Job:
+    """Return the job that codes a finished adapter so that it fits a number of bits."""
+    finish = FINISH | {"distil": True, "bit_weight": DISTILLED_BIT_WEIGHTS[0]}
+    return _after("fitted", "nested", seed, {"finish": finish, "times_smaller": 80})
+
+
 def _after(what: str, way: str, seed: int, more: Mapping[str, Any]) -> Job:
     """Return a job on the adapter that another job has trained, or would have."""
     settings = {
@@ -94,7 +101,7 @@ def _after(what: str, way: str, seed: int, more: Mapping[str, Any]) -> Job:
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
     """Train, code, finish, and judge what decodes."""
-    runs = {"compeft": _run_compeft, "distilled": _run_distilled}
+    runs = {"compeft": _run_compeft, "distilled": _run_distilled, "fitted": _run_fitted}
     return runs.get(job.settings["way"], _run)(job, context)
 
 
@@ -129,6 +136,27 @@ def _run_distilled(job: Job, context: RunContext) -> Mapping[str, Any]:
         bits, decoded = codes.our_code(after, sensitive)
         note(f"{DISTILLED}, {weight:g}", bits, decoded, f"{weight:g}.json")
     return {"codes": rows, "n_params": start.n_params}
+
+
+def _run_fitted(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Code what another job has finished, or would have, in a share of its bits in float32."""
+    from rankcast.experiment import codes  # noqa: PLC0415
+
+    s = job.settings
+    splits, config = TASKS[s["task"]].splits_for(context), _config(job)
+    start = codes.train_adapter(s["of"], config, splits, _trained_in(job, context))
+    learner = codes.learner_for(start, config, splits)
+    sensitive = codes.coding_for(learner, FINISH["relative_step"], FINISH["sensitivity_power"])
+    finish = codes.Finish(**s["finish"])
+    folder = context.scratch.parent / f"sst2-codes-distilled-{s['of']}-{job.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"finished-{finish.bit_weight:g}.pt"
+    after = codes.finished(start, config, splits, finish, coding=sensitive, checkpoint=checkpoint)
+    factor = s["times_smaller"]
+    bits, decoded = codes.our_code_within(after, sensitive, 32.0 * start.n_params / factor)
+    found = codes.judged_once(context.scratch / "judged" / f"{factor}.json", learner, decoded)
+    row = {"code": f"{DISTILLED}, fitted to a budget", "bits": bits, **found}
+    return {"codes": [row], "n_params": start.n_params}
 
 
 def _trained_in(job: Job, context: RunContext) -> Path:

@@ -133,9 +133,10 @@ def _points(result: Result, task: str, way: str) -> dict[str, tuple[float, Answe
         names = [name for name in names if not name.startswith("ComPEFT")]
         names += [c["code"] for c in tuned[0].values["codes"]]
         rows = [*rows, *tuned]
-    distilled = result.select(task=task, way="distilled", of=way)
-    names += [c["code"] for c in distilled[0].values["codes"]] if distilled else []
-    rows = [*rows, *distilled]
+    for more in ("distilled", "fitted"):
+        found_so = result.select(task=task, way=more, of=way)
+        names += [c["code"] for c in found_so[0].values["codes"]] if found_so else []
+        rows = [*rows, *found_so]
     found = {}
     for code in names:
         seen = [(row.job.seed, c) for row in rows for c in row.values["codes"] if c["code"] == code]

@@ -17,7 +17,7 @@ from rankcast.adapters.projections import find_projections
 from rankcast.codec.header import BaseModel
 from rankcast.codec.ladder import exponent_of_quality
 from rankcast.codec.lora_files import read_peft
-from rankcast.codec.packing import Source, pack, unpack
+from rankcast.codec.packing import Source, pack, pack_within, unpack
 from rankcast.codec.plain import Coded, compeft, loraquant, plain
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.experiment.live import judgement, trained
@@ -214,11 +214,28 @@ def our_code(tensors: AdapterTensors, coding: Coding) -> tuple[float, AdapterTen
         tensors: balanced.
         coding: at which steps.
     """
+    container = pack(_source(tensors, coding), coding.exponent)
+    return 8.0 * len(container.to_bytes()), unpack(container)
+
+
+def our_code_within(
+    tensors: AdapterTensors, coding: Coding, budget_bits: float
+) -> tuple[float, AdapterTensors]:
+    """Return the bits of a whole file that fits a budget, and what it decodes to.
+
+    Args:
+        tensors: balanced.
+        coding: how steps differ; how fine they are follows from the budget.
+        budget_bits: of the whole file, header included.
+    """
+    container = pack_within(_source(tensors, coding), budget_bits)
+    return 8.0 * len(container.to_bytes()), unpack(container)
+
+
+def _source(tensors: AdapterTensors, coding: Coding) -> Source:
     name = "sentence-transformers/all-MiniLM-L6-v2"
     digest = hashlib.sha256(name.encode()).hexdigest()  # as long as a fingerprint, as hard to pack
-    source = Source(tensors, BaseModel(name, digest), {"task_type": "SEQ_CLS"}, coding.offsets)
-    container = pack(source, coding.exponent)
-    return 8.0 * len(container.to_bytes()), unpack(container)
+    return Source(tensors, BaseModel(name, digest), {"task_type": "SEQ_CLS"}, coding.offsets)
 
 
 def judged_once(
