@@ -61,12 +61,13 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
 
 def _run_delivered(job: Job) -> Mapping[str, Any]:
     """Send through the same slots twice: by the table, and through the simulation."""
-    from rankcast.phy.channel import SimulatedChannel  # noqa: PLC0415
+    from rankcast.phy.channel import SimulatedChannel, best_device  # noqa: PLC0415
 
     s, link = job.settings, NrLink(Carrier.for_bandwidth(BANDWIDTH_HZ))
     snrs_db = _snrs(s["fading"], s["snr_db"], link, job.seed, s["n_slots"])
     found = {"snrs_db": [round(x, 3) for x in snrs_db]}
-    for name, channel in (("table", AbstractChannel(link)), ("simulated", SimulatedChannel(link))):
+    simulated = SimulatedChannel(link, device=best_device())
+    for name, channel in (("table", AbstractChannel(link)), ("simulated", simulated)):
         found[name] = _through(channel, link, snrs_db, job.seed)
     return found | {"slot_s": link.carrier.slot_s, "efficiency": link.carrier.efficiency}
 
@@ -111,12 +112,13 @@ def _deliveries(
 
 def _run_adapter(job: Job) -> Mapping[str, Any]:
     """Send an adapter's worth of bytes over a link without fading."""
-    from rankcast.phy.channel import SimulatedChannel  # noqa: PLC0415
+    from rankcast.phy.channel import SimulatedChannel, best_device  # noqa: PLC0415
 
     s, link = job.settings, NrLink(Carrier.for_bandwidth(BANDWIDTH_HZ))
     rng = np.random.default_rng(job.seed)
     data, sender = rng.bytes(s["bytes"]), Sender(link)
-    delivery = sender.send(data, itertools.repeat(s["snr_db"]), SimulatedChannel(link), rng)
+    channel = SimulatedChannel(link, device=best_device())
+    delivery = sender.send(data, itertools.repeat(s["snr_db"]), channel, rng)
     foretold = air_times_s(
         sender, len(data), lambda: itertools.repeat(s["snr_db"]), np.random.default_rng(100)
     )

@@ -25,6 +25,11 @@ Gains = Callable[[int, torch.Generator], torch.Tensor]
 """Draws (S,) complex gains h of the data symbols of one slot, of unit mean power."""
 
 
+def best_device() -> str:
+    """Return a GPU if there is one, else the processor."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
 def flat(n_symbols: int, generator: torch.Generator) -> torch.Tensor:
     """Return ones: the SNR of the slot is that of every symbol."""
     return torch.ones(n_symbols, dtype=torch.complex64, device=generator.device)

@@ -121,10 +121,11 @@ def _channel(command: Send, link: NrLink) -> BlockChannel:
         if command.delay_profile != "flat":
             raise ConfigError("A delay profile needs --link nr: the table knows one SNR a slot.")
         return AbstractChannel(link)
-    from rankcast.phy.channel import SimulatedChannel  # noqa: PLC0415 needs Sionna
+    from rankcast.phy.channel import SimulatedChannel, best_device  # noqa: PLC0415 needs Sionna
 
+    device = best_device()
     if command.delay_profile == "flat":
-        return SimulatedChannel(link)
+        return SimulatedChannel(link, device=device)
     from rankcast.phy.fading import tapped_delay_line  # noqa: PLC0415
 
     gains = tapped_delay_line(
@@ -133,8 +134,9 @@ def _channel(command: Send, link: NrLink) -> BlockChannel:
         delay_spread_s=command.delay_spread_s,
         carrier_hz=command.carrier_hz,
         speed_m_s=command.speed_m_s,
+        device=device,
     )
-    return SimulatedChannel(link, gains)
+    return SimulatedChannel(link, gains, device=device)
 
 
 def _snrs(command: Send, link: NrLink, rng: np.random.Generator) -> Iterable[float]:
