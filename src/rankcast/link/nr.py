@@ -1,7 +1,7 @@
 """5G NR's modulation and coding schemes, and how a slot turns them into blocks of bits.
 
 The base install knows the standard's arithmetic; the coding itself is Sionna's
-(`rankcast.link.phy`).
+(`rankcast.phy`).
 
 Standards: 3GPP TS 38.214 (MCS tables, transport block size), TS 38.212 (segmentation), TS 38.211
 (slots), TS 38.101-1 (resource blocks of a channel). One layer, one codeword, full allocation.
@@ -24,6 +24,8 @@ SUBCARRIERS = 12
 """Of a resource block."""
 SYMBOLS = 14
 """Of a slot."""
+_LARGEST_PRB = 275  # TS 38.211, 4.4.2
+_COUNTED_ELEMENTS = 156  # of a resource block, at most (TS 38.214, 5.1.3.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ class Carrier:
             overhead of TS 38.306.
 
     Raises:
-        LinkError: a spacing that NR lacks, no resource block, or more blocks than the band holds.
+        LinkError: a spacing that NR lacks, no resource block, or more of them than the band or a
+            carrier of NR holds.
     """
 
     bandwidth_hz: float
@@ -90,12 +93,18 @@ class Carrier:
             raise LinkError(
                 f"NR has subcarriers of {known} kHz, got {self.subcarrier_hz / 1e3:g} kHz."
             )
-        if self.n_prb < 1 or not 0 <= self.control_symbols < SYMBOLS:
+        whole = all(float(n).is_integer() for n in (self.n_prb, self.control_symbols))
+        if self.n_prb < 1 or not 0 <= self.control_symbols < SYMBOLS or not whole:
             raise LinkError(
                 f"A carrier needs a resource block and a data symbol, got {self.n_prb} blocks and "
                 f"{self.control_symbols} of {SYMBOLS} symbols for control."
             )
-        if self.occupied_hz > self.bandwidth_hz:
+        if self.n_prb > _LARGEST_PRB:
+            raise LinkError(
+                f"A carrier of NR has at most {_LARGEST_PRB} resource blocks, got {self.n_prb}; "
+                f"take a wider spacing of subcarriers."
+            )
+        if not self.occupied_hz <= self.bandwidth_hz < math.inf:
             raise LinkError(
                 f"{self.n_prb} resource blocks take {self.occupied_hz:g} Hz, more than the "
                 f"{self.bandwidth_hz:g} Hz of the channel."
@@ -109,7 +118,8 @@ class Carrier:
         5 MHz, as many blocks as nine tenths of it hold: an allocation inside a wider carrier.
 
         Raises:
-            LinkError: not even one resource block fits (200 kHz).
+            LinkError: not even one resource block fits (200 kHz), or more than a carrier may have
+                (110 MHz).
         """
         if not 0 < bandwidth_hz < math.inf:
             raise LinkError(f"Bandwidth must be a positive number of Hz, got {bandwidth_hz}.")
@@ -172,7 +182,8 @@ class TransportBlock:
 def transport_block(mcs: Mcs, carrier: Carrier) -> TransportBlock:
     """Return the transport block of a slot (TS 38.214, 5.1.3.2; TS 38.212, 5.2.2 and 6.2)."""
     coded = carrier.data_elements * mcs.bits_per_symbol
-    size = transport_block_bits(coded * mcs.code_rate, mcs.code_rate)
+    counted = min(carrier.data_elements, _COUNTED_ELEMENTS * carrier.n_prb) * mcs.bits_per_symbol
+    size = transport_block_bits(counted * mcs.code_rate, mcs.code_rate)
     crc = 24 if size > 3824 else 16
     largest = 3840 if base_graph(size, mcs.code_rate) == 2 else 8448
     whole = size + crc
@@ -210,10 +221,10 @@ def base_graph(payload_bits: int, code_rate: float) -> Literal[1, 2]:
 
 _SPACINGS_HZ = (15e3, 30e3, 60e3, 120e3)
 _PRB: Mapping[float, Mapping[float, int]] = {
-    15e3: {5: 25, 10: 52, 15: 79, 20: 106, 25: 133, 30: 160, 40: 216, 50: 270},
+    15e3: {5: 25, 10: 52, 15: 79, 20: 106, 25: 133, 30: 160, 35: 188, 40: 216, 45: 242, 50: 270},
     30e3: {
-        5: 11, 10: 24, 15: 38, 20: 51, 25: 65, 30: 78, 40: 106, 50: 133, 60: 162, 80: 217,
-        90: 245, 100: 273,
+        5: 11, 10: 24, 15: 38, 20: 51, 25: 65, 30: 78, 35: 92, 40: 106, 45: 119, 50: 133, 60: 162,
+        70: 189, 80: 217, 90: 245, 100: 273,
     },
 }  # fmt: skip
 """Resource blocks by spacing and bandwidth in MHz (TS 38.101-1, table 5.3.2-1)."""
