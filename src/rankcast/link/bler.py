@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -107,9 +107,21 @@ class BlerTable:
         )
         return Waterfall(n_info_bits, *values)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the table as plain data, for a file."""
+        schemes = [
+            {
+                "bits_per_symbol": order,
+                "rate_x1024": rate,
+                "waterfalls": [asdict(c) for c in curves],
+            }
+            for (order, rate), curves in self.waterfalls.items()
+        ]
+        return {"source": self.source, "schemes": schemes}
+
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> BlerTable:
-        """Rebuild a table from `to_plain()`."""
+        """Rebuild a table from `to_plain()` or its file."""
         found: dict[tuple[int, float], tuple[Waterfall, ...]] = {}
         for entry in plain["schemes"]:
             curves = sorted((Waterfall(**c) for c in entry["waterfalls"]),
@@ -129,13 +141,20 @@ def fit_waterfall(n_info_bits: int, counts: Sequence[Count]) -> Waterfall:
     """Return the waterfall of greatest likelihood (probit regression on dB).
 
     Raises:
-        LinkError: counts without one lost and one decoded block, which decide nothing.
+        LinkError: counts that decide nothing: without one lost and one decoded block, without one
+            lost at a higher SNR than one decoded, or with no fewer losses at higher SNR.
     """
     snr_db = np.array([c.snr_db for c in counts], dtype=np.float64)
     lost = np.array([c.n_lost for c in counts], dtype=np.float64)
     kept = np.array([c.n_blocks for c in counts], dtype=np.float64) - lost
     if lost.sum() == 0 or kept.sum() == 0:
         raise LinkError("A waterfall needs blocks that were lost and blocks that were not.")
+    if snr_db[lost > 0].max() <= snr_db[kept > 0].min():
+        raise LinkError(
+            "A waterfall needs a block that was lost above the SNR of one that was not."
+        )
+    if np.average(snr_db, weights=lost) >= np.average(snr_db, weights=kept):
+        raise LinkError("A waterfall needs blocks that are lost less often at higher SNR.")
 
     def cost(x: FloatArray) -> float:
         z = (x[0] - snr_db) / (np.exp(x[1]) + _NARROWEST_DB)
