@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from scipy import special
 
 from rankcast.errors import ConfigError, LinkError
 from rankcast.link.bler import BlerTable, nr_bler
@@ -75,6 +76,30 @@ class NrLink:
         each = self.bler.bler(block.mcs, block.code_block_bits, snr_db)
         return -np.expm1(block.n_code_blocks * np.log1p(-np.minimum(each, 1.0 - 1e-12)))
 
+    def thresholds_db(self, target: float) -> FloatArray:
+        """Return (M,) SNR [dB] at which each scheme's first transmission is lost so often.
+
+        Args:
+            target: probability of a loss, in (0, 1).
+        """
+        each = -np.expm1(np.log1p(-target) / self._n_code_blocks)
+        middle_db, width_db = self._middle_and_width_db
+        return middle_db - width_db * special.ndtri(each) + self.impl_loss_db
+
+    @cached_property
+    def payload_bits(self) -> IntArray:
+        """(M,) payload of a block of each scheme [bit]."""
+        return np.array([block.payload_bits for block in self.blocks])
+
+    @cached_property
+    def _n_code_blocks(self) -> IntArray:
+        return np.array([block.n_code_blocks for block in self.blocks])
+
+    @cached_property
+    def _middle_and_width_db(self) -> tuple[FloatArray, FloatArray]:
+        curves = [self.bler.waterfall(b.mcs, b.code_block_bits) for b in self.blocks]
+        return np.array([c.middle_db for c in curves]), np.array([c.width_db for c in curves])
+
     def information(self, index: int, snr_db: FloatArray, transmission: int = 0) -> FloatArray:
         """Return what one transmission adds [bit per symbol], same shape as the SNR [dB].
 
@@ -106,8 +131,7 @@ class NrLink:
         """Return (..., M) what each scheme gets through [bit/s/Hz], retransmissions paid for."""
         lost = self.still_lost(snr_db)
         sent = 1.0 + lost[..., :-1].sum(axis=-1)
-        sizes = np.array([block.payload_bits for block in self.blocks])
-        per_slot = sizes * (1.0 - lost[..., -1]) / sent
+        per_slot = self.payload_bits * (1.0 - lost[..., -1]) / sent
         return per_slot / self.carrier.slot_s / self.carrier.bandwidth_hz
 
 
@@ -184,9 +208,5 @@ class OuterLoop:
 
         The lowest one where none does.
         """
-        seen = np.array(snr_db - self.margin_db)
-        fitting = [
-            i for i in range(len(link.blocks))
-            if link.block_error(i, link.information(i, seen)) <= self.target
-        ]  # fmt: skip
-        return max(fitting, key=lambda i: link.blocks[i].payload_bits, default=0)
+        fits = link.thresholds_db(self.target) <= snr_db - self.margin_db
+        return int(np.argmax(np.where(fits, link.payload_bits, 0)))
