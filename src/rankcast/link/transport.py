@@ -19,9 +19,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from rankcast.errors import LinkError
+from rankcast.errors import ConfigError, LinkError
 from rankcast.link.abstraction import NrLink, OuterLoop
-from rankcast.link.process import SnrProcess
+from rankcast.link.process import SnrProcess, check_finite
 from rankcast.records import FloatArray
 
 
@@ -136,7 +136,7 @@ class _AbstractAttempt:
         )
         self.transmissions += 1
         lost = float(self.link.block_error(self.scheme, np.array(self.information)))
-        return None if self.luck < lost else self.payload
+        return self.payload if self.luck >= lost else None
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,21 @@ class Sender:
         link: carrier, schemes and the limit of transmissions.
         adaptation: where the outer loop begins.
         report_delay_slots: age of the SNR that the sender knows.
+
+    Raises:
+        ConfigError: a report from the future.
     """
 
     link: NrLink
     adaptation: OuterLoop = field(default_factory=OuterLoop)
     report_delay_slots: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no receiver could report."""
+        if self.report_delay_slots < 0:
+            raise ConfigError(
+                f"Reports are 0 or more slots old, got {self.report_delay_slots} slots."
+            )
 
     def send(
         self,
@@ -174,7 +184,7 @@ class Sender:
             progress: called after each block with the bytes received so far.
 
         Raises:
-            LinkError: a deadline that is not positive.
+            LinkError: a deadline that is not positive, or an SNR that is no finite number of dB.
         """
         if not deadline_s > 0:
             raise LinkError(f"The deadline must be positive, got {deadline_s} s.")
@@ -242,6 +252,8 @@ class _Reports:
             return None
         if self._next is None:
             self._next = next(self._snr_db, None)
+            if self._next is not None:
+                check_finite("SNR", self._next)
         return self._next
 
 
