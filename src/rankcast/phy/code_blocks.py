@@ -2,8 +2,8 @@
 
 The codes are Sionna's (J. Hoydis et al., Sionna: an open-source library for next-generation
 physical layer research, 2022). Two of its limits are worked around here: it refuses code rates
-below 1/5, where TS 38.212 repeats coded bits; and it has no redundancy versions for blocks that
-repeat.
+below those of the base graphs, 1/3 and 1/5, where TS 38.212 repeats coded bits; and it has no
+redundancy versions for blocks that repeat.
 
 Shapes: `B` code blocks, `k` information bits, `n` coded bits, `V` transmissions, `Q` bits a symbol.
 """
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from rankcast.errors import ConfigError
+from rankcast.link.mutual_information import ORDERS
 
 try:
     from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
@@ -28,7 +29,7 @@ REDUNDANCY_VERSIONS = (0, 2, 3, 1)
 """In the order of TS 38.214, table 5.1.2.1-2; the fifth transmission begins again."""
 ITERATIONS = 20
 """Of belief propagation, flooding, exact check node updates."""
-_LOWEST_RATE = 0.2  # of Sionna's encoder
+_LONGEST = {1: 3, 2: 5}  # code bits per information bit of each base graph, not repeated
 
 
 class CodeBlocks:
@@ -56,13 +57,18 @@ class CodeBlocks:
         iterations: int = ITERATIONS,
         device: str = "cpu",
     ) -> None:
+        if base_graph not in _LONGEST or bits_per_symbol not in ORDERS or n_coded_bits < 1:
+            raise ConfigError(
+                f"NR has base graphs {tuple(_LONGEST)} and symbols of {ORDERS} bits, got base "
+                f"graph {base_graph} and {n_coded_bits} coded bits, {bits_per_symbol} a symbol."
+            )
         if n_coded_bits % bits_per_symbol:
             raise ConfigError(
                 f"{n_coded_bits} coded bits fill no whole number of symbols of {bits_per_symbol}."
             )
         self.n_info_bits, self.n_coded_bits = n_info_bits, n_coded_bits
         self.bits_per_symbol, self.device = bits_per_symbol, device
-        at_most = int(n_info_bits / _LOWEST_RATE) // bits_per_symbol * bits_per_symbol
+        at_most = _LONGEST[base_graph] * n_info_bits // bits_per_symbol * bits_per_symbol
         self._n_sent_once = min(n_coded_bits, at_most)
         try:
             self._encoder = LDPC5GEncoder(
