@@ -23,6 +23,7 @@ from rankcast.phy.code_blocks import ITERATIONS, REDUNDANCY_VERSIONS, CodeBlocks
 
 Gains = Callable[[int, torch.Generator], torch.Tensor]
 """Draws (S,) complex gains h of the data symbols of one slot, of unit mean power."""
+_FAINTEST = 1e-9  # of |h|²; keeps the noise of an equalised symbol finite
 
 
 def best_device() -> str:
@@ -97,10 +98,11 @@ class SimulatedAttempt:
         for size, rows, at in self._groups():
             codes = self._channel.codes(self._block, size)
             h = gains[at : at + len(rows) * size // order].reshape(len(rows), -1)
+            seen = variance.to(h.device) / h.abs().square().clamp_min(_FAINTEST)
             received = codes.symbols(self._sent[rows], version) + noise(
-                h.shape, variance.to(h.device) / h.abs().square(), self._generator
+                h.shape, seen, self._generator
             )
-            soft = codes.llrs(received, variance.to(h.device) / h.abs().square())
+            soft = torch.nan_to_num(codes.llrs(received, seen))
             self._keep(codes, rows, soft)
         whole = [part for part in self._decoded if part is not None]
         return self._crc.payload(whole) if len(whole) == len(self._decoded) else None
@@ -118,7 +120,9 @@ class SimulatedAttempt:
         """Store what was received of each code block and decode those that still lack."""
         for row, values in zip(rows, soft, strict=True):
             self._soft[row].append(values)
-        left = [row for row in rows if self._decoded[row] is None]
+        # Without a hint the decoder answers zeros, and their checksum agrees.
+        heard = [row for row in rows if any(bool(v.any()) for v in self._soft[row])]
+        left = [row for row in heard if self._decoded[row] is None]
         if not left:
             return
         stacked = [torch.stack([self._soft[row][v] for row in left])
