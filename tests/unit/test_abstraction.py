@@ -35,7 +35,7 @@ def test_goodput_stays_below_what_the_schemes_carry(table: str) -> None:
 def test_goodput_by_hand() -> None:
     # Half of the blocks are lost at the first transmission and none with a second: 1.5 slots each.
     nr = link(max_transmissions=2, combining_efficiency=1.0)
-    middle_db = nr.bler.waterfall(nr.blocks[10].mcs, nr.blocks[10].code_block_bits).middle_db
+    middle_db = nr.waterfall(10).middle_db
     assert nr.blocks[10].n_code_blocks == 1
     lost = nr.still_lost(np.array(middle_db))[10]
     assert lost == pytest.approx([0.5, 0.0], abs=1e-6)
@@ -46,10 +46,22 @@ def test_goodput_by_hand() -> None:
 def test_a_block_is_lost_unless_all_its_code_blocks_arrive() -> None:
     nr = link(Carrier.for_bandwidth(100e6))
     block = nr.blocks[28]
-    curve = nr.bler.waterfall(block.mcs, block.code_block_bits)
+    curve = nr.waterfall(28)
     snr_db = np.array(curve.snr_db_at(0.05))
     found = nr.block_error(28, nr.information(28, snr_db))
     assert found == pytest.approx(1 - 0.95**block.n_code_blocks, rel=1e-6)
+
+
+def test_blocks_of_another_rate_move_as_shannons_limit_does() -> None:
+    nr = link(Carrier(1e6, 15e3, 3))  # small blocks, in which checksums weigh
+    block = nr.blocks[20]
+    simulated = nr.bler.waterfall(block.mcs, block.code_block_bits)
+    rate = block.code_block_bits / block.coded_bits
+    assert rate > block.mcs.code_rate
+    limits_db = [10 * math.log10(2 ** (6 * r) - 1) for r in (rate, block.mcs.code_rate)]
+    moved_db = nr.waterfall(20).middle_db - simulated.middle_db
+    assert moved_db == pytest.approx(limits_db[0] - limits_db[1])
+    assert nr.waterfall(20).width_db == simulated.width_db
 
 
 def test_each_transmission_helps() -> None:
@@ -162,12 +174,19 @@ def test_the_fastest_scheme_that_should_arrive() -> None:
     nr = link()
     loop = OuterLoop(0.1)
     for i in (0, 12, 28):
-        curve = nr.bler.waterfall(nr.blocks[i].mcs, nr.blocks[i].code_block_bits)
+        curve = nr.waterfall(i)
         threshold_db = curve.snr_db_at(1 - 0.9 ** (1 / nr.blocks[i].n_code_blocks))
         assert loop.scheme(nr, threshold_db + 0.01) == i
         assert loop.scheme(nr, threshold_db - 0.01) < max(i, 1)
         assert OuterLoop(0.1, margin_db=2.0).scheme(nr, threshold_db + 2.01) == i
     assert loop.scheme(nr, -40.0) == 0
+
+
+def test_the_margin_stays_within_its_limit() -> None:
+    up = down = OuterLoop(0.1, step_db=3.0, limit_db=5.0)
+    for _ in range(30):
+        up, down = up.after(arrived=False), down.after(arrived=True)
+    assert (up.margin_db, down.margin_db) == (5.0, -5.0)
 
 
 @pytest.mark.parametrize("bias_db", [-2.0, 2.0])

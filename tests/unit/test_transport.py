@@ -53,8 +53,8 @@ def test_shares_that_arrive_are_those_of_the_link() -> None:
 
 def test_long_transfers_take_what_goodput_says() -> None:
     # At a fixed scheme that fails now and then: bits through over slots taken.
-    sender = Sender(LINK, OuterLoop(step_db=0.0, margin_db=-0.4))
-    snr_db = 5.0
+    sender = Sender(LINK, OuterLoop(target=0.2, step_db=0.0))
+    snr_db = float(LINK.thresholds_db(0.2)[12]) + 1e-6
     scheme = sender.adaptation.scheme(LINK, snr_db)
     expected_bps = LINK.goodput(np.array(snr_db))[scheme] * LINK.carrier.bandwidth_hz
     data = bytes(LINK.blocks[scheme].payload_bits // 8 * 1_500)

@@ -8,14 +8,15 @@ block that are combined add up in mutual information, each further one worth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from scipy import special
 
 from rankcast.errors import ConfigError, LinkError
-from rankcast.link.bler import BlerTable, nr_bler
+from rankcast.link.bler import BlerTable, Waterfall, nr_bler
 from rankcast.link.mutual_information import effective_snr_db, mutual_information
 from rankcast.link.nr import Carrier, McsTable, TransportBlock, mcs_table, transport_block
 from rankcast.records import FloatArray, IntArray
@@ -73,7 +74,8 @@ class NrLink:
         """
         block = self.blocks[index]
         snr_db = effective_snr_db(block.mcs.bits_per_symbol, information)
-        each = self.bler.bler(block.mcs, block.code_block_bits, snr_db)
+        middle_db, width_db = (values[index] for values in self._middle_and_width_db)
+        each = special.ndtr((middle_db - snr_db) / width_db)
         return -np.expm1(block.n_code_blocks * np.log1p(-np.minimum(each, 1.0 - 1e-12)))
 
     def thresholds_db(self, target: float) -> FloatArray:
@@ -95,9 +97,23 @@ class NrLink:
     def _n_code_blocks(self) -> IntArray:
         return np.array([block.n_code_blocks for block in self.blocks])
 
+    def waterfall(self, index: int) -> Waterfall:
+        """Return the waterfall of a scheme's code blocks on this carrier; no implementation loss.
+
+        Simulated blocks have the table's code rate; here checksums and whole bytes make it a little
+        higher or lower, which moves them as far as Shannon's limit moves.
+        """
+        block = self.blocks[index]
+        curve = self.bler.waterfall(block.mcs, block.code_block_bits)
+        rate = block.n_code_blocks * block.code_block_bits / block.coded_bits
+        here, there = (2.0 ** (block.mcs.bits_per_symbol * r) - 1.0
+                       for r in (rate, block.mcs.code_rate))  # fmt: skip
+        moved_db = 10.0 * math.log10(here / there)
+        return replace(curve, middle_db=curve.middle_db + moved_db)
+
     @cached_property
     def _middle_and_width_db(self) -> tuple[FloatArray, FloatArray]:
-        curves = [self.bler.waterfall(b.mcs, b.code_block_bits) for b in self.blocks]
+        curves = [self.waterfall(i) for i in range(len(self.blocks))]
         return np.array([c.middle_db for c in curves]), np.array([c.width_db for c in curves])
 
     def information(self, index: int, snr_db: FloatArray, transmission: int = 0) -> FloatArray:
@@ -183,11 +199,14 @@ class OuterLoop:
         target: t in (0, 1).
         step_db: of the margin [dB].
         margin_db: taken off the reported SNR now [dB].
+        limit_db: furthest that the margin goes either way [dB]; else a long time at an SNR above
+            the fastest scheme's would have to be unlearned.
     """
 
     target: float = 0.1
     step_db: float = 0.5
     margin_db: float = 0.0
+    limit_db: float = 10.0
 
     def __post_init__(self) -> None:
         """Refuse a loop that cannot rest."""
@@ -201,7 +220,8 @@ class OuterLoop:
         """Return the loop after a first transmission."""
         down = self.step_db * self.target / (1.0 - self.target)
         margin_db = self.margin_db - down if arrived else self.margin_db + self.step_db
-        return OuterLoop(self.target, self.step_db, margin_db)
+        margin_db = min(max(margin_db, -self.limit_db), self.limit_db)
+        return replace(self, margin_db=margin_db)
 
     def scheme(self, link: NrLink, snr_db: float) -> int:
         """Return the fastest scheme that should lose at most the target at the reported SNR [dB].
