@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -283,3 +283,18 @@ def test_a_measured_throughput_needs_awgn(tmp_path: Path) -> None:
     schedule.write_text("0\n1000\n2000\n")
     keys = settings | {"trace": str(schedule), "trace_format": "mahimahi"}
     build(LinkConfig, keys | {"trace_kind": "throughput"})
+
+
+def test_a_link_of_5g_nr() -> None:
+    link = LinkConfig(rate_model="nr_64qam", bandwidth_hz=5e6, impl_loss_db=1.0)
+    ideal = replace(link, impl_loss_db=0.0)
+    at = np.array([5.0])
+    rates = [float(c.rates().spectral_efficiency(at)[0]) for c in (link, ideal, LinkConfig())]
+    assert rates == sorted(rates)
+    moved = float(ideal.rates().spectral_efficiency(at - 1.0)[0])
+    assert rates[0] == pytest.approx(moved, rel=1e-6)
+
+
+def test_a_band_too_narrow_for_nr_is_refused() -> None:
+    with pytest.raises(LinkError, match="narrower than one resource block"):
+        LinkConfig(rate_model="nr_256qam", bandwidth_hz=1e5)
