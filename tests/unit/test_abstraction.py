@@ -9,8 +9,8 @@ import pytest
 
 from link_data import link
 from rankcast.errors import ConfigError
-from rankcast.link.abstraction import NrRate, OuterLoop
-from rankcast.link.capacity import Awgn
+from rankcast.link.abstraction import NrLink, NrRate, OuterLoop
+from rankcast.link.capacity import Awgn, TruncatedShannon
 from rankcast.link.fading import GaussMarkovSnr
 from rankcast.link.mutual_information import effective_snr_db
 from rankcast.link.nr import Carrier
@@ -212,3 +212,9 @@ def test_loop_settles_at_its_target(bias_db: float) -> None:
 def test_loops_that_cannot_rest(settings: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match="outer loop"):
         OuterLoop(*settings)
+
+
+def test_truncated_shannon_is_a_fit_to_what_was_simulated() -> None:
+    carrier, snrs_db = Carrier.for_bandwidth(100e6), np.arange(-5.0, 15.01, 0.25)
+    simulated = NrRate(NrLink(carrier)).spectral_efficiency(snrs_db) / carrier.efficiency
+    assert TruncatedShannon().spectral_efficiency(snrs_db) == pytest.approx(simulated, rel=0.1)

@@ -106,8 +106,15 @@ def draw_link_curves(path: Path, curves: LinkCurves) -> None:
     for index, (lost, colour) in enumerate(zip(curves.block_error, colours, strict=True)):
         below.semilogy(curves.snr_db, lost, color=colour)
         at = int(np.argmin(np.abs(lost - 0.5)))
-        below.text(curves.snr_db[at], 1.15, str(index), fontsize=7, ha="center", color=colour)
-    below.set_ylim(1e-3, 1.8)
+        below.text(
+            curves.snr_db[at],
+            1.1 if index % 2 else 1.5,
+            str(index),
+            fontsize=7,
+            ha="center",
+            color=colour,
+        )
+    below.set_ylim(1e-3, 2.2)
     below.set_ylabel("transport blocks lost, first transmission")
     below.set_xlabel("Es/N0 [dB]")
     for axis in (above, below):
