@@ -111,6 +111,6 @@ def test_every_scheme_was_simulated_and_lies_above_shannon() -> None:
         for n_info_bits in (640, 3840):
             curve = table.waterfall(mcs, n_info_bits)
             above = 10.0 ** (curve.snr_db_at(0.1) / 10.0) / (2.0**mcs.efficiency - 1.0)
-            assert 1.2 < above < 1.9  # 0.8 to 2.8 dB
+            assert 1.2 < above < 2.1  # 0.8 to 3.2 dB
             assert 0.05 < curve.width_db < 0.5
             assert curve.middle_se_db < 0.05
