@@ -112,5 +112,5 @@ def test_every_scheme_was_simulated_and_lies_above_shannon() -> None:
             curve = table.waterfall(mcs, n_info_bits)
             above = 10.0 ** (curve.snr_db_at(0.1) / 10.0) / (2.0**mcs.efficiency - 1.0)
             assert 1.2 < above < 2.1  # 0.8 to 3.2 dB
-            assert 0.05 < curve.width_db < 0.5
+            assert 0.05 < curve.width_db < 0.8
             assert curve.middle_se_db < 0.05
