@@ -86,6 +86,32 @@ def test_lost_blocks_leave_the_prefix_before_them(file: Path) -> None:
             assert outcome.arrived.chunks == outcome.whole.chunks[: len(outcome.arrived.chunks)]
 
 
+def test_a_measured_trace_is_what_the_link_does(file: Path, tmp_path: Path, capsys: Any) -> None:
+    # Good for 10 ms, so bad for the next 10 ms that nothing passes, then good again for a second.
+    rows = ["t,snr", *(f"{0.01 * k:.2f},{-20 if k == 1 else 12}" for k in range(100))]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(rows), "utf-8")
+    options = ("--trace", str(trace), "--time-column", "t", "--value-column", "snr",
+               "--bandwidth-hz", "2e5", "--link", "table", "--max-transmissions", "40",
+               "--report-delay-slots", "0", "--json")  # fmt: skip
+    status, out, _ = call("send", str(file), *options, capsys=capsys)
+    found = json.loads(out)
+    assert status == 0
+    assert found["retransmissions"] >= 9  # of the bad ten slots
+    # Shannon by hand: the mean of log2(1 + 10^1.2) 99 times and log2(1.01) once.
+    mean = (99 * np.log2(1 + 10**1.2) + np.log2(1.01)) / 100
+    assert found["shannon_air_time_s"] == pytest.approx(8 * found["sent_bytes"] / (2e5 * mean))
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--snr-db", "5", "--trace", "x.csv"), ("--trace", "x", "--fading", "rayleigh")]
+)
+def test_one_snr_is_wanted(file: Path, options: tuple[str, ...], capsys: Any) -> None:
+    status, _, err = call("send", str(file), "--bandwidth-hz", "1e6", *options, capsys=capsys)
+    assert status == 2
+    assert "--trace" in err or "--fading" in err
+
+
 def test_nothing_usable_is_said_so(file: Path, capsys: Any) -> None:
     link = ("--snr-db", "-25", "--bandwidth-hz", "1e6", "--link", "table")
     status, out, _ = call("send", str(file), *link, capsys=capsys)

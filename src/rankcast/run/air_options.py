@@ -19,6 +19,8 @@ class Send:
 
     rankcast send demo.rcast --snr-db 8 --bandwidth-hz 5e6 --fading rayleigh --speed-m-s 15
 
+    rankcast send demo.rcast --trace drive.csv --bandwidth-hz 5e6 --link table
+
     The bytes are cut into 5G NR transport blocks; link adaptation picks the scheme, blocks that
     fail are sent again with other redundancy. With `--link nr` they really pass checksums, LDPC
     codes, QAM, noise and decoder (pip install 'rankcast[phy]'); with `--link table` a block fails
@@ -28,10 +30,18 @@ class Send:
 
     file: tyro.conf.Positional[Path]
     """An `.rcast` file (see rankcast pack)."""
-    snr_db: float
-    """Mean received Es/N0 [dB]."""
     bandwidth_hz: float
     """Bandwidth of the channel [Hz], at least 200 kHz."""
+    snr_db: float | None = None
+    """Mean received Es/N0 [dB]; or give a --trace."""
+    trace: Path | None = None
+    """Measured SNR [dB]: a CSV file with a header; the transfer begins with its first row."""
+    time_column: str = "time_s"
+    """Column of the trace's time stamps."""
+    value_column: str = "snr_db"
+    """Column of the trace's SNR."""
+    time_format: str | None = None
+    """Of the trace's stamps, such as %Y-%m-%d %H:%M:%S; seconds if left out."""
     deadline_s: float | None = None
     """Stop when so much time is used on the air [s]."""
     link: Literal["nr", "table"] = "nr"

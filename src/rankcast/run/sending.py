@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -14,21 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from rankcast.codec.container import Container, read_container
-from rankcast.errors import CodecError, ConfigError
+from rankcast.errors import CodecError
 from rankcast.files import replace_file
 from rankcast.link.abstraction import NrLink
-from rankcast.link.capacity import Awgn
-from rankcast.link.doppler import JakesSnr
 from rankcast.link.nr import Carrier
-from rankcast.link.transport import (
-    AbstractChannel,
-    BlockChannel,
-    BlockReport,
-    Delivery,
-    Sender,
-    air_times_s,
-    slots,
-)
+from rankcast.link.transport import BlockReport, Delivery, Sender, air_times_s
+from rankcast.run.air_link import channel_of, check_snr, shannon_efficiency, snrs_db
 from rankcast.run.air_options import Send
 from rankcast.run.containers import read_file
 from rankcast.run.contents import BITS_OF_FLOAT32
@@ -80,12 +69,13 @@ def sent(command: Send) -> Outcome:
     """
     whole = read_file(command.file)
     data = whole.to_bytes()
+    check_snr(command)
     link = NrLink(
         Carrier.for_bandwidth(command.bandwidth_hz), command.table, command.impl_loss_db,
         command.max_transmissions,
     )  # fmt: skip
     sender = Sender(link, report_delay_slots=command.report_delay_slots)
-    channel = _channel(command, link)
+    channel = channel_of(command, link)
     rng = np.random.default_rng(command.seed)
     of_fading, of_channel, of_forecast = rng.spawn(3)
     deadline_s = math.inf if command.deadline_s is None else command.deadline_s
@@ -97,57 +87,22 @@ def sent(command: Send) -> Outcome:
             bar.update(task, completed=received, again=again)
 
         delivery = sender.send(
-            data, _snrs(command, link, of_fading), channel, of_channel,
+            data, snrs_db(command, link, of_fading), channel, of_channel,
             deadline_s=deadline_s, progress=on_block,
         )  # fmt: skip
     foretold = np.array([math.nan])
     if command.delay_profile == "flat":  # the table knows one SNR a slot
         foretold = air_times_s(
-            sender, len(data), lambda: _snrs(command, link, of_forecast), of_forecast,
+            sender, len(data), lambda: snrs_db(command, link, of_forecast), of_forecast,
             _FORETOLD_RUNS,
         )  # fmt: skip
-    shannon = float(Awgn().spectral_efficiency(np.array(command.snr_db)))
     return Outcome(
         delivery,
         _decodable(delivery.received),
         whole,
         float(np.nanmean(foretold)) if np.isfinite(foretold).any() else math.nan,
-        8 * len(data) / (shannon * command.bandwidth_hz),
+        8 * len(data) / (shannon_efficiency(command, link) * command.bandwidth_hz),
     )
-
-
-def _channel(command: Send, link: NrLink) -> BlockChannel:
-    if command.link == "table":
-        if command.delay_profile != "flat":
-            raise ConfigError("A delay profile needs --link nr: the table knows one SNR a slot.")
-        return AbstractChannel(link)
-    from rankcast.phy.channel import SimulatedChannel, best_device  # noqa: PLC0415 needs Sionna
-
-    device = best_device()
-    if command.delay_profile == "flat":
-        return SimulatedChannel(link, device=device)
-    from rankcast.phy.fading import tapped_delay_line  # noqa: PLC0415
-
-    gains = tapped_delay_line(
-        {"tdl-a": "A", "tdl-c": "C", "tdl-d": "D"}[command.delay_profile],  # pyright: ignore[reportArgumentType]
-        link.carrier,
-        delay_spread_s=command.delay_spread_s,
-        carrier_hz=command.carrier_hz,
-        speed_m_s=command.speed_m_s,
-        device=device,
-    )
-    return SimulatedChannel(link, gains, device=device)
-
-
-def _snrs(command: Send, link: NrLink, rng: np.random.Generator) -> Iterable[float]:
-    """Return the SNR of one slot after another [dB]."""
-    if command.fading == "none":
-        return repeat(command.snr_db)
-    k_factor = command.k_factor if command.fading == "rician" else 0.0
-    process = JakesSnr(
-        command.snr_db, command.speed_m_s, command.carrier_hz, link.carrier.slot_s, k_factor
-    )
-    return slots(process, rng)
 
 
 def _decodable(received: bytes) -> Container | None:
