@@ -115,9 +115,10 @@ def test_every_delivery_adds_up(
 def test_margin_counts_failures_against_the_target(
     target: float, step_db: float, arrived: list[bool]
 ) -> None:
-    loop = OuterLoop(target, step_db)
+    free, bound = OuterLoop(target, step_db, limit_db=1e6), OuterLoop(target, step_db, limit_db=3.0)
     for one in arrived:
-        loop = loop.after(arrived=one)
+        free, bound = free.after(arrived=one), bound.after(arrived=one)
+        assert abs(bound.margin_db) <= 3.0
     failed = len(arrived) - sum(arrived)
     expected = step_db * (failed - target / (1 - target) * sum(arrived))
-    np.testing.assert_allclose(loop.margin_db, expected, atol=1e-9)
+    np.testing.assert_allclose(free.margin_db, expected, atol=1e-9)
