@@ -16,7 +16,8 @@ from rankcast.link.bler import Count, fit_waterfall
 from rankcast.link.doppler import JakesSnr
 from rankcast.link.mutual_information import mutual_information
 from rankcast.link.nr import Carrier, base_graph, mcs_table
-from rankcast.link.transport import AbstractChannel, Sender, air_times_s, slots
+from rankcast.link.slots import slots
+from rankcast.link.transport import AbstractChannel, Sender, air_times_s
 
 if TYPE_CHECKING:
     from rankcast.link.transport import BlockChannel

@@ -22,7 +22,11 @@ from rankcast.experiment.spec import Experiment, Job, RunContext, Scale
 from rankcast.experiment.tasks import STEPS, TASKS
 
 if TYPE_CHECKING:
+    from rankcast.codec.tensors import AdapterTensors
     from rankcast.finetune.config import FinetuneConfig
+    from rankcast.finetune.datasets import DatasetSplits
+    from rankcast.finetune.finish import Coding
+    from rankcast.finetune.transformer import TransformerLearner
 
 SEEDS = (0, 1, 2)
 MORE_SEEDS = (3, 4)
@@ -43,8 +47,9 @@ def jobs(scale: Scale) -> Sequence[Job]:
     found += [_compeft(way, seed) for way in ("nested", "lora") for seed in SEEDS]
     found += [_distilled(way, seed) for way in WAYS for seed in SEEDS]
     found += [_distilled("nested", seed) for seed in MORE_SEEDS]
-    found += [_fitted(seed) for seed in (*SEEDS, *MORE_SEEDS)]
-    return [*found, *(_job("agnews", "nested", seed, STEPS, _distil()) for seed in SEEDS)]
+    found += [_job("agnews", "nested", seed, STEPS, _distil()) for seed in SEEDS]
+    # Last, when the finishes are there: two jobs at once would write the same checkpoint.
+    return [*found, *(_fitted(seed) for seed in (*SEEDS, *MORE_SEEDS))]
 
 
 def _finish(way: str) -> Mapping[str, Any]:
@@ -109,11 +114,8 @@ def _run_distilled(job: Job, context: RunContext) -> Mapping[str, Any]:
     """Finish, towards its own answers, the adapter of the job that trained it."""
     from rankcast.experiment import codes  # noqa: PLC0415
 
-    s = job.settings
-    splits, config = TASKS[s["task"]].splits_for(context), _config(job)
-    start = codes.train_adapter(s["of"], config, splits, _trained_in(job, context))
-    learner = codes.learner_for(start, config, splits)
-    sensitive = codes.coding_for(learner, FINISH["relative_step"], FINISH["sensitivity_power"])
+    s, splits, config = job.settings, TASKS[job.settings["task"]].splits_for(context), _config(job)
+    start, learner, sensitive = _taken(job, context, config, splits)
     settings, rows = dict(s["finish"]), []
     weights = settings.pop("bit_weights")
 
@@ -142,11 +144,8 @@ def _run_fitted(job: Job, context: RunContext) -> Mapping[str, Any]:
     """Code what another job has finished, or would have, in a share of its bits in float32."""
     from rankcast.experiment import codes  # noqa: PLC0415
 
-    s = job.settings
-    splits, config = TASKS[s["task"]].splits_for(context), _config(job)
-    start = codes.train_adapter(s["of"], config, splits, _trained_in(job, context))
-    learner = codes.learner_for(start, config, splits)
-    sensitive = codes.coding_for(learner, FINISH["relative_step"], FINISH["sensitivity_power"])
+    s, splits, config = job.settings, TASKS[job.settings["task"]].splits_for(context), _config(job)
+    start, learner, sensitive = _taken(job, context, config, splits)
     finish = codes.Finish(**s["finish"])
     folder = context.scratch.parent / f"sst2-codes-distilled-{s['of']}-{job.seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,6 +156,18 @@ def _run_fitted(job: Job, context: RunContext) -> Mapping[str, Any]:
     found = codes.judged_once(context.scratch / "judged" / f"{factor}.json", learner, decoded)
     row = {"code": f"{DISTILLED}, fitted to a budget", "bits": bits, **found}
     return {"codes": [row], "n_params": start.n_params}
+
+
+def _taken(
+    job: Job, context: RunContext, config: FinetuneConfig, splits: DatasetSplits
+) -> tuple[AdapterTensors, TransformerLearner, Coding]:
+    """Return the adapter that another job trains, a learner that holds it, and its steps."""
+    from rankcast.experiment import codes  # noqa: PLC0415
+
+    start = codes.train_adapter(job.settings["of"], config, splits, _trained_in(job, context))
+    learner = codes.learner_for(start, config, splits)
+    steps = codes.coding_for(learner, FINISH["relative_step"], FINISH["sensitivity_power"])
+    return start, learner, steps
 
 
 def _trained_in(job: Job, context: RunContext) -> Path:

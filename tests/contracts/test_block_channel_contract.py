@@ -14,6 +14,7 @@ from link_data import check_delivery, link
 from rankcast.link.abstraction import OuterLoop
 from rankcast.link.fading import GaussMarkovSnr
 from rankcast.link.nr import Carrier
+from rankcast.link.slots import slots
 from rankcast.link.transport import (
     AbstractChannel,
     Attempt,
@@ -21,7 +22,6 @@ from rankcast.link.transport import (
     BlockReport,
     Delivery,
     Sender,
-    slots,
 )
 
 LINK = link(Carrier(1e6, 15e3, 3))

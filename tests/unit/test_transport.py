@@ -13,7 +13,8 @@ from rankcast.errors import ConfigError, LinkError
 from rankcast.link.abstraction import OuterLoop
 from rankcast.link.fading import StaticSnr
 from rankcast.link.nr import Carrier
-from rankcast.link.transport import AbstractChannel, Sender, air_times_s, slots
+from rankcast.link.slots import slots
+from rankcast.link.transport import AbstractChannel, Sender, air_times_s
 
 LINK = link(Carrier(1e6, 15e3, 3))
 

@@ -17,11 +17,11 @@ from scipy import special
 
 from rankcast.errors import ConfigError, LinkError
 from rankcast.link.bler import BlerTable, Waterfall, nr_bler
+from rankcast.link.capacity import LARGEST_SNR_DB
 from rankcast.link.mutual_information import effective_snr_db, mutual_information
 from rankcast.link.nr import Carrier, McsTable, TransportBlock, mcs_table, transport_block
 from rankcast.records import FloatArray, IntArray
 
-_LARGEST_SNR_DB = 300.0
 _LEAST = 1e-6  # bit/s/Hz; keeps times finite where nothing gets through
 
 
@@ -169,14 +169,10 @@ class NrRate:
             LinkError: NaN, infinite or absurdly large SNR.
         """
         snr_db = np.asarray(snr_db, dtype=np.float64)
-        if not (np.abs(snr_db) <= _LARGEST_SNR_DB).all():
+        if not (np.abs(snr_db) <= LARGEST_SNR_DB).all():
             raise LinkError(f"SNR must be a number of dB within ±300, got {snr_db.tolist()}.")
         rates = np.interp(snr_db, self._grid_db, self._best)
         return np.maximum(rates, _LEAST)
-
-    def best_scheme(self, snr_db: FloatArray) -> IntArray:
-        """Return the index of the scheme with the greatest goodput at each SNR [dB], same shape."""
-        return np.argmax(self.link.goodput(snr_db), axis=-1)
 
     @cached_property
     def _grid_db(self) -> FloatArray:

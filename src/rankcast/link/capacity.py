@@ -134,7 +134,7 @@ class TruncatedShannon:
     """min(efficiency·log2(1 + SNR/gap), largest): Shannon with what a real system leaves of it.
 
     With the defaults, a fit to the best of 5G NR's schemes with an ideal receiver, per resource
-    element that carries data, so overhead not counted: off by at most 9 % over -5 to 15 dB. 3GPP TR
+    element that carries data, so overhead not counted: within 10 % over -5 to 15 dB. 3GPP TR
     36.942, annex A.2, has 0.6, 0 dB, 4.4 and nothing below -10 dB.
 
     Attributes:

@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankcast.errors import LinkError
-from rankcast.link.fading import coherence_time_s, doppler_hz
+from rankcast.link.fading import SMALLEST_GAIN, coherence_time_s, doppler_hz
 from rankcast.link.process import SnrState, check_finite, checked_size
 from rankcast.records import FloatArray, IntArray
 
-SMALLEST_GAIN = 1e-12
-"""-120 dB: keeps the deepest fade finite in dB."""
 COHERENCE_TIMES_TO_AVERAGE = 10.0
 """So many of them in one transfer, and |h|² counts as averaged out."""
 

@@ -32,7 +32,8 @@ from rankcast.link.process import SnrState, check_finite, checked_size, fresh
 from rankcast.records import FloatArray
 
 _LIGHT_M_S = 299_792_458.0
-_SMALLEST_GAIN = 1e-12  # -120 dB: keeps the deepest fade finite in dB
+SMALLEST_GAIN = 1e-12
+"""-120 dB: keeps the deepest fade finite in dB."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class BlockFadingSnr:
         return SnrState(snr_db, np.where(due, 0, state.age + 1))
 
     def _draw(self, rng: np.random.Generator, size: int) -> FloatArray:
-        gain = np.maximum(self.fading.sample(rng, size), _SMALLEST_GAIN)
+        gain = np.maximum(self.fading.sample(rng, size), SMALLEST_GAIN)
         return self.mean_snr_db + 10.0 * np.log10(gain)
 
 

@@ -13,7 +13,7 @@ there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from rankcast.errors import ConfigError, LinkError
 from rankcast.link.abstraction import NrLink, OuterLoop
-from rankcast.link.process import SnrProcess, check_finite
+from rankcast.link.slots import Reports
 from rankcast.records import FloatArray
 
 
@@ -190,7 +190,7 @@ class Sender:
             raise LinkError(f"The deadline must be positive, got {deadline_s} s.")
         slot_s = self.link.carrier.slot_s
         n_slots = math.inf if math.isinf(deadline_s) else math.floor(deadline_s / slot_s + 1e-9)
-        known = _Reports(iter(snr_db), self.report_delay_slots, n_slots)
+        known = Reports(iter(snr_db), self.report_delay_slots, n_slots)
         received, blocks, loop = bytearray(), [], self.adaptation
         while len(received) < len(data) and (seen := known.report()) is not None:
             scheme = loop.scheme(self.link, seen)
@@ -209,7 +209,7 @@ class Sender:
                 break
         return Delivery(bytes(received), len(data), known.used * slot_s, tuple(blocks))
 
-    def _deliver(self, attempt: Attempt, known: _Reports) -> tuple[tuple[float, ...], bytes | None]:
+    def _deliver(self, attempt: Attempt, known: Reports) -> tuple[tuple[float, ...], bytes | None]:
         """Transmit a block until it arrives or has been sent often enough."""
         snrs: list[float] = []
         while len(snrs) < self.link.max_transmissions and (now := known.slot()) is not None:
@@ -218,51 +218,6 @@ class Sender:
             if got is not None:
                 return tuple(snrs), got
         return tuple(snrs), None
-
-
-class _Reports:
-    """The SNR of slot after slot, and what the sender knows of it."""
-
-    def __init__(self, snr_db: Iterator[float], delay: int, n_slots: float) -> None:
-        self._snr_db, self._n_slots = snr_db, n_slots
-        self._next: float | None = None
-        self._past: list[float] = []
-        self._delay = delay
-        self.used = 0
-
-    def report(self) -> float | None:
-        """Return the last SNR that the sender was told, or None when no slot is left."""
-        if self._peek() is None:
-            return None
-        seen = [*self._past, self._next]
-        return seen[max(0, len(seen) - 1 - self._delay)]
-
-    def slot(self) -> float | None:
-        """Use the next slot and return its SNR, or None when no slot is left."""
-        now = self._peek()
-        if now is None:
-            return None
-        self._past = [*self._past, now][-max(self._delay, 1) :]
-        self._next = None
-        self.used += 1
-        return now
-
-    def _peek(self) -> float | None:
-        if self.used >= self._n_slots:
-            return None
-        if self._next is None:
-            self._next = next(self._snr_db, None)
-            if self._next is not None:
-                check_finite("SNR", self._next)
-        return self._next
-
-
-def slots(process: SnrProcess, rng: np.random.Generator) -> Iterator[float]:
-    """Yield the SNR [dB] of one slot after another; the process's step is a slot."""
-    state = process.start(rng, 1)
-    while True:
-        yield float(state.snr_db[0])
-        state = process.advance(state, rng)
 
 
 def air_times_s(

@@ -11,8 +11,9 @@ from rankcast.errors import ConfigError
 from rankcast.link.abstraction import NrLink
 from rankcast.link.capacity import Awgn
 from rankcast.link.doppler import JakesSnr
+from rankcast.link.slots import slots
 from rankcast.link.trace_files import read_csv
-from rankcast.link.transport import AbstractChannel, BlockChannel, slots
+from rankcast.link.transport import AbstractChannel, BlockChannel
 from rankcast.run.air_options import Send
 
 
