@@ -7,7 +7,9 @@ RankcastError
 ├── ModelError                    a base model that cannot carry adapters
 ├── ConfigError                   a setting that does not exist or makes no sense
 ├── CheckpointError               a run that cannot be continued or loaded
-└── CodecError                    bytes that are no adapter, or an adapter that cannot be coded
+├── CodecError                    bytes that are no adapter, or an adapter that cannot be coded
+└── DeliveryError                 a release, store, server or device that cannot do what was asked
+    └── TrustError                metadata or bytes that must not be trusted; names the attack
 
 Each message says what was wrong and what to do about it.
 """
@@ -65,6 +67,14 @@ class CheckpointError(RankcastError, RuntimeError):
 
 class CodecError(RankcastError, ValueError):
     """Bytes that are no adapter, damaged ones, or an adapter that cannot be coded."""
+
+
+class DeliveryError(RankcastError, RuntimeError):
+    """A release, a store, a server or a device that cannot do what was asked."""
+
+
+class TrustError(DeliveryError):
+    """Metadata or bytes that must not be trusted: tampered with, rolled back, frozen, endless."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

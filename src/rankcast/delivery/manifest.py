@@ -1,0 +1,217 @@
+"""What a release of an adapter consists of: one signed file that names every byte.
+
+A release is one or more ladders (`.rcast` files) of the same fine-tuning, such as the adapter as
+trained and after finishes of several sizes. Header and chunks of each are blobs, addressed by the
+SHA-256 of their bytes, so that they never change and any cache may keep them. The manifest is a
+target of The Update Framework; what it names is trusted because it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rankcast.codec.container import Container, header_bytes
+from rankcast.codec.header import BaseModel
+from rankcast.errors import DeliveryError
+
+LARGEST_MANIFEST = 2**20
+"""Bytes."""
+LARGEST_BLOB = 2**30
+MOST_LADDERS = 64
+MOST_CHUNKS = 4096
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that never change.
+
+    Attributes:
+        sha256: of the bytes, in hexadecimal; also their address.
+        n_bytes: their length.
+    """
+
+    sha256: str
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A chunk, and what the prefix that ends with it is worth.
+
+    Attributes:
+        blob: its bytes.
+        loss: expected of the prefix [nats]; None if not measured.
+        accuracy: likewise, a share.
+    """
+
+    blob: Blob
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """One `.rcast` file.
+
+    Attributes:
+        header: what stands before its chunks, magic and digest included.
+        rungs: chunks in order.
+    """
+
+    header: Blob
+    rungs: tuple[Rung, ...]
+
+    @classmethod
+    def of(cls, container: Container) -> Ladder:
+        """Return the ladder of a whole container.
+
+        Raises:
+            DeliveryError: chunks are missing.
+        """
+        if not container.is_whole:
+            raise DeliveryError("Only whole files can be published; fetch the missing chunks.")
+        rungs = tuple(
+            Rung(Blob(entry.sha256, entry.n_bytes), entry.loss, entry.accuracy)
+            for entry in container.header.chunks
+        )
+        return cls(blob_of(header_bytes(container.header)), rungs)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A release.
+
+    Attributes:
+        name: of the adapter: lower-case letters, digits, dots, dashes, underscores.
+        version: 1 for the first release, one more for each.
+        base: the model that it adapts; its fingerprint is not None.
+        ladders: at least one; the first is the one to prefer at equal worth.
+        task: for people and exporters, from the file's header.
+    """
+
+    name: str
+    version: int
+    base: BaseModel
+    ladders: tuple[Ladder, ...]
+    task: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Check everything that could lead a reader astray.
+
+        Raises:
+            DeliveryError: a name, version, digest or length outside its range.
+        """
+        checked_name(self.name)
+        if self.version < 1 or not 1 <= len(self.ladders) <= MOST_LADDERS:
+            raise DeliveryError(
+                f"A release has a version from 1 on and 1 to {MOST_LADDERS} ladders, got "
+                f"{self.version} and {len(self.ladders)}."
+            )
+        if self.base.fingerprint is None or not _SHA256.fullmatch(self.base.fingerprint):
+            raise DeliveryError(
+                "A release names its base model by fingerprint; pack with rankcast pack RUN, or "
+                "with --base-model."
+            )
+        for ladder in self.ladders:
+            if not 1 <= len(ladder.rungs) <= MOST_CHUNKS:
+                raise DeliveryError(f"A ladder has 1 to {MOST_CHUNKS} chunks.")
+            for blob in (ladder.header, *(rung.blob for rung in ladder.rungs)):
+                _check_blob(blob)
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """Every blob once."""
+        found = [b for x in self.ladders for b in (x.header, *(r.blob for r in x.rungs))]
+        return tuple(dict.fromkeys(found))
+
+    def to_bytes(self) -> bytes:
+        """Return canonical JSON."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"),
+                          allow_nan=False).encode()  # fmt: skip
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Rebuild a release.
+
+        Raises:
+            DeliveryError: too long, no JSON, or a field missing or wrong.
+        """
+        if len(data) > LARGEST_MANIFEST:
+            raise DeliveryError(f"A manifest of {len(data):,} bytes is too long.")
+        try:
+            raw = json.loads(data)
+            base = BaseModel(raw["base"]["name"], raw["base"]["fingerprint"])
+            ladders = tuple(_ladder(x) for x in raw["ladders"][: MOST_LADDERS + 1])
+            name, version, task = raw["name"], raw["version"], raw["task"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DeliveryError(f"No manifest: {error}.") from error
+        if not isinstance(version, int) or isinstance(version, bool) or not isinstance(task, dict):
+            raise DeliveryError("No manifest: version or task has the wrong type.")
+        return cls(name, version, base, ladders, task)
+
+
+def blob_of(data: bytes) -> Blob:
+    """Return the address of some bytes."""
+    return Blob(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def checked_name(name: object) -> str:
+    """Return an adapter's name, refusing what could be anything but a file's name.
+
+    Raises:
+        DeliveryError: other characters, or too long.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+        raise DeliveryError(
+            f"An adapter's name has lower-case letters, digits, dots, dashes and underscores, at "
+            f"most 64, got {name!r}."
+        )
+    return name
+
+
+def checked_sha256(text: object) -> str:
+    """Return a SHA-256 in hexadecimal.
+
+    Raises:
+        DeliveryError: anything else.
+    """
+    if not isinstance(text, str) or not _SHA256.fullmatch(text):
+        raise DeliveryError(f"A SHA-256 has 64 hexadecimal digits, got {text!r}.")
+    return text
+
+
+def _check_blob(blob: Blob) -> None:
+    checked_sha256(blob.sha256)
+    if isinstance(blob.n_bytes, bool) or not isinstance(blob.n_bytes, int):
+        raise DeliveryError(f"A blob's length is a whole number, got {blob.n_bytes!r}.")
+    if not 0 < blob.n_bytes <= LARGEST_BLOB:
+        raise DeliveryError(f"A blob has 1 to {LARGEST_BLOB:,} bytes, got {blob.n_bytes}.")
+
+
+def _ladder(raw: Mapping[str, Any]) -> Ladder:
+    rungs: Sequence[Mapping[str, Any]] = raw["rungs"][: MOST_CHUNKS + 1]
+    return Ladder(_blob(raw["header"]), tuple(_rung(r) for r in rungs))
+
+
+def _rung(raw: Mapping[str, Any]) -> Rung:
+    return Rung(_blob(raw["blob"]), _worth(raw["loss"]), _worth(raw["accuracy"]))
+
+
+def _blob(raw: Mapping[str, Any]) -> Blob:
+    return Blob(raw["sha256"], raw["n_bytes"])
+
+
+def _worth(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DeliveryError(f"Loss and accuracy are finite numbers, got {value!r}.")
+    return float(value)

@@ -1,0 +1,75 @@
+"""Where published adapters lie: plain files that any web server can hand out.
+
+| path | what | how long it holds |
+|---|---|---|
+| `blobs/ab/abcd…` | header or chunk, named by its SHA-256 | for ever |
+| `metadata/*.json` | signed metadata of The Update Framework | `timestamp.json`: minutes |
+| `targets/adapters/HASH.NAME.json` | manifest of a release, named by its own SHA-256 | for ever |
+
+Private keys are never in the store. Several servers may share one store; only `rankcast publish`
+writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankcast.delivery.manifest import Blob, blob_of, checked_sha256
+from rankcast.errors import DeliveryError
+from rankcast.files import replace_file
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store's folder.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    @property
+    def metadata(self) -> Path:
+        """Folder of signed metadata."""
+        return self.root / "metadata"
+
+    @property
+    def targets(self) -> Path:
+        """Folder of manifests."""
+        return self.root / "targets"
+
+    def blob_path(self, sha256: str) -> Path:
+        """Return where a blob lies or would lie.
+
+        Raises:
+            DeliveryError: no SHA-256; nothing else can name a file here.
+        """
+        digest = checked_sha256(sha256)
+        return self.root / "blobs" / digest[:2] / digest
+
+    def put(self, data: bytes) -> Blob:
+        """Keep some bytes, once; whole or not at all."""
+        blob = blob_of(data)
+        path = self.blob_path(blob.sha256)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, lambda partial: partial.write_bytes(data))
+        return blob
+
+    def get(self, blob: Blob) -> bytes:
+        """Return the bytes of a blob.
+
+        Raises:
+            DeliveryError: it is not here, or damaged.
+        """
+        path = self.blob_path(blob.sha256)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DeliveryError(f"The store lacks {blob.sha256}: {error.strerror}.") from error
+        if hashlib.sha256(data).hexdigest() != blob.sha256:
+            raise DeliveryError(f"{path} is damaged: publish its adapter again.")
+        return data
