@@ -1,1 +1,1 @@
-"""Adapters from a cloud to devices: a store, signatures, plans, and what a device does with them."""
+"""Adapters from a cloud to devices: a store, signatures, plans, and what a device does."""
