@@ -25,6 +25,10 @@ LARGEST_MANIFEST = 2**20
 LARGEST_BLOB = 2**30
 MOST_LADDERS = 64
 MOST_CHUNKS = 4096
+LARGEST_VERSION = 2**53
+"""Beyond it JSON readers disagree about whole numbers."""
+DEEPEST_TASK = 32
+"""Levels of lists and objects in a task."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -110,12 +114,16 @@ class Manifest:
             DeliveryError: a name, version, digest or length outside its range.
         """
         checked_name(self.name)
-        if self.version < 1 or not 1 <= len(self.ladders) <= MOST_LADDERS:
+        in_range = 1 <= self.version <= LARGEST_VERSION
+        if not in_range or not 1 <= len(self.ladders) <= MOST_LADDERS:
             raise DeliveryError(
                 f"A release has a version from 1 on and 1 to {MOST_LADDERS} ladders, got "
                 f"{self.version} and {len(self.ladders)}."
             )
-        if self.base.fingerprint is None or not _SHA256.fullmatch(self.base.fingerprint):
+        if self.base.name is not None and not isinstance(self.base.name, str):
+            raise DeliveryError(f"A base model's name is a text, got {self.base.name!r}.")
+        found = self.base.fingerprint
+        if not isinstance(found, str) or not _SHA256.fullmatch(found):
             raise DeliveryError(
                 "A release names its base model by fingerprint; pack with rankcast pack RUN, or "
                 "with --base-model."
@@ -147,14 +155,16 @@ class Manifest:
         if len(data) > LARGEST_MANIFEST:
             raise DeliveryError(f"A manifest of {len(data):,} bytes is too long.")
         try:
-            raw = json.loads(data)
+            raw = json.loads(data, parse_constant=_finite, parse_float=_finite)
             base = BaseModel(raw["base"]["name"], raw["base"]["fingerprint"])
             ladders = tuple(_ladder(x) for x in raw["ladders"][: MOST_LADDERS + 1])
             name, version, task = raw["name"], raw["version"], raw["task"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DeliveryError(f"No manifest: {error}.") from error
         if not isinstance(version, int) or isinstance(version, bool) or not isinstance(task, dict):
             raise DeliveryError("No manifest: version or task has the wrong type.")
+        if _depth(task) > DEEPEST_TASK:
+            raise DeliveryError(f"No manifest: its task nests deeper than {DEEPEST_TASK} levels.")
         return cls(name, version, base, ladders, task)
 
 
@@ -207,6 +217,24 @@ def _rung(raw: Mapping[str, Any]) -> Rung:
 
 def _blob(raw: Mapping[str, Any]) -> Blob:
     return Blob(raw["sha256"], raw["n_bytes"])
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """Return how many levels of lists and objects a JSON value has, without recursion."""
+    level, depth = [value], 0
+    while True:
+        inner = [x if isinstance(x, list) else list(x.values())
+                 for x in level if isinstance(x, list | dict)]  # fmt: skip
+        if not inner:
+            return depth
+        level, depth = [x for items in inner for x in items], depth + 1
 
 
 def _worth(value: object) -> float | None:
