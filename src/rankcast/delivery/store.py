@@ -16,9 +16,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankcast.delivery.manifest import Blob, blob_of, checked_sha256
+from rankcast.delivery.manifest import Blob, blob_of, checked_name, checked_sha256
 from rankcast.errors import DeliveryError
-from rankcast.files import replace_file
+from rankcast.files import put_file
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Store:
         return self.root / "blobs" / digest[:2] / digest
 
     def put(self, data: bytes) -> Blob:
-        """Keep some bytes, once; whole or not at all."""
+        """Keep some bytes, once; whole or not at all. A damaged blob is replaced."""
         blob = blob_of(data)
         path = self.blob_path(blob.sha256)
-        if not path.is_file():
+        if not path.is_file() or path.read_bytes() != data:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, lambda partial: partial.write_bytes(data))
+            put_file(path, data)
         return blob
 
     def get(self, blob: Blob) -> bytes:
@@ -73,3 +73,12 @@ class Store:
         if hashlib.sha256(data).hexdigest() != blob.sha256:
             raise DeliveryError(f"{path} is damaged: publish its adapter again.")
         return data
+
+
+def target_path(name: str) -> str:
+    """Return what a release's manifest is called among the signed targets.
+
+    Raises:
+        DeliveryError: no name of an adapter.
+    """
+    return f"adapters/{checked_name(name)}.json"
