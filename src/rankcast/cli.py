@@ -19,6 +19,7 @@ import tyro
 
 from rankcast.errors import ConfigError, RankcastError
 from rankcast.run.air_options import Link, Send
+from rankcast.run.delivery_options import Keys, Publish
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 from rankcast.run.options import Allocate, Command, Demo, Evaluate, Experiment, Presets, Train
 from rankcast.run.signals import stop_on_signal
@@ -116,6 +117,8 @@ def _run(command: Any, rest: list[str], typed: list[str]) -> int:
         Export: _export,
         Finish: _finish,
         Presets: _presets,
+        Keys: _deliver,
+        Publish: _deliver,
     }
     return handlers[type(command)](command)
 
@@ -273,3 +276,9 @@ def _experiment(command: Experiment, typed: list[str]) -> int:
     from rankcast.experiment.commands import dispatch  # noqa: PLC0415
 
     return dispatch(command.action, typed)
+
+
+def _deliver(command: Keys | Publish) -> int:
+    from rankcast.run.delivering import dispatch  # noqa: PLC0415
+
+    return dispatch(command)

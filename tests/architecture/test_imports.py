@@ -27,6 +27,9 @@ LIGHT = {
         "rankcast.allocation.utility"
     ),
     "the synthetic utility": "import rankcast.finetune.synthetic",
+    "signing, publishing and trust": (
+        "import rankcast.delivery.publishing, rankcast.delivery.trust, rankcast.run.delivering"
+    ),
     "the command line": (
         "import contextlib, io\n"
         "from rankcast.cli import main\n"

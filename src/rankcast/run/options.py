@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rankcast.run.air_options import Link, Send
+from rankcast.run.delivery_options import Keys, Publish
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 
 
@@ -213,4 +214,6 @@ Command = (
     | Annotated[Link, tyro.conf.subcommand("link")]
     | Annotated[Presets, tyro.conf.subcommand("presets")]
     | Annotated[Experiment, tyro.conf.subcommand("experiment")]
+    | Annotated[Keys, tyro.conf.subcommand("keys")]
+    | Annotated[Publish, tyro.conf.subcommand("publish")]
 )
