@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+
 from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
@@ -13,10 +17,37 @@ from tuf.api.exceptions import (
     SlowRetrievalError,
     UnsignedMetadataError,
 )
+from tuf.ngclient import FetcherInterface
 
 from rankcast.errors import DeliveryError, TrustError
 
 _KEPT = "What the device already has stays in use."
+
+
+class Watched(FetcherInterface):
+    """A fetcher that remembers what was asked for last, for the words of a refusal."""
+
+    def __init__(self, inner: FetcherInterface) -> None:
+        self.inner = inner
+        self.last = "the pinned root"
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        self.last = url.rpartition("/")[2]
+        return self.inner.fetch(url)
+
+
+@contextmanager
+def translated(watched: Watched) -> Iterator[None]:
+    """Raise what The Update Framework, the network or the disk raise as errors of ours.
+
+    Raises:
+        DeliveryError: network or disk failed.
+        TrustError: something must not be trusted.
+    """
+    try:
+        yield
+    except (RepositoryError, DownloadError, OSError) as error:
+        raise refusal(error, watched.last) from error
 
 
 def refusal(error: Exception, file: str) -> DeliveryError:
@@ -44,6 +75,8 @@ def _of_download(error: DownloadError, file: str) -> DeliveryError:
             )
         case SlowRetrievalError():
             return DeliveryError(f"The server fell silent ({error}). {_KEPT} Try again later.")
+        case DownloadHTTPError() if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return DeliveryError(f"The server cannot answer now ({error}). {_KEPT} Try later.")
         case DownloadHTTPError():
             return DeliveryError(
                 f"The server does not have {file} ({error}). {_KEPT} If that lasts, tell its "

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from tuf.api.exceptions import DownloadError, RepositoryError
+from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
@@ -28,7 +27,7 @@ from rankcast.delivery.manifest import (
     checked_name,
     checked_sha256,
 )
-from rankcast.delivery.refusals import refusal
+from rankcast.delivery.refusals import Watched, translated
 from rankcast.delivery.store import target_path
 from rankcast.errors import DeliveryError, TrustError
 from rankcast.files import put_file
@@ -135,8 +134,8 @@ class TufSource:
         """
         path = target_path(name)
         pinned = self._pinned()
-        watched = _Watched(self.fetcher)
-        with only_one(self.state_dir / ".lock", "refreshing"), _translated(watched):
+        watched = Watched(self.fetcher)
+        with only_one(self.state_dir / ".lock", "refreshing"), translated(watched):
             updater = self._updater(pinned, watched)
             updater.refresh()
             data = self._target(updater, name, path)
@@ -227,8 +226,8 @@ def fetch_blob(fetcher: FetcherInterface, blobs_url: str, blob: Blob) -> bytes:
         TrustError: other bytes came.
     """
     digest = checked_sha256(blob.sha256)
-    watched = _Watched(fetcher)
-    with _translated(watched):
+    watched = Watched(fetcher)
+    with translated(watched):
         url = f"{blobs_url.rstrip('/')}/{digest[:2]}/{digest}"
         data = watched.download_bytes(url, blob.n_bytes)
     if len(data) != blob.n_bytes or hashlib.sha256(data).hexdigest() != digest:
@@ -237,26 +236,6 @@ def fetch_blob(fetcher: FetcherInterface, blobs_url: str, blob: Blob) -> bytes:
             f"bytes came. Fetch it again."
         )
     return data
-
-
-class _Watched(FetcherInterface):
-    """A fetcher that remembers what was asked for last, for the words of a refusal."""
-
-    def __init__(self, inner: FetcherInterface) -> None:
-        self.inner = inner
-        self.last = "the pinned root"
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        self.last = url.rpartition("/")[2]
-        return self.inner.fetch(url)
-
-
-@contextmanager
-def _translated(watched: _Watched) -> Iterator[None]:
-    try:
-        yield
-    except (RepositoryError, DownloadError, OSError) as error:
-        raise refusal(error, watched.last) from error
 
 
 def _seen(path: Path) -> dict[str, Any]:
