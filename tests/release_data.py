@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tuf.ngclient import FetcherInterface
 
 from codec_data import packed, random_adapter
@@ -87,3 +91,39 @@ def device(
         fetcher or FolderFetcher(store),
         lambda: now,
     )
+
+
+class PowerCutError(BaseException):
+    """Nothing can be done about it."""
+
+
+class DyingDisk:
+    """Ends at the k-th operation on files: what it was doing stays half done, nothing follows."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, dies_at: int) -> None:
+        self.count, self.dies_at = 0, dies_at
+        for name in ("open", "fsync", "replace", "unlink", "mkdir", "truncate", "write"):
+            patch.setattr(os, name, self._counted(name, getattr(os, name)))
+
+    def _counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count == self.dies_at and name == "fsync":
+                with contextlib.suppress(OSError):  # a folder
+                    os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
+            if self.count >= self.dies_at:
+                raise PowerCutError
+            return None if name == "fsync" else real(*args, **options)
+
+        return called
+
+
+def crashed(act: Callable[[], object], dies_at: int) -> bool:
+    """Do something on a disk that dies at its k-th operation; return whether it died."""
+    with pytest.MonkeyPatch.context() as patch:
+        DyingDisk(patch, dies_at)
+        try:
+            act()
+        except PowerCutError:
+            return True
+    return False
