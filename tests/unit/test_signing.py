@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -55,9 +56,9 @@ def test_private_keys_are_the_owners_alone_and_outside_the_store(made: Publisher
 
 
 def test_keys_are_not_made_twice_nor_in_the_store(made: Publisher, tmp_path: Path) -> None:
-    with pytest.raises(DeliveryError, match="already"):
+    with pytest.raises(DeliveryError, match="signed metadata already"):
         init_keys(KeyFolder(tmp_path / "others"), made.store, NOW)
-    with pytest.raises(DeliveryError, match="already"):
+    with pytest.raises(DeliveryError, match="private keys already"):
         init_keys(made.keys, Store(tmp_path / "second"), NOW)
     with pytest.raises(DeliveryError, match="handed out"):
         init_keys(KeyFolder(tmp_path / "s" / "keys"), Store(tmp_path / "s"), NOW)
@@ -202,7 +203,37 @@ def test_the_root_is_renewed_before_and_after_it_expires(made: Publisher, tmp_pa
     assert trust_root(phone, (made.store.metadata / "1.root.json").read_bytes()) == pinned
 
 
-@pytest.mark.parametrize("role", ["targets", "timestamp"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda made: rotate("timestamp", made.keys, made.store, NOW),
+        lambda made: refresh_timestamp(made.keys, made.store, NOW),
+        lambda made: renew_root(made.keys, made.store, NOW),
+    ],
+)
+def test_a_full_disk_is_said_and_changes_nothing(
+    act: Callable[[Publisher], object],
+    made: Publisher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made.publish(0)
+
+    def full(source: Path, target: Path) -> None:
+        if target.suffix == ".json":
+            raise OSError(28, "No space left on device")
+        Path(source).rename(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(DeliveryError, match="still in force"):
+            act(made)
+    assert device(made, tmp_path / "device").manifest("sst2").version == 1
+    act(made)
+    assert device(made, tmp_path / "device").manifest("sst2").version == 1
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_a_crash_within_a_rotation_locks_no_device_out(role: Role, tmp_path: Path) -> None:
     origin = publisher(tmp_path / "origin")
     origin.publish(0)

@@ -321,6 +321,9 @@ def test_the_root_is_pinned_once_and_never_fetched_first(made: Publisher, tmp_pa
     ):
         with pytest.raises(TrustError, match=words):
             trust_root(state, data, sha256)
+    (tmp_path / "file").touch()
+    with pytest.raises(DeliveryError, match="cannot be written"):
+        trust_root(tmp_path / "file" / "state", root)
     digest = trust_root(state, root)
     assert trust_root(state, root, digest.upper()) == digest
     with pytest.raises(TrustError, match="another root already"):

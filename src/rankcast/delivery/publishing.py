@@ -16,9 +16,8 @@ from tuf.api.metadata import TargetFile
 
 from rankcast.codec.container import Container, header_bytes
 from rankcast.delivery.keyring import KeyFolder, Role
-from rankcast.delivery.locking import only_one
 from rankcast.delivery.manifest import LARGEST_MANIFEST, Ladder, Manifest
-from rankcast.delivery.repository import Lifetimes, Repository, Signers, Signing
+from rankcast.delivery.repository import Lifetimes, Repository, Signers, Signing, changing
 from rankcast.delivery.signing import LIFETIMES, check_outside, check_root
 from rankcast.delivery.store import Store, target_path
 from rankcast.errors import DeliveryError
@@ -94,7 +93,7 @@ def publish(
     first = _manifest(source, name, version=1)
     if not store.metadata.is_dir():
         Repository.load(store)  # says how to begin
-    with only_one(store.root / ".lock", "publishing"):
+    with changing(store):
         repository = Repository.load(store)
         check_root(repository, now)
         root = repository.root.signed
@@ -107,15 +106,8 @@ def publish(
                 f"are for {str(manifest.base.fingerprint)[:16]}… ({manifest.base.name}). Publish "
                 f"them under another name, or with --allow-new-base if every device changes over."
             )
-        try:
-            return _put_in_force(
-                source, manifest, store, repository, Signing(signers, now, lifetimes)
-            )
-        except OSError as error:
-            raise DeliveryError(
-                f"The store {store.root} cannot be written ({error}); the release before is still "
-                f"in force."
-            ) from error
+        signing = Signing(signers, now, lifetimes)
+        return _put_in_force(source, manifest, store, repository, signing)
 
 
 def _put_in_force(

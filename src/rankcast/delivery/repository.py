@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -20,6 +21,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets
 from tuf.api.serialization.json import JSONSerializer
 
 from rankcast.delivery.keyring import Role
+from rankcast.delivery.locking import only_one
 from rankcast.delivery.store import Store
 from rankcast.errors import DeliveryError, TrustError
 from rankcast.files import put_file
@@ -130,6 +132,23 @@ class Repository:
             timestamp.signed.snapshot_meta = MetaFile.from_data(version, data, ["sha256"])
         _resigned(store, timestamp, "timestamp", signing)
         return Repository(self.root, targets, snapshot, timestamp)
+
+
+@contextmanager
+def changing(store: Store) -> Iterator[None]:
+    """Change a store alone, in an order that leaves something in force whatever fails.
+
+    Raises:
+        DeliveryError: someone else is at it, or the store cannot be written.
+    """
+    with only_one(store.root / ".lock", "publishing"):
+        try:
+            yield
+        except OSError as error:
+            raise DeliveryError(
+                f"The store {store.root} cannot be written ({error}); what was in force before is "
+                f"still in force. Check space and permissions, then do the same again."
+            ) from error
 
 
 def signed_bytes(metadata: Metadata[Any], signers: Sequence[CryptoSigner]) -> bytes:

@@ -16,12 +16,12 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from rankcast.delivery.keyring import ROLES, KeyFolder, Role
-from rankcast.delivery.locking import only_one
 from rankcast.delivery.repository import (
     Lifetimes,
     Repository,
     Signers,
     Signing,
+    changing,
     versions_of,
     write_root,
 )
@@ -62,12 +62,8 @@ def init_keys(
         )
     check_outside(keys, store)
     _make_folder(store)
-    with only_one(store.root / ".lock", "publishing"):
-        if versions_of(store, "root") or keys.files():
-            raise DeliveryError(
-                f"There are keys or metadata already in {keys.folder} or {store.metadata}. Devices "
-                f"trust them: use rankcast keys rotate, or name new folders for a new store."
-            )
+    with changing(store):
+        _check_empty(keys, store)
         root = Root(expires=lifetimes.end("root", now))
         made: dict[Role, list[CryptoSigner]] = {role: [keys.create(role)] for role in ROLES[1:]}
         made["root"] = [keys.create("root") for _ in range(n_root)]
@@ -111,7 +107,7 @@ def rotate(
         DeliveryError: private keys missing, or several keys and none named.
     """
     check_outside(keys, store)
-    with only_one(store.root / ".lock", "publishing"):
+    with changing(store):
         before = Repository.load(store)
         old = _one_key(before.root.signed, role, replaced)
         root_signers = keys.signers(before.root.signed, "root")
@@ -151,7 +147,7 @@ def refresh_timestamp(
     Raises:
         DeliveryError: a key is missing, or the root has expired.
     """
-    with only_one(store.root / ".lock", "publishing"):
+    with changing(store):
         repository = Repository.load(store)
         check_root(repository, now)
         due = repository.snapshot.signed.expires - now < lifetimes.snapshot / 2
@@ -169,7 +165,7 @@ def renew_root(
     Raises:
         DeliveryError: too few root keys here.
     """
-    with only_one(store.root / ".lock", "publishing"):
+    with changing(store):
         root = Repository.load(store).root
         signers = keys.signers(root.signed, "root")
         root.signed.version += 1
@@ -212,6 +208,19 @@ def _make_folder(store: Store) -> None:
         store.metadata.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DeliveryError(f"{store.root} cannot be written: {error.strerror}.") from error
+
+
+def _check_empty(keys: KeyFolder, store: Store) -> None:
+    if versions_of(store, "root"):
+        raise DeliveryError(
+            f"{store.root} has signed metadata already, and devices trust their keys: use rankcast "
+            f"keys rotate, or name a new folder for a new store."
+        )
+    if keys.files():
+        raise DeliveryError(
+            f"{keys.folder} holds private keys already: name another folder. If they are what an "
+            f"interrupted rankcast keys init left behind, nobody trusts them; remove them."
+        )
 
 
 def _one_key(root: Root, role: Role, replaced: str | None) -> str:

@@ -71,6 +71,7 @@ def trust_root(state_dir: Path, data: bytes, sha256: str | None = None) -> str:
     Raises:
         TrustError: no root, not signed by its own keys, not the expected one, or another one than
             is pinned already.
+        DeliveryError: the folder cannot be written.
     """
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and checked_sha256(sha256.lower()) != found:
@@ -86,14 +87,10 @@ def trust_root(state_dir: Path, data: bytes, sha256: str | None = None) -> str:
         root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
     except (RepositoryError, ValueError) as error:
         raise TrustError(f"This is no root signed by its own keys: {error}.") from error
-    pinned = state_dir / _PINNED
-    state_dir.mkdir(parents=True, exist_ok=True)
-    if pinned.exists() and pinned.read_bytes() != data:
-        raise TrustError(
-            f"{state_dir} trusts another root already. Newer roots are found by themselves; for "
-            f"another publisher choose another folder."
-        )
-    put_file(pinned, data)
+    try:
+        _pin(state_dir, data)
+    except OSError as error:
+        raise DeliveryError(f"{state_dir} cannot be written: {error.strerror}.") from error
     return found
 
 
@@ -236,6 +233,17 @@ def fetch_blob(fetcher: FetcherInterface, blobs_url: str, blob: Blob) -> bytes:
             f"bytes came. Fetch it again."
         )
     return data
+
+
+def _pin(state_dir: Path, data: bytes) -> None:
+    pinned = state_dir / _PINNED
+    state_dir.mkdir(parents=True, exist_ok=True)
+    if pinned.exists() and pinned.read_bytes() != data:
+        raise TrustError(
+            f"{state_dir} trusts another root already. Newer roots are found by themselves; for "
+            f"another publisher choose another folder."
+        )
+    put_file(pinned, data)
 
 
 def _seen(path: Path) -> dict[str, Any]:
