@@ -13,12 +13,15 @@ writes.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from rankcast.delivery.manifest import Blob, blob_of, checked_name, checked_sha256
 from rankcast.errors import DeliveryError
 from rankcast.files import put_file
+
+_METADATA = re.compile(r"(?:[1-9][0-9]{0,9}\.)?[a-z][a-z0-9_-]{0,63}\.json")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,31 @@ class Store:
         """
         digest = checked_sha256(sha256)
         return self.root / "blobs" / digest[:2] / digest
+
+    def metadata_path(self, name: str) -> Path:
+        """Return where metadata lie or would lie.
+
+        Args:
+            name: such as `timestamp.json` or `3.targets.json`.
+
+        Raises:
+            DeliveryError: a name that metadata cannot have.
+        """
+        if not _METADATA.fullmatch(name):
+            raise DeliveryError(f"Metadata are named ROLE.json or NUMBER.ROLE.json, not {name!r}.")
+        return self.metadata / name
+
+    def manifest_path(self, name: str, sha256: str) -> Path:
+        """Return where the manifest of a release lies or would lie.
+
+        Args:
+            name: of the adapter.
+            sha256: of the manifest.
+
+        Raises:
+            DeliveryError: a name or digest that no manifest can have.
+        """
+        return self.targets / "adapters" / f"{checked_sha256(sha256)}.{checked_name(name)}.json"
 
     def put(self, data: bytes) -> Blob:
         """Keep some bytes, once; whole or not at all. A damaged blob is replaced."""
