@@ -1,0 +1,198 @@
+"""Devices, their tokens, and what happened, in a database that several servers may share.
+
+SQLite serves one machine, PostgreSQL many. A token is 256 random bits, so its SHA-256 is kept, not
+a slow password hash: who steals the database learns no token. Plans and reports are events with a
+sequence number; writers take turns, so that a reader who has seen number n never misses a
+smaller one that was committed later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rankcast.delivery.database import DEVICES, EVENTS, Database, sa
+from rankcast.errors import DeliveryError
+
+Role = Literal["device", "operator"]
+Kind = Literal["plan", "report"]
+DEFAULT_DATABASE = "sqlite:///rankcast.db"
+"""In the current folder; never in a store, whose files anyone may read."""
+_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Who may ask.
+
+    Attributes:
+        name: of the device or person.
+        role: an operator sees the events of all devices, a device its own.
+        created_s: when its token was made [s since 1970].
+        revoked_s: when its token ended [s since 1970]; None while it holds.
+    """
+
+    name: str
+    role: Role
+    created_s: float
+    revoked_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        sequence: grows with every event.
+        at_s: when [s since 1970].
+        device: whose.
+        kind: a plan that was given, or a report that came.
+        body: its particulars.
+    """
+
+    sequence: int
+    at_s: float
+    device: str
+    kind: Kind
+    body: Mapping[str, Any]
+
+
+class Registry:
+    """Devices and events in a database. Threads may share it; processes open their own."""
+
+    def __init__(self, url: str = DEFAULT_DATABASE) -> None:
+        """Connect, and make the tables if there are none.
+
+        Args:
+            url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`.
+
+        Raises:
+            ConfigError: no such kind of database, or its driver is missing.
+            DeliveryError: it does not answer.
+        """
+        self._database = Database(url)
+
+    def close(self) -> None:
+        """End all connections."""
+        self._database.close()
+
+    def check(self) -> None:
+        """Ask the database for an answer.
+
+        Raises:
+            DeliveryError: there is none.
+        """
+        with self._database.reading() as connection:
+            connection.execute(sa.select(1))
+
+    def add(self, name: str, role: Role = "device") -> str:
+        """Let a device in and return its token, which is kept nowhere.
+
+        Raises:
+            DeliveryError: a name with other characters, or of a device that has a token.
+        """
+        if not _DEVICE.fullmatch(name):
+            raise DeliveryError(
+                f"A device's name has letters, digits, dots, colons, dashes and underscores, at "
+                f"most 64, got {name!r}."
+            )
+        token = f"rc_{secrets.token_urlsafe(32)}"
+        row = {"name": name, "role": role, "token_sha256": _sha256(token), "created_s": time.time()}
+        with self._database.writing() as connection:
+            before = _device(connection, DEVICES.c.name == name)
+            if before is not None and before.revoked_s is None:
+                raise DeliveryError(f"{name} has a token; rankcast tokens revoke {name} first.")
+            connection.execute(sa.delete(DEVICES).where(DEVICES.c.name == name))
+            connection.execute(sa.insert(DEVICES).values(**row))
+        return token
+
+    def revoke(self, name: str) -> None:
+        """Let a device in no longer, from its next request on.
+
+        Raises:
+            DeliveryError: no device of this name has a token.
+        """
+        holding = (DEVICES.c.name == name) & DEVICES.c.revoked_s.is_(None)
+        with self._database.writing() as connection:
+            change = sa.update(DEVICES).where(holding).values(revoked_s=time.time())
+            if connection.execute(change).rowcount == 0:
+                raise DeliveryError(f"No device {name!r} has a token; see rankcast tokens list.")
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return all devices by name, revoked ones included."""
+        with self._database.reading() as connection:
+            rows = connection.execute(sa.select(DEVICES).order_by(DEVICES.c.name)).all()
+        return tuple(_as_device(row) for row in rows)
+
+    def device_of(self, token: str) -> Device | None:
+        """Return whose token this is; None if nobody's, or revoked."""
+        with self._database.reading() as connection:
+            found = _device(connection, DEVICES.c.token_sha256 == _sha256(token))
+        return None if found is None or found.revoked_s is not None else found
+
+    def record(self, device: str, kind: Kind, body: Mapping[str, Any]) -> int:
+        """Keep an event and return its sequence number."""
+        row = {"at_s": time.time(), "device": device, "kind": kind, "body": _json(body)}
+        with self._database.writing() as connection:
+            done = connection.execute(sa.insert(EVENTS).values(**row))
+            assert done.inserted_primary_key is not None
+            return int(done.inserted_primary_key[0])
+
+    def events_after(
+        self, sequence: int, limit: int = 500, device: str | None = None
+    ) -> tuple[Event, ...]:
+        """Return what happened since, the oldest first.
+
+        Args:
+            sequence: of the last event that is known.
+            limit: at most so many.
+            device: only its events; None for all.
+        """
+        wanted = EVENTS.c.sequence > sequence
+        if device is not None:
+            wanted &= EVENTS.c.device == device
+        query = sa.select(EVENTS).where(wanted).order_by(EVENTS.c.sequence).limit(limit)
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+        return tuple(Event(r.sequence, r.at_s, r.device, r.kind, json.loads(r.body)) for r in rows)
+
+    def last_sequence(self) -> int:
+        """Return the number of the newest event; 0 if there is none."""
+        with self._database.reading() as connection:
+            return int(connection.execute(sa.select(sa.func.max(EVENTS.c.sequence))).scalar() or 0)
+
+    def active_devices(self, within_s: float) -> int:
+        """Return how many devices asked for a plan or reported in the last `within_s` seconds."""
+        count = sa.func.count(sa.distinct(EVENTS.c.device))
+        query = sa.select(count).where(EVENTS.c.at_s > time.time() - within_s)
+        with self._database.reading() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def forget(self, older_than_s: float) -> int:
+        """Delete events of more than so many seconds ago and return how many they were."""
+        old = sa.delete(EVENTS).where(EVENTS.c.at_s < time.time() - older_than_s)
+        with self._database.writing() as connection:
+            return int(connection.execute(old).rowcount)
+
+
+def _device(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> Device | None:
+    row = connection.execute(sa.select(DEVICES).where(wanted)).one_or_none()
+    return None if row is None else _as_device(row)
+
+
+def _as_device(row: Any) -> Device:
+    return Device(row.name, row.role, row.created_s, row.revoked_s)
+
+
+def _sha256(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+
+
+def _json(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True, allow_nan=False)
