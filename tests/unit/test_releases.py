@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from delivery_data import lay_out, put_release, store_with
 
+from delivery_data import lay_out, put_release, store_with
 from rankcast.delivery.releases import Releases, read_releases
 from rankcast.delivery.store import Store
 from rankcast.errors import DeliveryError
@@ -84,7 +84,7 @@ def spoil(path: Path, change: Any) -> None:
             "1.targets.json",
             lambda x: x["targets"].update(
                 {"adapters/../x.json": {"hashes": {"sha256": "0" * 64}, "length": 1}}
-            ),  # fmt: skip
+            ),
             "name has lower-case",
         ),
     ],
