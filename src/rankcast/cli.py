@@ -22,6 +22,7 @@ from rankcast.run.air_options import Link, Send
 from rankcast.run.delivery_options import Keys, Publish
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 from rankcast.run.options import Allocate, Command, Demo, Evaluate, Experiment, Presets, Train
+from rankcast.run.serve_options import Serve, Tokens
 from rankcast.run.signals import stop_on_signal
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def _run(command: Any, rest: list[str], typed: list[str]) -> int:
         Presets: _presets,
         Keys: _deliver,
         Publish: _deliver,
+        Serve: _serve,
+        Tokens: _tokens,
     }
     return handlers[type(command)](command)
 
@@ -270,6 +273,18 @@ def _presets(command: Presets) -> int:
 
         print(to_yaml(load_preset(command.name)), end="")  # noqa: T201
     return 0
+
+
+def _serve(command: Serve) -> int:
+    from rankcast.run.serving import serve  # noqa: PLC0415
+
+    return serve(command)
+
+
+def _tokens(command: Tokens) -> int:
+    from rankcast.run.serving import dispatch  # noqa: PLC0415
+
+    return dispatch(command)
 
 
 def _experiment(command: Experiment, typed: list[str]) -> int:

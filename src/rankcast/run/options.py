@@ -14,6 +14,7 @@ import tyro
 from rankcast.run.air_options import Link, Send
 from rankcast.run.delivery_options import Keys, Publish
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
+from rankcast.run.serve_options import Serve, Tokens
 
 
 @dataclass(frozen=True)
@@ -216,4 +217,6 @@ Command = (
     | Annotated[Experiment, tyro.conf.subcommand("experiment")]
     | Annotated[Keys, tyro.conf.subcommand("keys")]
     | Annotated[Publish, tyro.conf.subcommand("publish")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[Tokens, tyro.conf.subcommand("tokens")]
 )
