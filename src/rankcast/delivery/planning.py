@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
-from rankcast.delivery.manifest import Blob, Ladder, Manifest
+from rankcast.delivery.manifest import Blob, Ladder, Manifest, Rung
 from rankcast.errors import InfeasibleDeadlineError
 
 
@@ -45,28 +47,49 @@ def plan_fetch(manifest: Manifest, budget_bits: float, held: AbstractSet[str]) -
         InfeasibleDeadlineError: not even the first chunk of any ladder fits.
     """
     found = [
-        plan
+        prefix
         for index, ladder in enumerate(manifest.ladders)
-        for plan in _prefixes(index, ladder, held)
+        for prefix in _prefixes(index, ladder, held)
     ]
-    fitting = [plan for plan in found if plan.bits <= budget_bits]
+    fitting = [prefix for prefix in found if prefix.bits <= budget_bits]
     if not fitting:
-        raise InfeasibleDeadlineError(min(plan.bits for plan in found), budget_bits)
-    return min(fitting, key=_worse)
+        raise InfeasibleDeadlineError(min(prefix.bits for prefix in found), budget_bits)
+    best = min(fitting, key=_worse)
+    missing = _missing(manifest.ladders[best.ladder], best.n_rungs, held)
+    return FetchPlan(
+        best.ladder, best.n_rungs, missing, best.bits, best.rung.loss, best.rung.accuracy
+    )
 
 
-def _worse(plan: FetchPlan) -> tuple[bool, float, int, int, int]:
+class _Prefix(NamedTuple):
+    """A choice; its blobs are listed only once it is made, since ladders may be long."""
+
+    ladder: int
+    n_rungs: int
+    bits: int
+    rung: Rung
+
+
+def _worse(prefix: _Prefix) -> tuple[bool, float, int, int, int]:
     """Sort by worth: measured first, lower loss, earlier ladder, more chunks, fewer bits."""
-    unmeasured = plan.loss is None
-    loss = 0.0 if plan.loss is None else plan.loss
-    return (unmeasured, loss, plan.ladder, -plan.n_rungs, plan.bits)
+    unmeasured = prefix.rung.loss is None
+    loss = 0.0 if prefix.rung.loss is None else prefix.rung.loss
+    return (unmeasured, loss, prefix.ladder, -prefix.n_rungs, prefix.bits)
 
 
-def _prefixes(index: int, ladder: Ladder, held: AbstractSet[str]) -> list[FetchPlan]:
-    blobs, found = [ladder.header], []
-    for n, rung in enumerate(ladder.rungs, start=1):
-        blobs.append(rung.blob)
-        missing = tuple(dict.fromkeys(b for b in blobs if b.sha256 not in held))
-        bits = 8 * sum(b.n_bytes for b in missing)
-        found.append(FetchPlan(index, n, missing, bits, rung.loss, rung.accuracy))
-    return found
+def _prefixes(index: int, ladder: Ladder, held: AbstractSet[str]) -> list[_Prefix]:
+    blobs = [ladder.header, *(rung.blob for rung in ladder.rungs)]
+    new, seen = [], set(held)
+    for blob in blobs:
+        new.append(0 if blob.sha256 in seen else 8 * blob.n_bytes)
+        seen.add(blob.sha256)
+    sums = list(accumulate(new))[1:]
+    return [
+        _Prefix(index, n, bits, rung)
+        for n, (bits, rung) in enumerate(zip(sums, ladder.rungs, strict=True), start=1)
+    ]
+
+
+def _missing(ladder: Ladder, n_rungs: int, held: AbstractSet[str]) -> tuple[Blob, ...]:
+    blobs = [ladder.header, *(rung.blob for rung in ladder.rungs[:n_rungs])]
+    return tuple(dict.fromkeys(blob for blob in blobs if blob.sha256 not in held))
