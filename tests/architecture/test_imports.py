@@ -17,6 +17,8 @@ HEAVY = (
     "gymnasium",
     "matplotlib",
     "tensorboard",
+    "fastapi",
+    "sqlalchemy",
 )
 LIGHT = {
     "the package": "import rankcast",

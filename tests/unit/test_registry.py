@@ -1,22 +1,48 @@
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("sqlalchemy")
 
-from rankcast.delivery.database import DatabaseError
+from rankcast.delivery.database import Database, DatabaseError, sa
 from rankcast.delivery.registry import Registry
 from rankcast.errors import ConfigError, DeliveryError
 
+POSTGRES = os.environ.get("RANKCAST_POSTGRES")
+"""postgresql://USER:PASSWORD@HOST/NAME of an empty database that these tests may use."""
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param(
+            "postgresql",
+            marks=pytest.mark.skipif(POSTGRES is None, reason="RANKCAST_POSTGRES is not set"),
+        ),
+    ]
+)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/devices.db"
+        return
+    assert POSTGRES is not None
+    yield POSTGRES
+    database = Database(POSTGRES)
+    with database.writing() as connection:
+        connection.execute(sa.text("DROP TABLE rankcast_devices, rankcast_events"))
+    database.close()
+
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    found = Registry(f"sqlite:///{tmp_path}/devices.db")
+def registry(url: str) -> Iterator[Registry]:
+    found = Registry(url)
     yield found
     found.close()
 
@@ -37,7 +63,8 @@ def test_a_token_lets_in_its_device_until_it_is_revoked(registry: Registry) -> N
     assert [(d.name, d.revoked_s) for d in registry.devices()] == [("desk", None), ("pi-1", None)]
 
 
-def test_the_database_holds_no_token(registry: Registry, tmp_path: Path) -> None:
+def test_the_database_holds_no_token(tmp_path: Path) -> None:
+    registry = Registry(f"sqlite:///{tmp_path}/devices.db")
     token = registry.add("pi-1")
     registry.close()
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -75,9 +102,11 @@ def test_events_come_in_order_and_by_device(registry: Registry) -> None:
     assert registry.record("pi-0", "report", {}) > numbers[-1]  # never a number again
 
 
-def test_writers_of_several_servers_lose_nothing(registry: Registry, tmp_path: Path) -> None:
+def test_readers_miss_nothing_that_writers_of_several_servers_write(
+    registry: Registry, url: str
+) -> None:
     def write(name: str) -> None:
-        mine = Registry(f"sqlite:///{tmp_path}/devices.db")
+        mine = Registry(url)
         for i in range(20):
             mine.record(name, "report", {"i": i})
         mine.close()
@@ -112,8 +141,31 @@ def test_a_database_that_is_none_is_an_error_in_words(tmp_path: Path) -> None:
         Registry(f"sqlite:///{tmp_path}/nowhere/x.db")
 
 
+@pytest.mark.skipif(find_spec("psycopg") is not None, reason="the driver is installed")
+def test_postgresql_without_its_driver_says_what_to_install() -> None:
+    with pytest.raises(ConfigError, match="pip install 'psycopg"):
+        Registry("postgresql://localhost/rankcast")
+
+
 def test_tables_lie_beside_those_of_others(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "shared.db").execute("CREATE TABLE devices (x)")
     found = Registry(f"sqlite:///{tmp_path}/shared.db")
     assert found.devices() == ()
     found.close()
+
+
+def test_servers_that_start_together_make_the_tables_once(url: str) -> None:
+    failures: list[Exception] = []
+
+    def start() -> None:
+        try:
+            Registry(url).close()
+        except Exception as error:  # noqa: BLE001 - told below
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []

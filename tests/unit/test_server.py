@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -403,6 +404,27 @@ def test_a_publish_between_requests_serves_one_release_or_the_other(tmp_path: Pa
         assert (answer["version"], len(answer["blobs"])) == (2, 4)
         for sha256 in (*old, *(blob.sha256 for blob in new.blobs)):
             assert client.get(f"/blobs/{sha256[:2]}/{sha256}").status_code == 200
+
+
+def test_publishing_all_the_while_never_mixes_releases(tmp_path: Path) -> None:
+    store = store_with(tmp_path / "store")
+    releases = {1: put_release(store)}
+
+    def publish() -> None:
+        for version in range(2, 30):
+            releases[version] = put_release(store, version=version)
+            lay_out(store, [releases[version]], version)
+
+    publisher, seen = threading.Thread(target=publish), []
+    with serving(tmp_path, store, calls=Rate(1e6, 10**6)) as client:
+        publisher.start()
+        while publisher.is_alive() or not seen or seen[-1] < 29:
+            answer = client.post("/v1/plan", json=question(deadline_s=1e6)).json()
+            seen.append(answer["version"])
+            (ladder,) = releases[seen[-1]].ladders
+            whole = (ladder.header, *(rung.blob for rung in ladder.rungs))
+            assert [b["sha256"] for b in answer["blobs"]] == [blob.sha256 for blob in whole]
+    assert seen == sorted(seen)
 
 
 def test_an_empty_store_lives_but_is_not_ready(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The database that servers share: its tables, connections, and failures in words.
 
-Writers take turns: SQLite has one at a time by itself, PostgreSQL by a lock of the transaction.
+Writers take turns: in SQLite a transaction is exclusive from its beginning, in PostgreSQL it takes
+a lock of ours.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ class Database:
         with _failures_in_words(), self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            else:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
 
@@ -125,5 +128,5 @@ def _engine(url: str) -> sa.Engine:
 def _set_up_sqlite(connection: Any, record: object) -> None:
     """Let readers read beside a writer, and writers wait for each other."""
     del record
-    for setting in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
+    for setting in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {setting}")

@@ -42,6 +42,8 @@ def create_app(store: Store, settings: ServerSettings | None = None) -> FastAPI:
         version=__version__,
         description="Which chunks of an adapter a device should fetch now, and the chunks.",
         lifespan=_lifespan,
+        docs_url=None,  # its pages load scripts from elsewhere; /openapi.json stays
+        redoc_url=None,
         separate_input_output_schemas=False,
     )
     app.state.serving = serving
