@@ -63,7 +63,7 @@ def install() -> None:
     run("python", "-m", "pip", "install", "--quiet", "--upgrade", "pip>=26")
     run(
         *("python", "-m", "pip", "install", "--quiet", "--no-compile", "-c", "constraints.txt"),
-        *("--group", "test", "--group", "lint", "--editable", ".[demo,data,phy,ray]"),
+        *("--group", "test", "--group", "lint", "--editable", ".[demo,data,phy,ray,serve]"),
     )
     STAMP.write_text(wanted)
 
