@@ -1,0 +1,1 @@
+"""What a device does: fetch, verify, activate, prove, keep what was before."""

@@ -1,0 +1,60 @@
+"""Files that survive a loss of power: written, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from rankcast.errors import DeliveryError
+from rankcast.files import replace_file
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Put bytes in the place of a file; after a loss of power the old or the new ones are there.
+
+    Raises:
+        DeliveryError: the disk is full, or does not take the file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda partial: _write_and_flush(partial, data))
+        flush_folder(path.parent)
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def flush_file(path: Path) -> None:
+    """Wait until the disk has a file's bytes."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's names, so that a rename in it lasts."""
+    if os.name != "posix":
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def disk_error(path: Path, error: OSError) -> DeliveryError:
+    """Return the error of a disk in words."""
+    if error.errno in _FULL:
+        return DeliveryError(
+            f"The disk is full, so {path} could not be written. Nothing that was complete is lost; "
+            f"free some space and sync again: it goes on where it stopped."
+        )
+    return DeliveryError(f"{path} could not be written: {error.strerror or error}.")
+
+
+def _write_and_flush(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
