@@ -1,0 +1,256 @@
+"""One adapter on one device, kept up to date: what `rankcast edge sync` does.
+
+A sync begins by finishing what the last one left undone, and every step leaves the folder such that
+the next sync can go on: blobs are complete or partial, a release is recorded before it can become
+active, and the state says what is pending. What is in force was verified to the last byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import httpx2
+
+from rankcast.delivery.edge.activation import Activator
+from rankcast.delivery.edge.advice import Advice, MeasuredLink, advise
+from rankcast.delivery.edge.assembling import candidate_of
+from rankcast.delivery.edge.cache import BlobCache
+from rankcast.delivery.edge.fetching import Fetched, Fetcher
+from rankcast.delivery.edge.locking import only_one
+from rankcast.delivery.edge.records import DeviceState, Release
+from rankcast.delivery.edge.reporting import report
+from rankcast.delivery.edge.seating import Seat
+from rankcast.delivery.edge.state import StateFile
+from rankcast.delivery.edge.syncing import (
+    ManifestSource,
+    Outcome,
+    Surroundings,
+    SyncResult,
+    SyncSettings,
+)
+from rankcast.delivery.manifest import Blob, Manifest, checked_name, checked_sha256
+from rankcast.errors import (
+    DeliveryError,
+    InfeasibleDeadlineError,
+    ModelError,
+    RankcastError,
+    TrustError,
+)
+
+_LEAST_MEASURED = 1024
+"""Bytes; fewer say more about the delay of the link than about its rate."""
+_REFUSALS = (TrustError, ModelError)
+
+
+class EdgeClient:
+    """Keeps one adapter of a device up to date.
+
+    Args:
+        server_url: of the delivery server, or of whatever hands out its blobs.
+        adapter: name of the adapter.
+        base_fingerprint: of the base model on this device.
+        folder: for blobs and state; one adapter each.
+        source: of trusted manifests.
+        activator: puts an adapter in force.
+        settings: deadline, link, cap.
+        token: of this device; None for an open server.
+        health: says whether the device works with what was put in force; False or an exception
+            brings the one before back.
+        on_progress: called with a blob and the bytes of it that are here.
+        surroundings: chance, clock and network.
+
+    Raises:
+        DeliveryError: a name or a fingerprint that cannot be one.
+    """
+
+    def __init__(  # noqa: PLR0917 the first six are what a client is
+        self,
+        server_url: str,
+        adapter: str,
+        base_fingerprint: str,
+        folder: Path,
+        source: ManifestSource,
+        activator: Activator,
+        *,
+        settings: SyncSettings | None = None,
+        token: str | None = None,
+        health: Callable[[], bool] | None = None,
+        on_progress: Callable[[Blob, int], None] | None = None,
+        surroundings: Surroundings | None = None,
+    ) -> None:
+        self.adapter = checked_name(adapter)
+        self.base_fingerprint = checked_sha256(base_fingerprint)
+        self.settings = settings or SyncSettings()
+        self.folder, self.source = folder, source
+        self._around = surroundings or Surroundings()
+        self.cache = BlobCache(folder / "blobs")
+        self.states = StateFile(folder, self._around.now)
+        self._activator, self._health = activator, health
+        self._server_url, self._token, self._on_progress = server_url, token, on_progress
+
+    def with_activator(self, activator: Activator) -> Self:
+        """Return the same client with another place to put adapters in force."""
+        other = copy.copy(self)
+        other._activator = activator  # noqa: SLF001 our own kind
+        return other
+
+    def resume(self) -> Release | None:
+        """Finish what was cut short, put in force what should be, and return it; needs no network.
+
+        Raises:
+            DeliveryError: another process works in the folder, or the disk is full.
+        """
+        with only_one(self.folder):
+            return self._seat().resume().active
+
+    def sync(self, *, retry_rejected: bool = False) -> SyncResult:
+        """Bring the device to the best prefix of the newest release that arrives in time.
+
+        Args:
+            retry_rejected: try again what failed its proof before.
+
+        Raises:
+            TrustError: metadata, plan or bytes that must not be trusted; nothing was changed.
+            ModelError: another base model than the device has.
+            DeliveryError: an unreachable server, a full disk, a folder in use.
+            InfeasibleDeadlineError: not even the first chunk arrives in time.
+        """
+        with only_one(self.folder), self._connection() as http:
+            seat = self._seat()
+            state = seat.resume()
+            try:
+                return self._sync(http, seat, state, retry_rejected=retry_rejected)
+            except RankcastError as error:
+                kind = "refused" if isinstance(error, _REFUSALS) else "failed"
+                with contextlib.suppress(DeliveryError):  # the first error is the one to tell
+                    seat.failed(kind, error)
+                report(http, kind, seat.state, message=str(error))
+                raise
+
+    def _sync(
+        self, http: httpx2.Client, seat: Seat, state: DeviceState, *, retry_rejected: bool
+    ) -> SyncResult:
+        manifest = self.source.manifest(self.adapter)
+        self._check(manifest, state)
+        state = seat.saw(manifest)
+        link = self.settings.radio or MeasuredLink(state.throughput_bps or self._assumed_bps())
+        held = self.cache.held(manifest.blobs)
+        advice = advise(http, manifest, link, self.settings.deadline_s, held)
+        wanted = Release.of(manifest, advice.plan.ladder, advice.plan.n_rungs)
+        if not _better(wanted, state.active):
+            return self._result("up-to-date", seat, advice, "Nothing better arrives in time.")
+        if wanted.label in state.rejected and not retry_rejected:
+            words = f"{wanted.label} failed its proof before; it is not tried again by itself."
+            return self._result("rejected", seat, advice, words)
+        fetched, wanted = self._fetch(http, seat, manifest, wanted, advice)
+        if not _better(wanted, seat.state.active):
+            words = "The deadline passed before anything better was complete; it is resumed."
+            return self._result("up-to-date", seat, advice, words, fetched)
+        seat.record(wanted)
+        try:
+            candidate = candidate_of(wanted, self.cache)
+        except DeliveryError:  # a blob was damaged on this disk, and was dropped
+            self._fetch(http, seat, manifest, wanted, advice)
+            candidate = candidate_of(wanted, self.cache)
+        failure = seat.put(candidate)
+        if failure is None:
+            seat.tidy({blob.sha256 for blob in manifest.blobs})
+            report(http, "activated", seat.state, fetched)
+            words = f"{wanted.label} is in force."
+            return self._result("activated", seat, advice, words, fetched)
+        report(http, "rolled-back", seat.state, fetched, failure)
+        return self._result("rolled-back", seat, advice, failure, fetched)
+
+    def _check(self, manifest: Manifest, state: DeviceState) -> None:
+        """Refuse what this device must not take.
+
+        Raises:
+            TrustError: another adapter, an older release, or another one under the same version.
+            ModelError: another base model.
+        """
+        if manifest.name != self.adapter:
+            raise TrustError(f"Asked for {self.adapter}, got a release of {manifest.name}.")
+        if manifest.version < state.newest_version:
+            raise TrustError(
+                f"{self.adapter} was at version {state.newest_version}, and version "
+                f"{manifest.version} is offered now: a release never goes back. To bring older "
+                f"weights back, publish them as a new version."
+            )
+        known = state.manifest_sha256 if manifest.version == state.newest_version else None
+        if known is not None and known != Seat.digest_of(manifest):
+            raise TrustError(
+                f"Version {manifest.version} of {self.adapter} is not the one that this device has "
+                f"seen before. Ask whoever published: a change is a new version."
+            )
+        if manifest.base.fingerprint != self.base_fingerprint:
+            raise ModelError(
+                f"{self.adapter} adapts {manifest.base.name or 'a model'} (fingerprint "
+                f"{str(manifest.base.fingerprint)[:12]}…), this device has another base model "
+                f"({self.base_fingerprint[:12]}…). Install that model, or ask for another adapter."
+            )
+
+    def _fetch(
+        self, http: httpx2.Client, seat: Seat, manifest: Manifest, wanted: Release, advice: Advice
+    ) -> tuple[Fetched, Release]:
+        """Fetch a prefix; return what came, and the prefix that is complete.
+
+        Raises:
+            InfeasibleDeadlineError: the deadline passed before a first chunk was complete.
+        """
+        blobs = {blob.sha256: blob for blob in manifest.blobs}
+        names = tuple(dict.fromkeys(wanted.blobs))
+        seat.tidy(set(blobs))
+        seat.fetching()
+        fetcher = Fetcher(
+            http, self.cache, self.settings.fetch, rng=self._around.rng, clock=self._around.clock,
+            sleep=self._around.sleep, on_progress=self._on_progress,
+        )  # fmt: skip
+        fetched = fetcher.fetch([blobs[name] for name in names], self.settings.deadline_s)
+        measured = fetched.throughput_bps if fetched.n_bytes >= _LEAST_MEASURED else None
+        seat.fetched(fetched, measured)
+        late = {blob.sha256 for blob in fetched.missing}
+        n_here = next((n for n, name in enumerate(wanted.blobs) if name in late), None)
+        if n_here is None:
+            return fetched, wanted
+        if n_here < 2:
+            bits = 8 * sum(blobs[name].n_bytes for name in wanted.blobs[:2])
+            raise InfeasibleDeadlineError(bits, 8 * fetched.n_bytes)
+        return fetched, Release.of(manifest, advice.plan.ladder, n_here - 1)
+
+    def _assumed_bps(self) -> float:
+        cap = self.settings.fetch.max_bps
+        return self.settings.assumed_bps if cap is None else min(cap, self.settings.assumed_bps)
+
+    def _seat(self) -> Seat:
+        seat = Seat(self.adapter, self.states, self.cache, self._activator, self._health)
+        seat.most_attempts = self.settings.most_attempts
+        return seat
+
+    def _connection(self) -> httpx2.Client:
+        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        return httpx2.Client(
+            base_url=self._server_url.rstrip("/") + "/", headers=headers,
+            transport=self._around.transport, follow_redirects=False,
+        )  # fmt: skip
+
+    def _result(
+        self, outcome: Outcome, seat: Seat, advice: Advice, words: str,
+        fetched: Fetched | None = None,
+    ) -> SyncResult:  # fmt: skip
+        state = seat.idle() if outcome == "up-to-date" else seat.state
+        came = fetched or Fetched(0, 0.0)
+        return SyncResult(outcome, state.active, advice.planned_by, came.n_bytes, came.elapsed_s,
+                          state.throughput_bps, words)  # fmt: skip
+
+
+def _better(wanted: Release, active: Release | None) -> bool:
+    """Whether a release is worth more than the one in force: newer, or a better prefix of it."""
+    if active is None or wanted.version != active.version:
+        return True
+    if wanted.loss is not None and active.loss is not None:
+        return wanted.loss < active.loss
+    return wanted.ladder == active.ladder and wanted.n_rungs > active.n_rungs

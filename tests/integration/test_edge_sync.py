@@ -1,0 +1,388 @@
+"""A device from nothing to an adapter in force, and back again when it is a bad one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_data import (
+    BASE,
+    EdgeServer,
+    biggest,
+    client_of,
+    in_force,
+    release_of,
+    serving,
+    settings,
+)
+from rankcast.codec.container import Container, header_bytes, read_container
+from rankcast.delivery.edge.activation import Candidate, WriteAdapter
+from rankcast.delivery.edge.advice import RadioLink
+from rankcast.delivery.edge.fetching import FetchSettings
+from rankcast.delivery.edge.locking import only_one
+from rankcast.delivery.edge.pacing import Backoff
+from rankcast.delivery.edge.state import StateFile
+from rankcast.errors import (
+    CodecError,
+    ConfigError,
+    DeliveryError,
+    InfeasibleDeadlineError,
+    ModelError,
+    TrustError,
+)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EdgeServer]:
+    with serving(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def one() -> Container:
+    return release_of(1, measured=True)
+
+
+@pytest.fixture(scope="module")
+def two() -> Container:
+    return release_of(2, measured=True)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "state" / "state.json").read_text("utf-8"))
+
+
+def test_two_releases_one_after_the_other(
+    server: EdgeServer, tmp_path: Path, one: Container, two: Container
+) -> None:
+    server.publish(one)
+    client = client_of(server, tmp_path, token="of-this-device")  # noqa: S106
+    result = client.sync()
+    assert (result.outcome, result.planned_by) == ("activated", "server")
+    assert in_force(tmp_path) == one.to_bytes()
+    assert result.n_bytes == len(one.to_bytes())
+    assert server.tokens == {"Bearer of-this-device"}
+    n = len(server.requests)
+    assert client.sync().outcome == "up-to-date"
+    assert len(server.requests) == n
+    server.publish(two, version=2)
+    assert client.sync().outcome == "activated"
+    assert in_force(tmp_path) == two.to_bytes()
+    state = state_of(tmp_path)
+    assert [state[key]["version"] for key in ("active", "previous")] == [2, 1]
+    assert [r["event"] for r in server.reports] == ["activated", "activated"]
+    assert server.reports[-1]["n_rungs"] == len(two.chunks)
+    assert server.asked[0]["base_fingerprint"] == BASE
+    third = release_of(3)
+    server.publish(third, version=3)
+    client.sync()
+    kept = {path.name for path in (tmp_path / "state" / "blobs").iterdir()}
+    assert kept == {e.sha256 for c in (two, third) for e in c.header.chunks} | {
+        entry["blobs"][0] for entry in (state_of(tmp_path)[k] for k in ("active", "previous"))
+    }
+    assert len(list((tmp_path / "adapter" / "versions").iterdir())) == 2
+
+
+def test_a_slow_link_brings_a_prefix_and_the_next_sync_the_rest(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    server.publish(one)
+    enough = 8.0 * (len(one.to_bytes()) - len(one.chunks[-1]) - 1)  # not for the last two chunks
+    client = client_of(server, tmp_path, settings=settings(assumed_bps=enough, deadline_s=1.0))
+    first = client.sync()
+    assert first.outcome == "activated"
+    assert first.release is not None
+    assert first.release.n_rungs == len(one.chunks) - 2
+    here = in_force(tmp_path)
+    assert here is not None
+    assert one.to_bytes().startswith(here)
+    assert read_container(here, allow_prefix=True).chunks == one.chunks[: first.release.n_rungs]
+    sent = server.sent.copy()
+    while in_force(tmp_path) != one.to_bytes():
+        assert client.sync().outcome == "activated"
+    assert all(server.sent[sha256] == n for sha256, n in sent.items())
+
+
+def test_a_deadline_that_passes_leaves_the_prefix_that_is_complete(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    server.publish(one)
+    # The plan is for megabits; the cap lets through 1.25 times all but the last chunk in a second,
+    # a quarter of it at once.
+    sent = len(one.to_bytes()) - len(one.chunks[-1])
+    fetch = FetchSettings(max_bps=8.0 * 0.8 * sent, silence_s=0.3)
+    changed = settings(deadline_s=1.0, radio=RadioLink(20.0, 1e6), fetch=fetch)
+    result = client_of(server, tmp_path, settings=changed).sync()
+    assert server.asked[-1]["link"] == {"snr_db": 20.0, "bandwidth_hz": 1e6, "rate_model": "awgn"}
+    assert result.outcome == "activated"
+    assert result.release is not None
+    assert 1 <= result.release.n_rungs < len(one.chunks)
+    slow = replace(changed, fetch=FetchSettings(max_bps=8.0), deadline_s=0.1)
+    with pytest.raises(InfeasibleDeadlineError):
+        client_of(server, tmp_path / "other", settings=slow).sync()
+    assert in_force(tmp_path / "other") is None
+
+
+def test_without_a_planner_the_device_plans_for_itself(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    server.publish(one)
+    for number, nonsense in enumerate(({"version": 7}, [1], "no")):
+        server.faults.plan = nonsense
+        result = client_of(server, tmp_path / str(number)).sync()
+        assert (result.outcome, result.planned_by) == ("activated", "device")
+    radio = settings(radio=RadioLink(-30.0, 1e3), deadline_s=0.1)
+    with pytest.raises(InfeasibleDeadlineError, match="short by"):
+        client_of(server, tmp_path / "radio", settings=radio).sync()
+    with pytest.raises(ConfigError, match="positive"):
+        client_of(server, tmp_path / "none", settings=settings(deadline_s=0.0)).sync()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blobs": [{"sha256": "f" * 64, "n_bytes": 10}]},
+        {"blobs": None},
+        {"ladder": 1},
+        {"ladder": True},
+        {"n_rungs": 0},
+        {"n_rungs": 10**9},
+    ],
+)
+def test_a_plan_with_foreign_blobs_is_refused(
+    change: dict[str, Any], server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    manifest = server.publish(one)
+    blob = manifest.ladders[0].header
+    good = {"version": 1, "ladder": 0, "n_rungs": 1,
+            "blobs": [{"sha256": blob.sha256, "n_bytes": blob.n_bytes}]}  # fmt: skip
+    server.faults.plan = good | change
+    with pytest.raises(TrustError, match="no part of the prefix"):
+        client_of(server, tmp_path).sync()
+    assert server.requests == []
+    assert server.reports[-1]["event"] == "refused"
+    state = state_of(tmp_path)
+    assert state["last_error"]["kind"] == "TrustError"
+    assert state["last_error"]["remedy"]
+
+
+def test_what_must_not_be_taken_is_refused_and_what_is_active_stays(
+    server: EdgeServer, tmp_path: Path, one: Container, two: Container
+) -> None:
+    server.publish(one, version=2)
+    client_of(server, tmp_path).sync()
+    server.publish(two, version=1)
+    with pytest.raises(TrustError, match="never goes back"):
+        client_of(server, tmp_path).sync()
+    server.publish(two, version=2)
+    with pytest.raises(TrustError, match="not the one that this device has seen"):
+        client_of(server, tmp_path).sync()
+    server.publish(two, version=3, name="other")
+    with pytest.raises(TrustError, match="Asked for demo"):
+        client_of(server, tmp_path).sync()
+    header = replace(two.header, base=replace(two.header.base, fingerprint="1" * 64))
+    server.publish(Container(header, two.chunks), version=3)
+    with pytest.raises(ModelError, match="another base model"):
+        client_of(server, tmp_path).sync()
+    manifest = server.publish(two, version=3)
+    server.faults.wrong_bytes = {biggest(manifest).sha256}
+    with pytest.raises(TrustError, match="other bytes"):
+        client_of(server, tmp_path).sync()
+    assert in_force(tmp_path) == one.to_bytes()
+    server.faults.wrong_bytes = set()
+    assert client_of(server, tmp_path).sync().outcome == "activated"
+    assert state_of(tmp_path)["last_error"] is None
+
+
+def test_a_header_that_names_other_chunks_is_never_active(
+    server: EdgeServer, tmp_path: Path, one: Container, two: Container
+) -> None:
+    manifest = server.publish(one)
+    header = server.store.put(header_bytes(two.header))
+    ladder = replace(manifest.ladders[0], header=header)
+    crossed = replace(manifest, ladders=(ladder,))
+    server.manifest_file.write_bytes(crossed.to_bytes())
+    with pytest.raises(CodecError):
+        client_of(server, tmp_path).sync()
+    assert in_force(tmp_path) is None
+
+
+def test_a_failing_hook_brings_the_one_before_back(
+    server: EdgeServer, tmp_path: Path, one: Container, two: Container
+) -> None:
+    """The hook writes down what it was told, and fails for version 2."""
+    log = tmp_path / "log"
+    words = (
+        f"import os; open({str(log)!r}, 'a').write(os.environ['RANKCAST_RELEASE'] + ' '); "
+        "assert os.path.isfile(os.environ['RANKCAST_ADAPTER'] + '/adapter.rcast'); "
+        "raise SystemExit('-v2-' in os.environ['RANKCAST_RELEASE'] and 'not this one')"
+    )
+    hook = (sys.executable, "-I", "-S", "-c", words)
+    activator = WriteAdapter("rcast", tmp_path / "adapter", hook)
+    server.publish(one)
+    assert client_of(server, tmp_path, activator=activator).sync().outcome == "activated"
+    server.publish(two, version=2)
+    result = client_of(server, tmp_path, activator=activator).sync()
+    assert result.outcome == "rolled-back"
+    assert "not this one" in result.message
+    assert "status 1" in result.message
+    assert in_force(tmp_path) == one.to_bytes()
+    assert [x.split("-")[1] for x in log.read_text().split()] == ["v1", "v2", "v1"]
+    assert server.reports[-1]["event"] == "rolled-back"
+    again = client_of(server, tmp_path, activator=activator).sync()
+    assert again.outcome == "rejected"
+    assert len(log.read_text().split()) == 3
+    well = client_of(server, tmp_path).sync(retry_rejected=True)
+    assert well.outcome == "activated"
+    assert in_force(tmp_path) == two.to_bytes()
+
+
+def test_a_hook_that_hangs_or_does_not_exist_fails(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    server.publish(one)
+    for hook, words in ((("sleep", "60"), "took longer"), (("/nowhere/x",), "cannot be run")):
+        activator = WriteAdapter("rcast", tmp_path / "adapter", hook, hook_timeout_s=0.2)
+        client = client_of(server, tmp_path, activator=activator)
+        result = client.sync(retry_rejected=True)
+        assert (result.outcome, words in result.message) == ("rolled-back", True)
+        assert in_force(tmp_path) is None
+
+
+def test_a_failing_health_check_brings_the_one_before_back(
+    server: EdgeServer, tmp_path: Path, one: Container, two: Container
+) -> None:
+    def broken() -> bool:
+        raise ValueError("no answer")
+
+    server.publish(one)
+    assert client_of(server, tmp_path, health=lambda: False).sync().outcome == "rolled-back"
+    assert in_force(tmp_path) is None
+    client_of(server, tmp_path).sync(retry_rejected=True)
+    server.publish(two, version=2)
+    result = client_of(server, tmp_path, health=broken).sync()
+    assert "ValueError('no answer')" in result.message
+    assert in_force(tmp_path) == one.to_bytes()
+    assert state_of(tmp_path)["active"]["version"] == 1
+
+
+class Dies:
+    """Dies in the middle of an activation, as a process that runs out of memory would."""
+
+    def __init__(self, inner: WriteAdapter) -> None:
+        self.inner = inner
+        for name in ("active", "restore", "deactivate", "discard"):
+            setattr(self, name, getattr(inner, name))
+
+    def activate(self, candidate: Candidate) -> None:
+        label = candidate.release.label
+        self.inner.versions.write(label, lambda folder: self.inner.fill(folder, candidate))
+        self.inner.versions.switch(label)
+        raise KeyboardInterrupt
+
+
+def test_an_activation_that_keeps_dying_is_given_up(
+    server: EdgeServer, tmp_path: Path, one: Container, two: Container
+) -> None:
+    server.publish(one)
+    client_of(server, tmp_path).sync()
+    server.publish(two, version=2)
+    dying = Dies(WriteAdapter("rcast", tmp_path / "adapter"))
+    client = client_of(server, tmp_path, activator=dying)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            client.sync()
+        assert in_force(tmp_path) == two.to_bytes()  # whole, if not proved
+    assert client.sync().outcome == "rejected"
+    assert in_force(tmp_path) == one.to_bytes()
+    assert "given up" in state_of(tmp_path)["last_error"]["message"]
+
+
+def test_a_damaged_state_is_set_aside_and_rebuilt(
+    server: EdgeServer, tmp_path: Path, one: Container, two: Container
+) -> None:
+    server.publish(one)
+    client_of(server, tmp_path).sync()
+    server.publish(two, version=2)
+    client_of(server, tmp_path).sync()
+    n = len(server.requests)
+    for damage in (b"{", b"\xff\xfe", b"[]", b'{"adapter": "demo", "phase": "odd"}', None):
+        file = tmp_path / "state" / "state.json"
+        file.unlink() if damage is None else file.write_bytes(damage)
+        assert client_of(server, tmp_path).sync().outcome == "up-to-date"
+        state = state_of(tmp_path)
+        assert [state[k]["version"] for k in ("active", "previous")] == [2, 1]
+        assert state["history"][0]["kind"] == "rebuilt"
+    assert len(server.requests) == n
+    assert (tmp_path / "state" / "state.damaged.json").exists()
+    (tmp_path / "state" / "state.json").write_bytes(b"{")
+    with pytest.raises(DeliveryError, match="is damaged"):
+        StateFile(tmp_path / "state").load()
+
+
+def test_a_lost_adapter_comes_back_from_the_cache_without_a_network(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    server.publish(one)
+    client_of(server, tmp_path).sync()
+    (tmp_path / "adapter" / "current").unlink()
+    client_of(server, tmp_path).resume()
+    assert in_force(tmp_path) == one.to_bytes()
+    file = next((tmp_path / "adapter" / "versions").glob("*/adapter.rcast"))
+    file.write_bytes(b"damaged")
+    (tmp_path / "adapter" / "current").unlink()
+    client_of(server, tmp_path).resume()
+    assert in_force(tmp_path) == one.to_bytes()
+
+
+def test_a_blob_that_rots_on_the_disk_is_fetched_again(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    manifest = server.publish(one)
+    client = client_of(server, tmp_path, health=lambda: False)
+    client.sync()
+    blob = biggest(manifest)
+    (tmp_path / "state" / "blobs" / blob.sha256).write_bytes(bytes(blob.n_bytes))
+    result = client_of(server, tmp_path).sync(retry_rejected=True)
+    assert result.outcome == "activated"
+    assert in_force(tmp_path) == one.to_bytes()
+
+
+def test_an_unreachable_server_leaves_everything_as_it_is(
+    server: EdgeServer, tmp_path: Path, one: Container, two: Container
+) -> None:
+    server.publish(one)
+    client_of(server, tmp_path).sync()
+    server.publish(two, version=2)
+    server.faults.statuses = [503] * 4
+    patience = FetchSettings(silence_s=0.3, backoff=Backoff(n_tries=2))
+    impatient = client_of(server, tmp_path, settings=settings(fetch=patience))
+    for _ in range(2):
+        with pytest.raises(DeliveryError, match="sync again"):
+            impatient.sync()
+    events = [e["kind"] for e in state_of(tmp_path)["history"]]
+    assert events.count("failed") == 1  # the same failure is not written down again
+    assert in_force(tmp_path) == one.to_bytes()
+
+
+def test_two_processes_do_not_sync_one_folder(server: EdgeServer, tmp_path: Path) -> None:
+    client = client_of(server, tmp_path)
+    with only_one(client.folder), pytest.raises(DeliveryError, match="Another process"):
+        client.sync()
+
+
+def test_a_folder_belongs_to_one_adapter(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    server.publish(one)
+    client = client_of(server, tmp_path)
+    client.sync()
+    client.adapter = "other"
+    with pytest.raises(DeliveryError, match="folder of demo"):
+        client.sync()
