@@ -20,6 +20,7 @@ import tyro
 from rankcast.errors import ConfigError, RankcastError
 from rankcast.run.air_options import Link, Send
 from rankcast.run.delivery_options import Keys, Publish
+from rankcast.run.edge_options import Edge
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 from rankcast.run.options import Allocate, Command, Demo, Evaluate, Experiment, Presets, Train
 from rankcast.run.serve_options import Serve, Tokens
@@ -122,6 +123,7 @@ def _run(command: Any, rest: list[str], typed: list[str]) -> int:
         Publish: _deliver,
         Serve: _serve,
         Tokens: _tokens,
+        Edge: _edge,
     }
     return handlers[type(command)](command)
 
@@ -291,6 +293,12 @@ def _experiment(command: Experiment, typed: list[str]) -> int:
     from rankcast.experiment.commands import dispatch  # noqa: PLC0415
 
     return dispatch(command.action, typed)
+
+
+def _edge(command: Edge) -> int:
+    from rankcast.run.edge_commands import dispatch  # noqa: PLC0415
+
+    return dispatch(command)
 
 
 def _deliver(command: Keys | Publish) -> int:

@@ -28,6 +28,10 @@ LIGHT = {
         "import rankcast.allocation.baselines, rankcast.allocation.solve, "
         "rankcast.allocation.utility"
     ),
+    "a device": (
+        "import rankcast.delivery.edge.client, rankcast.delivery.edge.vllm, "
+        "rankcast.run.edge_commands"
+    ),
     "the synthetic utility": "import rankcast.finetune.synthetic",
     "signing, publishing and trust": (
         "import rankcast.delivery.publishing, rankcast.delivery.trust, rankcast.run.delivering"

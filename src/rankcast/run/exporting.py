@@ -33,12 +33,12 @@ def export_file(command: Export) -> str:
         _write_merged(command, tensors, container.header)
         return f"{command.output}: the model with the adapter merged in, from {said}."
     if command.format == "gguf":
-        config = _base_config(_needed(command))
+        config = base_config_of(_needed(command))
         command.output.parent.mkdir(parents=True, exist_ok=True)
         write_gguf(tensors, command.output, config)
         return f"{command.output}: GGUF LoRA of {said}."
     if "difference" in tensors.carriage.values():
-        tensors = _in_full(_needed(command), tensors, container.header)
+        tensors = in_full_on(_needed(command), tensors, container.header)
     write_peft(
         tensors,
         command.output,
@@ -58,7 +58,12 @@ def _needed(command: Export) -> Path:
     return command.base_model
 
 
-def _base_config(folder: Path) -> dict[str, Any]:
+def base_config_of(folder: Path) -> dict[str, Any]:
+    """Return `config.json` of a base model.
+
+    Raises:
+        ConfigError: there is none that can be read.
+    """
     path = folder / "config.json"
     try:
         return json.loads(path.read_text("utf-8"))
@@ -66,8 +71,13 @@ def _base_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is no readable configuration of a model ({error}).") from error
 
 
-def _in_full(folder: Path, tensors: AdapterTensors, header: Header) -> AdapterTensors:
-    """Return the adapter with the base model's tensors added to differences."""
+def in_full_on(folder: Path, tensors: AdapterTensors, header: Header) -> AdapterTensors:
+    """Return the adapter with the base model's tensors added to differences.
+
+    Raises:
+        ConfigError: no model in the folder.
+        ModelError: another base model than the adapter was made for.
+    """
     from rankcast.adapters.fingerprint import check_base  # noqa: PLC0415
     from rankcast.adapters.install import in_full  # noqa: PLC0415
 

@@ -13,6 +13,7 @@ import tyro
 
 from rankcast.run.air_options import Link, Send
 from rankcast.run.delivery_options import Keys, Publish
+from rankcast.run.edge_options import Edge
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 from rankcast.run.serve_options import Serve, Tokens
 
@@ -219,4 +220,5 @@ Command = (
     | Annotated[Publish, tyro.conf.subcommand("publish")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Tokens, tyro.conf.subcommand("tokens")]
+    | Annotated[Edge, tyro.conf.subcommand("edge")]
 )

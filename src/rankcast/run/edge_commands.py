@@ -1,0 +1,240 @@
+"""`rankcast edge`: an adapter on this device, kept up to date; torch only where a model is read."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rankcast.errors import ConfigError, RankcastError
+from rankcast.run.edge_options import Edge, EdgeStatus, EdgeSync, EdgeWatch
+from rankcast.run.signals import stop_on_signal
+
+if TYPE_CHECKING:
+    from rankcast.delivery.edge.activation import Activator
+    from rankcast.delivery.edge.advice import RadioLink
+    from rankcast.delivery.edge.client import EdgeClient
+    from rankcast.delivery.edge.records import DeviceState
+    from rankcast.delivery.edge.syncing import ManifestSource, SyncResult
+
+_STEP_S = 0.2
+"""How often a pause looks whether it should end [s]."""
+
+
+def dispatch(command: Edge) -> int:
+    """Do what a command says and return the exit status."""
+    try:
+        import httpx2  # noqa: F401, PLC0415 an extra
+    except ImportError as error:
+        raise ConfigError(
+            "A device needs the package httpx2: pip install 'rankcast[edge]'."
+        ) from error
+    match command.action:
+        case EdgeSync() as action:
+            result = client_of(action).sync(retry_rejected=True)
+            _say(result, as_json=action.json)
+            return 0 if result.outcome in ("activated", "up-to-date") else 1
+        case EdgeWatch() as action:
+            with stop_on_signal("this sync") as stopping:
+                return watch(action, client_of(action), stopping)
+        case EdgeStatus() as action:
+            return _status(action)
+
+
+def client_of(command: EdgeSync | EdgeWatch) -> EdgeClient:
+    """Return the device that the options describe.
+
+    Raises:
+        ConfigError: half a link, two tokens, or no base model.
+    """
+    from rankcast.delivery.edge.client import EdgeClient  # noqa: PLC0415 needs the extra
+    from rankcast.delivery.edge.fetching import FetchSettings  # noqa: PLC0415
+    from rankcast.delivery.edge.syncing import SyncSettings  # noqa: PLC0415
+
+    settings = SyncSettings(
+        deadline_s=command.deadline_s,
+        radio=_radio(command),
+        fetch=FetchSettings(max_bps=command.max_bps),
+    )
+    token = _token(command)
+    return EdgeClient(
+        command.server,
+        command.adapter,
+        _fingerprint(command),
+        command.folder,
+        signed_source(command),
+        _activator(command),
+        settings=settings,
+        token=token,
+    )
+
+
+def signed_source(command: EdgeSync | EdgeWatch) -> ManifestSource:
+    """Return where this device gets manifests that it may trust."""
+    from rankcast.delivery import trust  # noqa: PLC0415 # pyright: ignore[reportAttributeAccessIssue]
+
+    server = command.server.rstrip("/")
+    given = {} if command.root is None else {"root": command.root}
+    return trust.TufSource(
+        f"{server}/metadata/", f"{server}/targets/", command.folder / "trust", **given
+    )
+
+
+def watch(
+    command: EdgeWatch,
+    client: EdgeClient,
+    stopping: Callable[[], bool],
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Sync until asked to stop; errors are told and the next sync tries again.
+
+    Args:
+        command: the options.
+        client: the device.
+        stopping: says whether to stop.
+        sleep: waits [s].
+
+    Raises:
+        ConfigError: a pause that is not positive.
+    """
+    if not command.every_s > 0:
+        raise ConfigError(f"--every-s is positive [s], got {command.every_s}.")
+    rng, told = np.random.default_rng(), ""
+    while not stopping():
+        try:
+            result = client.sync()
+            if result.message != told:
+                _say(result, as_json=command.json)
+            told = result.message
+        except RankcastError as error:
+            if str(error) != told:
+                print(f"rankcast: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            told = str(error)
+        left_s = command.every_s * rng.uniform(0.5, 1.0)
+        while left_s > 0.0 and not stopping():
+            sleep(min(_STEP_S, left_s))
+            left_s -= _STEP_S
+    return 0
+
+
+def _say(result: SyncResult, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(result)), flush=True)  # noqa: T201
+        return
+    came = f" {result.n_bytes:,} bytes in {result.elapsed_s:.2f} s." if result.n_bytes else ""
+    print(f"{result.outcome}: {result.message}{came}", flush=True)  # noqa: T201
+
+
+def _status(command: EdgeStatus) -> int:
+    from rankcast.delivery.edge.state import StateFile  # noqa: PLC0415 needs the extra
+
+    state = StateFile(command.folder).load()
+    if state is None:
+        raise ConfigError(f"{command.folder} is no device's folder: it has no state.json.")
+    if command.json:
+        print(json.dumps(asdict(state), indent=2))  # noqa: T201
+    else:
+        _show(state)
+    return 0
+
+
+def _show(state: DeviceState) -> None:
+    console = Console(highlight=False)
+    for role, release in (("in force", state.active), ("before", state.previous)):
+        if release is None:
+            console.print(f"{state.adapter}, {role}: none.")
+            continue
+        worth = "" if release.loss is None else f", expected loss {release.loss:.4f}"
+        console.print(
+            f"{state.adapter}, {role}: version {release.version}, ladder {release.ladder}, "
+            f"{release.n_rungs} chunks{worth}."
+        )
+    rate = "not measured" if state.throughput_bps is None else f"{state.throughput_bps:,.0f} bit/s"
+    console.print(f"Now: {state.phase}. Throughput: {rate}.")
+    if state.last_error is not None:
+        console.print(f"Last error, {state.last_error.at}: {state.last_error.message}")
+        console.print(state.last_error.remedy)
+    table = Table("when", "what", "", box=box.SIMPLE)
+    for event in state.history[-10:]:
+        table.add_row(event.at, event.kind, event.message)
+    console.print(table)
+
+
+def _fingerprint(command: EdgeSync | EdgeWatch) -> str:
+    """Return the base model's fingerprint.
+
+    Raises:
+        ConfigError: neither it nor the model is named, or the folder holds no model.
+    """
+    if command.base_fingerprint is not None:
+        return command.base_fingerprint
+    if command.base_model is None:
+        raise ConfigError(
+            "Which base model has this device? Give --base-fingerprint, or its folder with "
+            "--base-model."
+        )
+    import transformers  # noqa: PLC0415 takes seconds
+
+    from rankcast.adapters.fingerprint import base_fingerprint  # noqa: PLC0415 needs torch
+
+    try:
+        model = transformers.AutoModel.from_pretrained(command.base_model)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{command.base_model} holds no base model ({error}).") from error
+    return base_fingerprint(model)
+
+
+def _activator(command: EdgeSync | EdgeWatch) -> Activator:
+    from rankcast.delivery.edge.activation import WriteAdapter  # noqa: PLC0415 needs the extra
+    from rankcast.run.exporting import base_config_of, in_full_on  # noqa: PLC0415
+
+    target = command.folder / "adapter" if command.output is None else command.output
+    if command.vllm_url is not None:
+        from rankcast.delivery.edge.vllm import VllmEndpoint  # noqa: PLC0415
+
+        if command.hook is not None:
+            raise ConfigError("Give a hook or --vllm-url, not both.")
+        return VllmEndpoint(command.vllm_url, command.adapter, target)
+    base: Path | None = command.base_model
+    config: dict[str, Any] | None = None
+    if command.format == "gguf" and base is not None:
+        config = base_config_of(base)
+    return WriteAdapter(
+        command.format,
+        target,
+        None if command.hook is None else tuple(shlex.split(command.hook)),
+        command.hook_timeout_s,
+        config,
+        None if base is None else lambda tensors, header: in_full_on(base, tensors, header),
+    )
+
+
+def _radio(command: EdgeSync | EdgeWatch) -> RadioLink | None:
+    from rankcast.delivery.edge.advice import RadioLink  # noqa: PLC0415 needs the extra
+
+    if command.snr_db is None and command.bandwidth_hz is None:
+        return None
+    if command.snr_db is None or command.bandwidth_hz is None:
+        raise ConfigError("A link needs --snr-db and --bandwidth-hz.")
+    return RadioLink(command.snr_db, command.bandwidth_hz, command.rate_model)
+
+
+def _token(command: EdgeSync | EdgeWatch) -> str | None:
+    if command.token_file is None:
+        return command.token
+    if command.token is not None:
+        raise ConfigError("Give --token or --token-file, not both.")
+    try:
+        return command.token_file.read_text("utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{command.token_file} cannot be read: {error.strerror}.") from error
