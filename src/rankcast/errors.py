@@ -9,6 +9,7 @@ RankcastError
 ├── CheckpointError               a run that cannot be continued or loaded
 ├── CodecError                    bytes that are no adapter, or an adapter that cannot be coded
 └── DeliveryError                 a release, store, server or device that cannot do what was asked
+    ├── UnavailableError          no room on the disk, nobody answers: try again later
     └── TrustError                metadata or bytes that must not be trusted; names the attack
 
 Each message says what was wrong and what to do about it.
@@ -71,6 +72,10 @@ class CodecError(RankcastError, ValueError):
 
 class DeliveryError(RankcastError, RuntimeError):
     """A release, a store, a server or a device that cannot do what was asked."""
+
+
+class UnavailableError(DeliveryError):
+    """What is needed is not there now, such as room on a disk; the same may work later."""
 
 
 class TrustError(DeliveryError):

@@ -15,7 +15,7 @@ from command_line import call
 from edge_data import BASE, EdgeServer, FileSource, client_of, release_of, serving
 from rankcast.codec.lora_files import read_peft
 from rankcast.delivery.edge.vllm import VllmEndpoint
-from rankcast.errors import DeliveryError
+from rankcast.errors import UnavailableError
 from rankcast.run import edge_commands
 from rankcast.run.edge_options import EdgeWatch
 
@@ -185,5 +185,9 @@ def test_vllm_gets_new_adapters_and_keeps_the_old_one_if_it_refuses(
     assert "-v2-" in vllm.loaded["demo"]
     endpoint.deactivate()
     assert vllm.loaded == {}
-    with pytest.raises(DeliveryError, match="Is it running"):
-        VllmEndpoint("http://127.0.0.1:1", "demo", tmp_path).active()
+    nobody = VllmEndpoint("http://127.0.0.1:1", "demo", tmp_path / "adapter")
+    other = tmp_path / "other"
+    with pytest.raises(UnavailableError, match="Is it running"):
+        client_of(server, other, activator=nobody).sync()
+    vllm.refused = "?"
+    assert client_of(server, other, activator=endpoint).sync().outcome == "activated"

@@ -18,7 +18,8 @@ from rankcast.adapters.svd import ElasticAdapter
 from rankcast.codec.container import Container
 from rankcast.codec.packing import pack_within, read_adapter, unpack
 from rankcast.delivery.edge.activation import Candidate
-from rankcast.delivery.edge.in_process import PeftModelActivator, hot_adapter
+from rankcast.delivery.edge.hot import hot_adapter
+from rankcast.delivery.edge.in_process import PeftModelActivator
 from rankcast.delivery.edge.read_write_lock import ReadWriteLock
 from rankcast.delivery.edge.records import Release
 from rankcast.errors import DeliveryError, ModelError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from rankcast.errors import (
     InfeasibleDeadlineError,
     ModelError,
     TrustError,
+    UnavailableError,
 )
 
 
@@ -369,6 +371,27 @@ def test_an_unreachable_server_leaves_everything_as_it_is(
     events = [e["kind"] for e in state_of(tmp_path)["history"]]
     assert events.count("failed") == 1  # the same failure is not written down again
     assert in_force(tmp_path) == one.to_bytes()
+
+
+@pytest.mark.parametrize("where", ["versions.flush_file", "durable._write_and_flush"])
+def test_a_disk_that_is_full_at_activation_is_no_proof_against_a_release(
+    where: str, server: EdgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = release_of(1), release_of(2)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    server.publish(one)
+    client_of(server, tmp_path).sync()
+    server.publish(two, version=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"rankcast.delivery.edge.{where}", full)
+        with pytest.raises(UnavailableError, match="disk is full"):
+            client_of(server, tmp_path).sync()
+        assert in_force(tmp_path) == one.to_bytes()
+    assert client_of(server, tmp_path).sync().outcome == "activated"
+    assert in_force(tmp_path) == two.to_bytes()
 
 
 def test_two_processes_do_not_sync_one_folder(server: EdgeServer, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rankcast.delivery.edge.durable import disk_error, flush_file, flush_folder
 from rankcast.delivery.manifest import Blob, checked_sha256
-from rankcast.errors import DeliveryError, TrustError
+from rankcast.errors import DeliveryError, TrustError, UnavailableError
 
 RESERVE_BYTES = 2**20
 """Bytes of the disk that are left free, for state files and whatever else the device does."""
@@ -81,7 +81,7 @@ class BlobCache:
         """Refuse to begin what the disk cannot take.
 
         Raises:
-            DeliveryError: too little room; says how much is missing.
+            UnavailableError: too little room; says how much is missing.
         """
         needed = sum(blob.n_bytes - self.n_arrived(blob) for blob in blobs)
         if not needed:
@@ -89,7 +89,7 @@ class BlobCache:
         self.root.mkdir(parents=True, exist_ok=True)
         short = needed + RESERVE_BYTES - self.free(self.root)
         if short > 0:
-            raise DeliveryError(
+            raise UnavailableError(
                 f"The disk of {self.root} is too full: {needed:,} bytes are to be fetched, and "
                 f"{short:,} more would have to be free. Nothing was changed; free some space and "
                 f"sync again."
@@ -100,7 +100,7 @@ class BlobCache:
 
         Raises:
             TrustError: they are not; what had arrived is discarded.
-            DeliveryError: the disk does not take it.
+            UnavailableError: the disk does not take it.
         """
         partial = self.partial(blob)
         found = _digest(partial)

@@ -141,15 +141,13 @@ class EdgeClient:
         held = self.cache.held(manifest.blobs)
         advice = advise(http, manifest, link, self.settings.deadline_s, held)
         wanted = Release.of(manifest, advice.plan.ladder, advice.plan.n_rungs)
-        if not _better(wanted, state.active):
-            return self._result("up-to-date", seat, advice, "Nothing better arrives in time.")
-        if wanted.label in state.rejected and not retry_rejected:
-            words = f"{wanted.label} failed its proof before; it is not tried again by itself."
-            return self._result("rejected", seat, advice, words)
+        reason = _why_not(wanted, state, retry_rejected=retry_rejected)
+        if reason is not None:
+            return self._result(*reason, seat, advice)
         fetched, wanted = self._fetch(http, seat, manifest, wanted, advice)
-        if not _better(wanted, seat.state.active):
-            words = "The deadline passed before anything better was complete; it is resumed."
-            return self._result("up-to-date", seat, advice, words, fetched)
+        reason = _why_not(wanted, seat.state, retry_rejected=retry_rejected)
+        if reason is not None:
+            return self._result(*reason, seat, advice, fetched)
         seat.record(wanted)
         try:
             candidate = candidate_of(wanted, self.cache)
@@ -157,13 +155,12 @@ class EdgeClient:
             self._fetch(http, seat, manifest, wanted, advice)
             candidate = candidate_of(wanted, self.cache)
         failure = seat.put(candidate)
-        if failure is None:
-            seat.tidy({blob.sha256 for blob in manifest.blobs})
-            report(http, "activated", seat.state, fetched)
-            words = f"{wanted.label} is in force."
-            return self._result("activated", seat, advice, words, fetched)
-        report(http, "rolled-back", seat.state, fetched, failure)
-        return self._result("rolled-back", seat, advice, failure, fetched)
+        if failure is not None:
+            report(http, "rolled-back", seat.state, fetched, failure)
+            return self._result("rolled-back", failure, seat, advice, fetched)
+        seat.tidy({blob.sha256 for blob in manifest.blobs})
+        report(http, "activated", seat.state, fetched)
+        return self._result("activated", f"{wanted.label} is in force.", seat, advice, fetched)
 
     def _check(self, manifest: Manifest, state: DeviceState) -> None:
         """Refuse what this device must not take.
@@ -238,7 +235,7 @@ class EdgeClient:
         )  # fmt: skip
 
     def _result(
-        self, outcome: Outcome, seat: Seat, advice: Advice, words: str,
+        self, outcome: Outcome, words: str, seat: Seat, advice: Advice,
         fetched: Fetched | None = None,
     ) -> SyncResult:  # fmt: skip
         state = seat.idle() if outcome == "up-to-date" else seat.state
@@ -254,3 +251,17 @@ def _better(wanted: Release, active: Release | None) -> bool:
     if wanted.loss is not None and active.loss is not None:
         return wanted.loss < active.loss
     return wanted.ladder == active.ladder and wanted.n_rungs > active.n_rungs
+
+
+def _why_not(
+    wanted: Release, state: DeviceState, *, retry_rejected: bool
+) -> tuple[Outcome, str] | None:
+    """Return why a release is not to be put in force; None if it is."""
+    if not _better(wanted, state.active):
+        return "up-to-date", "Nothing better than what is in force arrives in time."
+    if wanted.label in state.rejected and not retry_rejected:
+        return "rejected", (
+            f"{wanted.label} failed its proof before. It is not tried again by itself; rankcast "
+            f"edge sync does."
+        )
+    return None

@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from rankcast.errors import DeliveryError
+from rankcast.errors import UnavailableError
 from rankcast.files import replace_file
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -16,7 +16,7 @@ def write_durably(path: Path, data: bytes) -> None:
     """Put bytes in the place of a file; after a loss of power the old or the new ones are there.
 
     Raises:
-        DeliveryError: the disk is full, or does not take the file.
+        UnavailableError: the disk is full, or does not take the file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,14 +43,14 @@ def flush_folder(folder: Path) -> None:
         os.close(number)
 
 
-def disk_error(path: Path, error: OSError) -> DeliveryError:
+def disk_error(path: Path, error: OSError) -> UnavailableError:
     """Return the error of a disk in words."""
     if error.errno in _FULL:
-        return DeliveryError(
+        return UnavailableError(
             f"The disk is full, so {path} could not be written. Nothing that was complete is lost; "
             f"free some space and sync again: it goes on where it stopped."
         )
-    return DeliveryError(f"{path} could not be written: {error.strerror or error}.")
+    return UnavailableError(f"{path} could not be written: {error.strerror or error}.")
 
 
 def _write_and_flush(path: Path, data: bytes) -> None:

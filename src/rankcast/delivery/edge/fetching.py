@@ -19,7 +19,7 @@ from rankcast.delivery.edge.cache import BlobCache
 from rankcast.delivery.edge.durable import disk_error
 from rankcast.delivery.edge.pacing import Backoff, TokenBucket
 from rankcast.delivery.manifest import Blob
-from rankcast.errors import ConfigError, DeliveryError, TrustError
+from rankcast.errors import ConfigError, DeliveryError, TrustError, UnavailableError
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _REFUSED = {
@@ -126,8 +126,9 @@ class Fetcher:
 
         Raises:
             TrustError: other bytes than the release names.
-            DeliveryError: the server refuses or stays away, or the disk is full. What arrived is
-                kept and resumed.
+            UnavailableError: the server stays away, or the disk is full. What arrived is kept and
+                resumed.
+            DeliveryError: the server refuses.
             ConfigError: a deadline that is not positive.
         """
         if deadline_s is not None and not deadline_s > 0:
@@ -167,7 +168,7 @@ class Fetcher:
             except (httpx2.TransportError, _Interrupted) as error:
                 failures = 1 if self._cache.n_arrived(blob) > before else failures + 1
                 if failures >= self._settings.backoff.n_tries:
-                    raise DeliveryError(
+                    raise UnavailableError(
                         f"{self._http.base_url} did not hand out {blob.sha256[:12]}… in {failures} "
                         f"tries ({str(error) or type(error).__name__}). What arrived is kept; sync "
                         f"again when there is a connection."

@@ -7,10 +7,8 @@ All of that happens while no request runs, so no request ever meets an adapter t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -24,7 +22,6 @@ from rankcast.adapters.fingerprint import answers_alike, check_base, logits_fing
 from rankcast.adapters.install import in_full
 from rankcast.codec.lora_files import write_peft
 from rankcast.delivery.edge.activation import Candidate
-from rankcast.delivery.edge.client import EdgeClient
 from rankcast.delivery.edge.read_write_lock import ReadWriteLock
 from rankcast.errors import DeliveryError, ModelError, RankcastError
 
@@ -243,48 +240,3 @@ class PeftModelActivator:
                 "The proof that came with the adapter is none that this model can repeat: its "
                 "tokens are not in the vocabulary. Ask whoever published."
             )
-
-
-@contextmanager
-def hot_adapter(
-    model: nn.Module, client: EdgeClient, every_s: float | None = 60.0
-) -> Iterator[PeftModelActivator]:
-    """Serve a model with an adapter that is kept up to date while requests run.
-
-    What this device had in force is put on the model first, which needs no network; then a thread
-    syncs at once and every `every_s`. Errors of syncs are in the client's state, not here.
-
-    Args:
-        model: a base model of transformers.
-        client: its own activator is not used.
-        every_s: between two syncs [s]; None for one sync, before the block begins.
-
-    Yields:
-        What to call instead of the model.
-
-    Raises:
-        RankcastError: what is on this device cannot be put on the model; with `every_s=None` also
-            whatever the sync raises.
-    """
-    activator = PeftModelActivator(model)
-    bound = client.with_activator(activator)
-    bound.resume()
-    if every_s is None:
-        bound.sync()
-        yield activator
-        return
-    stop = threading.Event()
-    thread = threading.Thread(target=_keep_syncing, args=(bound, every_s, stop), daemon=True)
-    thread.start()
-    try:
-        yield activator
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _keep_syncing(client: EdgeClient, every_s: float, stop: threading.Event) -> None:
-    while not stop.is_set():
-        with contextlib.suppress(RankcastError):  # it is in the state; the next sync tries again
-            client.sync()
-        stop.wait(every_s)

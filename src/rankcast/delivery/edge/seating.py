@@ -21,7 +21,7 @@ from rankcast.delivery.edge.fetching import Fetched
 from rankcast.delivery.edge.records import DeviceState, LastError, Release
 from rankcast.delivery.edge.state import StateFile
 from rankcast.delivery.manifest import Manifest
-from rankcast.errors import DeliveryError, RankcastError
+from rankcast.errors import DeliveryError, RankcastError, UnavailableError
 
 _NEW_SHARE = 0.5
 """Of the newest measurement in the throughput that is kept."""
@@ -112,13 +112,19 @@ class Seat:
         """Put an adapter in force; return None, or why it failed and the one before is back.
 
         Raises:
-            DeliveryError: the disk is full.
+            UnavailableError: the disk is full, or whoever serves does not answer; the one before
+                is in force, and this one may be tried again.
         """
         release = candidate.release
         self._save(phase="activating", pending=release, attempts=attempts)
         try:
             self._activator.activate(candidate)
             self._ask_health()
+        except UnavailableError:
+            self._save(phase="failed", pending=None, attempts=0)
+            with contextlib.suppress(UnavailableError):  # the next sync puts it back
+                self._put_back()
+            raise
         except Exception as error:  # noqa: BLE001 an activator may be anybody's
             self._reject(release, error)
             return f"{release.label} was put out of force: {error}"
@@ -178,18 +184,25 @@ class Seat:
         """Make the activator's adapter the one that the state says is active.
 
         The one before that if its blobs are gone; none at all if those are, too.
+
+        Raises:
+            UnavailableError: the disk is full, or whoever serves does not answer.
         """
         for release in (self.state.active, self.state.previous):
             if release is None:
                 continue
             if self._activator.active() == release.label:
                 return
-            with contextlib.suppress(RankcastError):
+            try:
                 self._activator.restore(candidate_of(release, self._cache))
-                if release != self.state.active:
-                    self.state = self._event("rolled-back", f"{release.label} is in force again")
-                    self._save(active=release, previous=None)
-                return
+            except UnavailableError:
+                raise
+            except RankcastError:
+                continue
+            if release != self.state.active:
+                self.state = self._event("rolled-back", f"{release.label} is in force again")
+                self._save(active=release, previous=None)
+            return
         if self._activator.active() is not None:
             self._activator.deactivate()
         if self.state.active is not None:

@@ -59,7 +59,7 @@ class StateFile:
         """Replace the file.
 
         Raises:
-            DeliveryError: the disk does not take it.
+            UnavailableError: the disk does not take it.
         """
         write_durably(self.path, (json.dumps(asdict(state), indent=2) + "\n").encode())
 
@@ -67,7 +67,7 @@ class StateFile:
         """Write down what a release consists of, before it can become active.
 
         Raises:
-            DeliveryError: the disk does not take it.
+            UnavailableError: the disk does not take it.
         """
         path = self.folder / "releases" / f"{release.label}.json"
         write_durably(path, (json.dumps(asdict(release), indent=2) + "\n").encode())

@@ -46,7 +46,7 @@ class VersionedFolder:
         """Let `fill` write a version, unless it lies here unchanged, and return its folder.
 
         Raises:
-            DeliveryError: the disk is full.
+            UnavailableError: the disk is full.
         """
         folder = self.folder(label)
         if _unchanged(folder):
@@ -73,7 +73,7 @@ class VersionedFolder:
         """Let `current` lead to another version in one step; None removes it.
 
         Raises:
-            DeliveryError: the disk does not take it.
+            UnavailableError: the disk does not take it.
         """
         partial = self.root / ".current.tmp"
         try:

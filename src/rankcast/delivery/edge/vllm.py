@@ -19,7 +19,7 @@ import httpx2
 
 from rankcast.delivery.edge.activation import Candidate, WriteAdapter
 from rankcast.delivery.edge.versions import VersionedFolder
-from rankcast.errors import DeliveryError
+from rankcast.errors import DeliveryError, UnavailableError
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class VllmEndpoint:
             cards = answer.json()["data"]
             return next((card for card in cards if card["id"] == self.name), None)
         except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise DeliveryError(
+            raise UnavailableError(
                 f"vLLM at {self.url} does not say which models it has ({error}). Is it running?"
             ) from error
 
@@ -133,7 +133,7 @@ class VllmEndpoint:
                 timeout=self.timeout_s,
             )  # fmt: skip
         except httpx2.HTTPError as error:
-            raise DeliveryError(
+            raise UnavailableError(
                 f"vLLM at {self.url} does not answer ({error}). Is it running?"
             ) from error
         if not answer.is_success:
