@@ -81,12 +81,18 @@ def client_of(command: EdgeSync | EdgeWatch) -> EdgeClient:
 
 def signed_source(command: EdgeSync | EdgeWatch) -> ManifestSource:
     """Return where this device gets manifests that it may trust."""
-    from rankcast.delivery import trust  # noqa: PLC0415 # pyright: ignore[reportAttributeAccessIssue]
+    from rankcast.delivery import trust  # noqa: PLC0415 needs tuf
+    from rankcast.delivery.fetching import HttpFetcher, http_client  # noqa: PLC0415
 
-    server = command.server.rstrip("/")
-    given = {} if command.root is None else {"root": command.root}
+    server, believed = command.server.rstrip("/"), command.folder / "trust"
+    if command.root is not None:
+        believed.mkdir(parents=True, exist_ok=True)
+        trust.trust_root(believed, command.root.read_bytes())
+    client, token = http_client(), _token(command)
+    if token is not None:
+        client.headers["Authorization"] = f"Bearer {token}"
     return trust.TufSource(
-        f"{server}/metadata/", f"{server}/targets/", command.folder / "trust", **given
+        f"{server}/metadata/", f"{server}/targets/", believed, HttpFetcher(client)
     )
 
 
