@@ -63,7 +63,8 @@ def install() -> None:
     run("python", "-m", "pip", "install", "--quiet", "--upgrade", "pip>=26")
     run(
         *("python", "-m", "pip", "install", "--quiet", "--no-compile", "-c", "constraints.txt"),
-        *("--group", "test", "--group", "lint", "--editable", ".[demo,data,phy,ray,serve]"),
+        *("--group", "test", "--group", "lint"),
+        *("--editable", ".[demo,data,mqtt,phy,postgres,ray,serve]"),
     )
     STAMP.write_text(wanted)
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -141,9 +141,11 @@ def test_a_database_that_is_none_is_an_error_in_words(tmp_path: Path) -> None:
         Registry(f"sqlite:///{tmp_path}/nowhere/x.db")
 
 
-@pytest.mark.skipif(find_spec("psycopg") is not None, reason="the driver is installed")
-def test_postgresql_without_its_driver_says_what_to_install() -> None:
-    with pytest.raises(ConfigError, match="pip install 'psycopg"):
+def test_postgresql_without_its_driver_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"pip install 'rankcast\[postgres"):
         Registry("postgresql://localhost/rankcast")
 
 

@@ -119,7 +119,9 @@ def _engine(url: str) -> sa.Engine:
             "--database takes sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
         ) from error
     except ImportError as error:
-        raise ConfigError("PostgreSQL needs its driver: pip install 'psycopg[binary]'.") from error
+        raise ConfigError(
+            "PostgreSQL needs its driver: pip install 'rankcast[postgres]'."
+        ) from error
     if engine.dialect.name == "sqlite":
         sa_event.listen(engine, "connect", _set_up_sqlite)
     return engine
