@@ -16,7 +16,7 @@ from tuf.ngclient import FetcherInterface
 from codec_data import packed, random_adapter
 from rankcast.codec.container import Container
 from rankcast.codec.header import BaseModel
-from rankcast.delivery.fetching import FolderFetcher
+from rankcast.delivery.downloads import FolderFetcher
 from rankcast.delivery.keyring import KeyFolder
 from rankcast.delivery.manifest import Manifest
 from rankcast.delivery.publishing import publish

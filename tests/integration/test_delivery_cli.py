@@ -24,7 +24,7 @@ from codec_data import random_adapter
 from command_line import call
 from rankcast.codec.lora_files import write_peft
 from rankcast.codec.native_files import DESCRIPTION, WEIGHTS
-from rankcast.delivery.fetching import CHUNK, HttpFetcher, http_client
+from rankcast.delivery.downloads import CHUNK, HttpFetcher, http_client
 from rankcast.delivery.trust import LARGEST_TIMESTAMP, TufSource, fetch_blob, trust_root
 from rankcast.errors import DeliveryError, TrustError
 from release_data import container

@@ -14,6 +14,7 @@ import pytest
 from command_line import call
 from edge_data import BASE, EdgeServer, FileSource, client_of, release_of, serving
 from rankcast.codec.lora_files import read_peft
+from rankcast.delivery.edge import signed
 from rankcast.delivery.edge.vllm import VllmEndpoint
 from rankcast.errors import UnavailableError
 from rankcast.run import edge_commands
@@ -24,7 +25,7 @@ from rankcast.run.edge_options import EdgeWatch
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EdgeServer]:
     with serving(tmp_path) as found:
         source = FileSource(found.manifest_file)
-        monkeypatch.setattr(edge_commands, "signed_source", lambda command: source)
+        monkeypatch.setattr(signed, "signed_source", lambda *_, **__: source)
         yield found
 
 

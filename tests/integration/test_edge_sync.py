@@ -26,9 +26,9 @@ from rankcast.codec.container import Container, header_bytes, read_container
 from rankcast.delivery.edge.activation import Candidate, WriteAdapter
 from rankcast.delivery.edge.advice import RadioLink
 from rankcast.delivery.edge.fetching import FetchSettings
-from rankcast.delivery.edge.locking import only_one
 from rankcast.delivery.edge.pacing import Backoff
 from rankcast.delivery.edge.state import StateFile
+from rankcast.delivery.locking import only_one
 from rankcast.errors import (
     CodecError,
     ConfigError,
@@ -396,7 +396,10 @@ def test_a_disk_that_is_full_at_activation_is_no_proof_against_a_release(
 
 def test_two_processes_do_not_sync_one_folder(server: EdgeServer, tmp_path: Path) -> None:
     client = client_of(server, tmp_path)
-    with only_one(client.folder), pytest.raises(DeliveryError, match="Another process"):
+    with (
+        only_one(client.folder / ".lock", "busy"),
+        pytest.raises(DeliveryError, match="Someone else is syncing"),
+    ):
         client.sync()
 
 

@@ -16,7 +16,7 @@ import pytest
 from edge_data import EdgeServer, FakeTime, serving
 from rankcast.delivery.edge.cache import RESERVE_BYTES, BlobCache
 from rankcast.delivery.edge.fetching import Fetcher, FetchSettings
-from rankcast.delivery.edge.pacing import Backoff, TokenBucket
+from rankcast.delivery.edge.pacing import BURST_S, Backoff, TokenBucket
 from rankcast.delivery.edge.records import DeviceState
 from rankcast.delivery.manifest import Blob
 from rankcast.errors import ConfigError, DeliveryError, TrustError
@@ -196,8 +196,7 @@ def test_the_cap_is_kept_on_average(server: EdgeServer, tmp_path: Path) -> None:
     blobs = [server.store.put(DATA + bytes([n])) for n in range(8)]
     found = fetcher(server, tmp_path, time, settings={"max_bps": 8e3}).fetch(blobs)
     bits = 8 * sum(blob.n_bytes for blob in blobs)
-    # All but the last blob's share is waited for; a quarter of a second may come at once.
-    assert time.now >= 7 / 8 * bits / 8e3 - 0.25 - 1e-6
+    assert time.now >= bits / 8e3 - BURST_S - 1e-6
     assert found.throughput_bps == pytest.approx(8 * found.n_bytes / found.elapsed_s)
     with pytest.raises(ConfigError, match="positive"):
         TokenBucket(0.0, time.clock)

@@ -16,7 +16,7 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalEr
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import FetcherInterface
 
-from rankcast.delivery.fetching import CHUNK, FolderFetcher
+from rankcast.delivery.downloads import CHUNK, FolderFetcher
 from rankcast.delivery.keyring import ROLES
 from rankcast.delivery.manifest import LARGEST_MANIFEST, Manifest
 from rankcast.delivery.repository import Repository, Signing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -19,13 +20,14 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     The file stays; what counts is the operating system's lock on it, which a crash releases.
 
     Args:
-        path: the lock file; its folder exists.
+        path: the lock file; its folder is made if need be.
         what: what is being done, for the message to whoever comes second.
 
     Raises:
         DeliveryError: someone else holds it, or the file cannot be written.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise DeliveryError(
@@ -38,8 +40,9 @@ def only_one(path: Path, what: str) -> Iterator[None]:
                 f"Someone else is {what} ({holder or 'another process'}). Try again when they are "
                 f"done; the lock on {path} ends with their process."
             )
-        os.truncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
+            os.truncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         os.close(handle)

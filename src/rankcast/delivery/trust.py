@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
@@ -40,19 +40,6 @@ MOST_ROTATIONS = 256
 """Roots that one refresh follows."""
 _PINNED = "trusted-root.json"
 _SEEN = "seen.json"
-
-
-class ManifestSource(Protocol):
-    """Where releases come from."""
-
-    def manifest(self, name: str) -> Manifest:
-        """Return the release in force.
-
-        Raises:
-            DeliveryError: it cannot be had now.
-            TrustError: what can be had must not be trusted.
-        """
-        ...
 
 
 def utc_now() -> datetime:
@@ -102,7 +89,7 @@ class TufSource:
         metadata_url: of signed metadata.
         targets_url: of manifests.
         state_dir: what the device believes, with the root that `trust_root` pinned.
-        fetcher: gets files; see `fetching`.
+        fetcher: gets files; see `downloads`.
         now: the clock.
         base_fingerprint: of the device's model; None to accept releases for any.
     """

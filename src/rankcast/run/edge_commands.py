@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rankcast.delivery.edge.advice import RadioLink
     from rankcast.delivery.edge.client import EdgeClient
     from rankcast.delivery.edge.records import DeviceState
-    from rankcast.delivery.edge.syncing import ManifestSource, SyncResult
+    from rankcast.delivery.edge.syncing import SyncResult
 
 _STEP_S = 0.2
 """How often a pause looks whether it should end [s]."""
@@ -33,12 +33,6 @@ _STEP_S = 0.2
 
 def dispatch(command: Edge) -> int:
     """Do what a command says and return the exit status."""
-    try:
-        import httpx2  # noqa: F401, PLC0415 an extra
-    except ImportError as error:
-        raise ConfigError(
-            "A device needs the package httpx2: pip install 'rankcast[edge]'."
-        ) from error
     match command.action:
         case EdgeSync() as action:
             result = client_of(action).sync(retry_rejected=True)
@@ -57,8 +51,9 @@ def client_of(command: EdgeSync | EdgeWatch) -> EdgeClient:
     Raises:
         ConfigError: half a link, two tokens, or no base model.
     """
-    from rankcast.delivery.edge.client import EdgeClient  # noqa: PLC0415 needs the extra
+    from rankcast.delivery.edge.client import EdgeClient  # noqa: PLC0415 not for --help
     from rankcast.delivery.edge.fetching import FetchSettings  # noqa: PLC0415
+    from rankcast.delivery.edge.signed import signed_source  # noqa: PLC0415
     from rankcast.delivery.edge.syncing import SyncSettings  # noqa: PLC0415
 
     settings = SyncSettings(
@@ -67,32 +62,22 @@ def client_of(command: EdgeSync | EdgeWatch) -> EdgeClient:
         fetch=FetchSettings(max_bps=command.max_bps),
     )
     token = _token(command)
+    source = signed_source(
+        command.server,
+        command.folder,
+        token=token,
+        root=command.root,
+        root_sha256=command.root_sha256,
+    )
     return EdgeClient(
         command.server,
         command.adapter,
         _fingerprint(command),
         command.folder,
-        signed_source(command),
+        source,
         _activator(command),
         settings=settings,
         token=token,
-    )
-
-
-def signed_source(command: EdgeSync | EdgeWatch) -> ManifestSource:
-    """Return where this device gets manifests that it may trust."""
-    from rankcast.delivery import trust  # noqa: PLC0415 needs tuf
-    from rankcast.delivery.fetching import HttpFetcher, http_client  # noqa: PLC0415
-
-    server, believed = command.server.rstrip("/"), command.folder / "trust"
-    if command.root is not None:
-        believed.mkdir(parents=True, exist_ok=True)
-        trust.trust_root(believed, command.root.read_bytes())
-    client, token = http_client(), _token(command)
-    if token is not None:
-        client.headers["Authorization"] = f"Bearer {token}"
-    return trust.TufSource(
-        f"{server}/metadata/", f"{server}/targets/", believed, HttpFetcher(client)
     )
 
 
@@ -142,7 +127,7 @@ def _say(result: SyncResult, *, as_json: bool) -> None:
 
 
 def _status(command: EdgeStatus) -> int:
-    from rankcast.delivery.edge.state import StateFile  # noqa: PLC0415 needs the extra
+    from rankcast.delivery.edge.state import StateFile  # noqa: PLC0415 not for --help
 
     state = StateFile(command.folder).load()
     if state is None:
@@ -201,7 +186,7 @@ def _fingerprint(command: EdgeSync | EdgeWatch) -> str:
 
 
 def _activator(command: EdgeSync | EdgeWatch) -> Activator:
-    from rankcast.delivery.edge.activation import WriteAdapter  # noqa: PLC0415 needs the extra
+    from rankcast.delivery.edge.activation import WriteAdapter  # noqa: PLC0415 not for --help
     from rankcast.run.exporting import base_config_of, in_full_on  # noqa: PLC0415
 
     target = command.folder / "adapter" if command.output is None else command.output
@@ -226,7 +211,7 @@ def _activator(command: EdgeSync | EdgeWatch) -> Activator:
 
 
 def _radio(command: EdgeSync | EdgeWatch) -> RadioLink | None:
-    from rankcast.delivery.edge.advice import RadioLink  # noqa: PLC0415 needs the extra
+    from rankcast.delivery.edge.advice import RadioLink  # noqa: PLC0415 not for --help
 
     if command.snr_db is None and command.bandwidth_hz is None:
         return None

@@ -40,6 +40,8 @@ class _DeviceOptions:
     name; instead of a hook."""
     root: Path | None = None
     """First root metadata of whoever publishes, if this device has none yet."""
+    root_sha256: str | None = None
+    """SHA-256 of that root, as rankcast keys init printed it: refuses any other."""
     token: str | None = None
     """The device's token; others on this machine may see it, so prefer --token-file."""
     token_file: Path | None = None

@@ -10,20 +10,22 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
 import httpx2
 
-from rankcast.delivery.edge.activation import Activator
+from rankcast.delivery.edge.activation import Activator, WriteAdapter
 from rankcast.delivery.edge.advice import Advice, MeasuredLink, advise
 from rankcast.delivery.edge.assembling import candidate_of
 from rankcast.delivery.edge.cache import BlobCache
 from rankcast.delivery.edge.fetching import Fetched, Fetcher
-from rankcast.delivery.edge.locking import only_one
+from rankcast.delivery.edge.judging import check_release, why_not
 from rankcast.delivery.edge.records import DeviceState, Release
 from rankcast.delivery.edge.reporting import report
 from rankcast.delivery.edge.seating import Seat
+from rankcast.delivery.edge.signed import signed_source
 from rankcast.delivery.edge.state import StateFile
 from rankcast.delivery.edge.syncing import (
     ManifestSource,
@@ -32,6 +34,7 @@ from rankcast.delivery.edge.syncing import (
     SyncResult,
     SyncSettings,
 )
+from rankcast.delivery.locking import only_one
 from rankcast.delivery.manifest import Blob, Manifest, checked_name, checked_sha256
 from rankcast.errors import (
     DeliveryError,
@@ -54,8 +57,8 @@ class EdgeClient:
         adapter: name of the adapter.
         base_fingerprint: of the base model on this device.
         folder: for blobs and state; one adapter each.
-        source: of trusted manifests.
-        activator: puts an adapter in force.
+        source: of trusted manifests; `signed_source` of the server if left out.
+        activator: puts an adapter in force; writes a PEFT adapter to `folder/adapter` if left out.
         settings: deadline, link, cap.
         token: of this device; None for an open server.
         health: says whether the device works with what was put in force; False or an exception
@@ -73,8 +76,8 @@ class EdgeClient:
         adapter: str,
         base_fingerprint: str,
         folder: Path,
-        source: ManifestSource,
-        activator: Activator,
+        source: ManifestSource | None = None,
+        activator: Activator | None = None,
         *,
         settings: SyncSettings | None = None,
         token: str | None = None,
@@ -85,11 +88,13 @@ class EdgeClient:
         self.adapter = checked_name(adapter)
         self.base_fingerprint = checked_sha256(base_fingerprint)
         self.settings = settings or SyncSettings()
-        self.folder, self.source = folder, source
+        self.folder = folder
+        self.source = source or signed_source(server_url, folder, token=token)
         self._around = surroundings or Surroundings()
         self.cache = BlobCache(folder / "blobs")
         self.states = StateFile(folder, self._around.now)
-        self._activator, self._health = activator, health
+        self._activator = activator or WriteAdapter("peft", folder / "adapter")
+        self._health = health
         self._server_url, self._token, self._on_progress = server_url, token, on_progress
 
     def with_activator(self, activator: Activator) -> Self:
@@ -104,7 +109,7 @@ class EdgeClient:
         Raises:
             DeliveryError: another process works in the folder, or the disk is full.
         """
-        with only_one(self.folder):
+        with self._alone():
             return self._seat().resume().active
 
     def sync(self, *, retry_rejected: bool = False) -> SyncResult:
@@ -119,7 +124,7 @@ class EdgeClient:
             DeliveryError: an unreachable server, a full disk, a folder in use.
             InfeasibleDeadlineError: not even the first chunk arrives in time.
         """
-        with only_one(self.folder), self._connection() as http:
+        with self._alone(), self._connection() as http:
             seat = self._seat()
             state = seat.resume()
             try:
@@ -135,17 +140,17 @@ class EdgeClient:
         self, http: httpx2.Client, seat: Seat, state: DeviceState, *, retry_rejected: bool
     ) -> SyncResult:
         manifest = self.source.manifest(self.adapter)
-        self._check(manifest, state)
+        check_release(manifest, state, self.adapter, self.base_fingerprint)
         state = seat.saw(manifest)
         link = self.settings.radio or MeasuredLink(state.throughput_bps or self._assumed_bps())
         held = self.cache.held(manifest.blobs)
         advice = advise(http, manifest, link, self.settings.deadline_s, held)
         wanted = Release.of(manifest, advice.plan.ladder, advice.plan.n_rungs)
-        reason = _why_not(wanted, state, retry_rejected=retry_rejected)
+        reason = why_not(wanted, state, retry_rejected=retry_rejected)
         if reason is not None:
             return self._result(*reason, seat, advice)
         fetched, wanted = self._fetch(http, seat, manifest, wanted, advice)
-        reason = _why_not(wanted, seat.state, retry_rejected=retry_rejected)
+        reason = why_not(wanted, seat.state, retry_rejected=retry_rejected)
         if reason is not None:
             return self._result(*reason, seat, advice, fetched)
         seat.record(wanted)
@@ -161,34 +166,6 @@ class EdgeClient:
         seat.tidy({blob.sha256 for blob in manifest.blobs})
         report(http, "activated", seat.state, fetched)
         return self._result("activated", f"{wanted.label} is in force.", seat, advice, fetched)
-
-    def _check(self, manifest: Manifest, state: DeviceState) -> None:
-        """Refuse what this device must not take.
-
-        Raises:
-            TrustError: another adapter, an older release, or another one under the same version.
-            ModelError: another base model.
-        """
-        if manifest.name != self.adapter:
-            raise TrustError(f"Asked for {self.adapter}, got a release of {manifest.name}.")
-        if manifest.version < state.newest_version:
-            raise TrustError(
-                f"{self.adapter} was at version {state.newest_version}, and version "
-                f"{manifest.version} is offered now: a release never goes back. To bring older "
-                f"weights back, publish them as a new version."
-            )
-        known = state.manifest_sha256 if manifest.version == state.newest_version else None
-        if known is not None and known != Seat.digest_of(manifest):
-            raise TrustError(
-                f"Version {manifest.version} of {self.adapter} is not the one that this device has "
-                f"seen before. Ask whoever published: a change is a new version."
-            )
-        if manifest.base.fingerprint != self.base_fingerprint:
-            raise ModelError(
-                f"{self.adapter} adapts {manifest.base.name or 'a model'} (fingerprint "
-                f"{str(manifest.base.fingerprint)[:12]}…), this device has another base model "
-                f"({self.base_fingerprint[:12]}…). Install that model, or ask for another adapter."
-            )
 
     def _fetch(
         self, http: httpx2.Client, seat: Seat, manifest: Manifest, wanted: Release, advice: Advice
@@ -222,6 +199,9 @@ class EdgeClient:
         cap = self.settings.fetch.max_bps
         return self.settings.assumed_bps if cap is None else min(cap, self.settings.assumed_bps)
 
+    def _alone(self) -> AbstractContextManager[None]:
+        return only_one(self.folder / ".lock", f"syncing {self.folder}")
+
     def _seat(self) -> Seat:
         seat = Seat(self.adapter, self.states, self.cache, self._activator, self._health)
         seat.most_attempts = self.settings.most_attempts
@@ -242,26 +222,3 @@ class EdgeClient:
         came = fetched or Fetched(0, 0.0)
         return SyncResult(outcome, state.active, advice.planned_by, came.n_bytes, came.elapsed_s,
                           state.throughput_bps, words)  # fmt: skip
-
-
-def _better(wanted: Release, active: Release | None) -> bool:
-    """Whether a release is worth more than the one in force: newer, or a better prefix of it."""
-    if active is None or wanted.version != active.version:
-        return True
-    if wanted.loss is not None and active.loss is not None:
-        return wanted.loss < active.loss
-    return wanted.ladder == active.ladder and wanted.n_rungs > active.n_rungs
-
-
-def _why_not(
-    wanted: Release, state: DeviceState, *, retry_rejected: bool
-) -> tuple[Outcome, str] | None:
-    """Return why a release is not to be put in force; None if it is."""
-    if not _better(wanted, state.active):
-        return "up-to-date", "Nothing better than what is in force arrives in time."
-    if wanted.label in state.rejected and not retry_rejected:
-        return "rejected", (
-            f"{wanted.label} failed its proof before. It is not tried again by itself; rankcast "
-            f"edge sync does."
-        )
-    return None

@@ -6,7 +6,6 @@ used before the SHA-256 of all of them was found right.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,21 +14,12 @@ from io import FileIO
 import httpx2
 import numpy as np
 
+from rankcast.delivery.edge.answers import HTTP_RANGE, Interrupted, first_byte
 from rankcast.delivery.edge.cache import BlobCache
 from rankcast.delivery.edge.durable import disk_error
 from rankcast.delivery.edge.pacing import Backoff, TokenBucket
 from rankcast.delivery.manifest import Blob
-from rankcast.errors import ConfigError, DeliveryError, TrustError, UnavailableError
-
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_REFUSED = {
-    401: "the token is missing or wrong: give the device's own with --token-file",
-    403: "the token is not allowed to: ask for another",
-    404: "it lacks the blob: ask whoever published to publish again",
-    410: "it has removed the blob: ask whoever published to publish again",
-}
-_AGAIN = (408, 416, 425, 429)
-_HTTP_OK, _HTTP_PARTIAL, _HTTP_RANGE = 200, 206, 416
+from rankcast.errors import ConfigError, TrustError, UnavailableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +57,6 @@ class Fetched:
         if not self.n_bytes or self.elapsed_s <= 0.0:
             return None
         return 8.0 * self.n_bytes / self.elapsed_s
-
-
-class _Interrupted(Exception):  # noqa: N818 an answer of the link, not an error of ours
-    """A try that failed and may be repeated.
-
-    Args:
-        words: what happened.
-        asked_s: what the server wants to be waited [s].
-    """
-
-    def __init__(self, words: str, asked_s: float = 0.0) -> None:
-        super().__init__(words)
-        self.asked_s = asked_s
 
 
 class _Late(Exception):  # noqa: N818 likewise
@@ -144,6 +121,8 @@ class Fetcher:
             except _Late:
                 missing = tuple(b for b in blobs[number:] if not self._cache.has(b))
                 break
+        if not missing:  # the cap holds for the last blob too
+            self._sleep(min(self._bucket.take(0.0), self._left_s(or_late=False)))
         return Fetched(self._n_bytes, self._clock() - start, missing)
 
     def _complete(self, blob: Blob) -> None:
@@ -165,7 +144,7 @@ class Fetcher:
         while (before := self._cache.n_arrived(blob)) < blob.n_bytes:
             try:
                 self._try(blob, before)
-            except (httpx2.TransportError, _Interrupted) as error:
+            except (httpx2.TransportError, Interrupted) as error:
                 failures = 1 if self._cache.n_arrived(blob) > before else failures + 1
                 if failures >= self._settings.backoff.n_tries:
                     raise UnavailableError(
@@ -185,12 +164,12 @@ class Fetcher:
         wait_s = min(self._settings.silence_s, self._left_s())
         path = f"blobs/{blob.sha256[:2]}/{blob.sha256}"
         with self._http.stream("GET", path, headers=headers, timeout=wait_s) as answer:
-            if answer.status_code == _HTTP_RANGE:
+            if answer.status_code == HTTP_RANGE:
                 self._cache.partial(blob).unlink(missing_ok=True)
-            at = _first_byte(answer, start, blob)
+            at = first_byte(answer, start, blob)
             self._keep(answer, blob, at, start)
         if self._cache.n_arrived(blob) < blob.n_bytes:
-            raise _Interrupted("the answer ended early")
+            raise Interrupted("the answer ended early")
 
     def _keep(self, answer: httpx2.Response, blob: Blob, at: int, start: int) -> None:
         """Append an answer that begins at byte `at` to the `start` bytes that are here."""
@@ -220,44 +199,16 @@ class Fetcher:
             self._sleep(min(wait_s, left_s))
             self._left_s()
 
-    def _left_s(self) -> float:
+    def _left_s(self, *, or_late: bool = True) -> float:
         """Return the time until the deadline [s].
 
         Raises:
             _Late: there is none.
         """
         left_s = float("inf") if self._until is None else self._until - self._clock()
-        if left_s <= 0.0:
+        if left_s <= 0.0 and or_late:
             raise _Late
-        return left_s
-
-
-def _first_byte(answer: httpx2.Response, start: int, blob: Blob) -> int:
-    """Return which byte of the blob an answer begins with.
-
-    Raises:
-        _Interrupted: a failure that may pass.
-        DeliveryError: a refusal.
-    """
-    status = answer.status_code
-    if status == _HTTP_OK:
-        return 0
-    if status == _HTTP_PARTIAL:
-        found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-        if not found or int(found[1]) != start or found[3] not in ("*", str(blob.n_bytes)):
-            raise _Interrupted(
-                f"asked for bytes from {start} of {blob.n_bytes} on, it answered "
-                f"{answer.headers.get('Content-Range')!r}"
-            )
-        return start
-    if status in _AGAIN or status >= 500:
-        asked = answer.headers.get("Retry-After", "")
-        asked_s = float(asked) if asked.isascii() and asked.isdigit() else 0.0
-        raise _Interrupted(f"it answered {status}", asked_s)
-    why = _REFUSED.get(status, "it is no server of adapters, or its address is another")
-    raise DeliveryError(
-        f"{answer.url.copy_with(query=None)} was refused with status {status}: {why}."
-    )
+        return max(0.0, left_s)
 
 
 def _write_all(file: FileIO, data: bytes) -> None:

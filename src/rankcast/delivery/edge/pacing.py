@@ -9,7 +9,7 @@ import numpy as np
 
 from rankcast.errors import ConfigError
 
-BURST_S = 0.25
+BURST_S = 0.05
 """Seconds of the cap that may come at once."""
 
 
