@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 
 from edge_data import EdgeServer, client_of, serving, settings
 from rankcast.adapters.export import save_adapter
@@ -43,7 +45,7 @@ def containers(tmp_path_factory: Any) -> list[Container]:
         randomise(adapter, seed, scale=0.2)
         for module in adapter.extra_modules().values():
             for p in module.parameters():
-                p.data += 0.1
+                p.data += 0.1 * (seed + 1)
         adapter.set_ranks([(seed + i) % 4 + 1 for i in range(len(adapter.ranks))])
         folder = tmp_path_factory.mktemp("adapter")
         save_adapter(adapter, folder)
@@ -124,6 +126,32 @@ def test_what_does_not_answer_as_published_is_not_put_in_force(
     assert torch.equal(answer(fresh), bare)
     fresh.activate(candidate(containers[0], 1))
     assert torch.allclose(answer(fresh), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["head", "layer"])
+def test_a_prefix_proves_its_logits(
+    containers: list[Container], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The header knows the logits of the whole adapter only; a prefix has others."""
+    activator = PeftModelActivator(tiny_model("bert"))
+    activator.activate(candidate(containers[0], 1, n_chunks=3))
+    before = answer(activator)
+    choose = PeftModelActivator._choose
+
+    def spoil(self: PeftModelActivator, label: str) -> None:
+        choose(self, label)
+        if label.startswith("a.b-v2"):
+            other = self._names[candidate(containers[0], 1, 3).release.label]
+            kind, held = {
+                "head": (ModulesToSaveWrapper, "modules_to_save"), "layer": (LoraLayer, "lora_A"),
+            }[what]  # fmt: skip
+            layers = [m for m in self._peft.modules() if isinstance(m, kind)]
+            next(m for m in layers if other in getattr(m, held)).set_adapter(other)
+
+    monkeypatch.setattr(PeftModelActivator, "_choose", spoil)
+    with pytest.raises(DeliveryError, match="base model and adapter together"):
+        activator.activate(candidate(containers[1], 2, n_chunks=3))
+    assert torch.allclose(answer(activator), before, atol=1e-6)
 
 
 def bad_of(container: Container) -> Container:

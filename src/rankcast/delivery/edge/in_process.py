@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from rankcast.adapters.fingerprint import answers_alike, check_base, logits_fingerprint
+from rankcast.adapters.fingerprint import check_base
 from rankcast.adapters.install import in_full
 from rankcast.codec.lora_files import write_peft
 from rankcast.delivery.edge.activation import Candidate
+from rankcast.delivery.edge.proving import prove
 from rankcast.delivery.edge.read_write_lock import ReadWriteLock
 from rankcast.errors import DeliveryError, ModelError, RankcastError
-
-_MOST_IDS = 4096
-_TOLERANCE = 1e-2
-"""Of a weight update that was read back from the model, as a share of its norm; half precision."""
 
 
 class PeftModelActivator:
@@ -84,7 +80,7 @@ class PeftModelActivator:
             ModelError: another base model than it was made for.
             CodecError: no component has arrived.
         """
-        self._swap(candidate, prove=True)
+        self._swap(candidate, with_proof=True)
 
     def restore(self, candidate: Candidate) -> None:
         """Put an adapter in force that was proved before.
@@ -92,7 +88,7 @@ class PeftModelActivator:
         Raises:
             RankcastError: as `activate`.
         """
-        self._swap(candidate, prove=False)
+        self._swap(candidate, with_proof=False)
 
     def deactivate(self) -> None:
         """Let the base model answer alone."""
@@ -105,7 +101,7 @@ class PeftModelActivator:
             for label in [x for x in self._names if x not in keep and x != self._active]:
                 self._peft.delete_adapter(self._names.pop(label))
 
-    def _swap(self, candidate: Candidate, *, prove: bool) -> None:
+    def _swap(self, candidate: Candidate, *, with_proof: bool) -> None:
         base = candidate.container.header.base
         if base.fingerprint is not None and base.fingerprint not in self._checked:
             check_base(self._base, base.fingerprint, base.name)
@@ -116,8 +112,8 @@ class PeftModelActivator:
                 if label not in self._names:
                     self._load(label, candidate)
                 self._choose(label)
-                if prove:
-                    self._prove(candidate)
+                if with_proof:
+                    prove(self._peft, self._names[label], candidate, self._tolerance)
             except Exception as error:
                 self._go_back(label, before)
                 if isinstance(error, RankcastError):
@@ -175,68 +171,3 @@ class PeftModelActivator:
         self._active = None
         if self._peft is not None:
             self._peft.base_model.disable_adapter_layers()
-
-    def _prove(self, candidate: Candidate) -> None:
-        """Compare the model with what was published.
-
-        The logits of the whole adapter are in the header; of a shorter prefix, the weights in the
-        model are compared with the decoded ones, and the logits have to be finite.
-
-        Raises:
-            DeliveryError: they differ.
-        """
-        label, header = candidate.release.label, candidate.container.header
-        self._compare_weights(candidate)
-        if not candidate.container.is_whole or header.fingerprint is None:
-            logits = logits_fingerprint(self._peft)["logits"]
-            if not np.isfinite(logits).all():
-                raise DeliveryError(f"With {label} the model answers NaN or infinity.")
-            return
-        self._check_ids(header.fingerprint)
-        if not answers_alike(self._peft, dict(header.fingerprint), self._tolerance):
-            raise DeliveryError(
-                f"With {label} the model does not answer as it did where the adapter was "
-                f"published. Check that it has the same version, precision and head."
-            )
-
-    def _compare_weights(self, candidate: Candidate) -> None:
-        """Raise unless every projection of the model adds the weights that were decoded.
-
-        Raises:
-            DeliveryError: one does not.
-        """
-        name = self._names[candidate.release.label]
-        base = self._peft.get_base_model()
-        tensors = candidate.tensors
-        for projection, factors in zip(tensors.projections, tensors.factors, strict=True):
-            if not factors.rank:
-                continue
-            layer = base.get_submodule(projection.name)
-            scale = layer.scaling[name]
-            left = layer.lora_B[name].weight.detach().float().cpu().numpy()
-            right = layer.lora_A[name].weight.detach().float().cpu().numpy()
-            expected = factors.delta_weight()
-            error = np.linalg.norm(scale * (left @ right) - expected)
-            if not error <= _TOLERANCE * np.linalg.norm(expected):
-                raise DeliveryError(
-                    f"{projection.name} did not take the weights of {candidate.release.label}."
-                )
-
-    def _check_ids(self, fingerprint: Mapping[str, Any]) -> None:
-        """Refuse token ids that this model does not know, before a device crashes on them.
-
-        Raises:
-            DeliveryError: no list of tokens of the vocabulary.
-        """
-        size = int(self._peft.config.get_text_config().vocab_size)
-        ids = fingerprint.get("input_ids")
-        if (
-            not isinstance(ids, list)
-            or not 0 < len(ids) <= _MOST_IDS
-            or not all(isinstance(i, int) and 0 <= i < size for i in ids)
-            or not isinstance(fingerprint.get("logits"), list)
-        ):
-            raise DeliveryError(
-                "The proof that came with the adapter is none that this model can repeat: its "
-                "tokens are not in the vocabulary. Ask whoever published."
-            )
