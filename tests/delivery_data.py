@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rankcast.codec.header import BaseModel
-from rankcast.delivery.manifest import Ladder, Manifest, Rung, blob_of
+from rankcast.delivery.blobs import blob_of
+from rankcast.delivery.manifest import Ladder, Manifest, Rung
 from rankcast.delivery.store import Store
 from rankcast.files import replace_file
 

@@ -21,11 +21,12 @@ import numpy as np
 from codec_data import packed, random_adapter
 from rankcast.codec.container import Container
 from rankcast.codec.header import BaseModel
+from rankcast.delivery.blobs import Blob, blob_of
 from rankcast.delivery.edge.activation import WriteAdapter
 from rankcast.delivery.edge.client import EdgeClient
 from rankcast.delivery.edge.fetching import FetchSettings
 from rankcast.delivery.edge.syncing import Surroundings, SyncSettings
-from rankcast.delivery.manifest import Blob, Ladder, Manifest, blob_of
+from rankcast.delivery.manifest import Ladder, Manifest
 from rankcast.delivery.planning import plan_fetch
 from rankcast.delivery.store import Store
 from rankcast.errors import DeliveryError

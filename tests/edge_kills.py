@@ -18,10 +18,10 @@ import numpy as np
 
 from edge_data import BASE, EdgeServer, FileSource, in_force, release_of, settings
 from rankcast.codec.container import Container, read_container
+from rankcast.delivery.blobs import blob_of
 from rankcast.delivery.edge.activation import WriteAdapter
 from rankcast.delivery.edge.client import EdgeClient
 from rankcast.delivery.edge.state import StateFile
-from rankcast.delivery.manifest import blob_of
 
 TOUCHING = frozenset(
     {"open", "os.rename", "os.remove", "os.symlink", "os.mkdir", "os.rmdir", "socket.connect"}

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankcast.codec.header import BaseModel
-from rankcast.delivery.manifest import Blob, Ladder, Manifest, Rung
+from rankcast.delivery.blobs import Blob
+from rankcast.delivery.manifest import Choice, Ladder, Manifest, Rung
 from rankcast.errors import DeliveryError
 
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -25,13 +26,26 @@ anything = st.recursive(
     max_leaves=5,
 )
 tasks = st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st.lists(st.integers()))
+choices = st.builds(
+    Choice, st.floats(1e-3, 1e12), st.floats(-50, 50), st.floats(1.0, 1e9), st.just(0)
+)
+by_whom = st.just(("solver", ())) | st.lists(choices, min_size=1, max_size=3).map(
+    lambda found: ("policy", tuple(found))
+)
+
+
+def release(*parts: Any, by: Any) -> Manifest:
+    return Manifest(*parts, *by)
+
+
 manifests = st.builds(
-    Manifest,
+    release,
     st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True),
     st.integers(1, 2**53),
     st.builds(BaseModel, st.none() | st.text(max_size=5), digests),
     st.lists(ladders, min_size=1, max_size=3).map(tuple),
     tasks,
+    by=by_whom,
 )
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from edge_data import EdgeServer, FakeTime, serving
+from rankcast.delivery.blobs import Blob
 from rankcast.delivery.edge.cache import RESERVE_BYTES, BlobCache
 from rankcast.delivery.edge.fetching import Fetcher, FetchSettings
 from rankcast.delivery.edge.pacing import BURST_S, Backoff, TokenBucket
 from rankcast.delivery.edge.records import DeviceState
-from rankcast.delivery.manifest import Blob
 from rankcast.errors import ConfigError, DeliveryError, TrustError
 
 DATA = np.random.default_rng(0).bytes(5000)

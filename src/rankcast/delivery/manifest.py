@@ -8,42 +8,30 @@ target of The Update Framework; what it names is trusted because it is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 from rankcast.codec.container import Container, header_bytes
 from rankcast.codec.header import BaseModel
+from rankcast.delivery.blobs import Blob, blob_of, check_blob, checked_name, is_sha256
 from rankcast.errors import DeliveryError
 
 LARGEST_MANIFEST = 2**20
 """Bytes."""
-LARGEST_BLOB = 2**30
 MOST_LADDERS = 64
 MOST_CHUNKS = 4096
 LARGEST_VERSION = 2**53
 """Beyond it JSON readers disagree about whole numbers."""
+MOST_CHOICES = 1024
 DEEPEST_TASK = 32
 """Levels of lists and objects in a task."""
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """Bytes that never change.
-
-    Attributes:
-        sha256: of the bytes, in hexadecimal; also their address.
-        n_bytes: their length.
-    """
-
-    sha256: str
-    n_bytes: int
+_MALFORMED = (
+    ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +78,26 @@ class Ladder:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """Which ladder the planner of a release chose for a link.
+
+    Attributes:
+        rate_bps: of the link [bit/s].
+        snr_db: of the link [dB].
+        bandwidth_hz: of the link [Hz].
+        ladder: index in the release.
+    """
+
+    rate_bps: float
+    snr_db: float
+    bandwidth_hz: float
+    ladder: int
+
+
+PlannerName = Literal["solver", "policy"]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A release.
 
@@ -99,6 +107,9 @@ class Manifest:
         base: the model that it adapts; its fingerprint is not None.
         ladders: at least one; the first is the one to prefer at equal worth.
         task: for people and exporters, from the file's header.
+        planner: `solver`: the best of all prefixes is looked for; `policy`: the ladder that a
+            trained policy chose for such a link comes first.
+        choices: the policy's, empty for the solver.
     """
 
     name: str
@@ -106,6 +117,8 @@ class Manifest:
     base: BaseModel
     ladders: tuple[Ladder, ...]
     task: Mapping[str, Any]
+    planner: PlannerName = "solver"
+    choices: tuple[Choice, ...] = ()
 
     def __post_init__(self) -> None:
         """Check everything that could lead a reader astray.
@@ -123,7 +136,7 @@ class Manifest:
         if self.base.name is not None and not isinstance(self.base.name, str):
             raise DeliveryError(f"A base model's name is a text, got {self.base.name!r}.")
         found = self.base.fingerprint
-        if not isinstance(found, str) or not _SHA256.fullmatch(found):
+        if not is_sha256(found):
             raise DeliveryError(
                 "A release names its base model by fingerprint; pack with rankcast pack RUN, or "
                 "with --base-model."
@@ -132,7 +145,13 @@ class Manifest:
             if not 1 <= len(ladder.rungs) <= MOST_CHUNKS:
                 raise DeliveryError(f"A ladder has 1 to {MOST_CHUNKS} chunks.")
             for blob in (ladder.header, *(rung.blob for rung in ladder.rungs)):
-                _check_blob(blob)
+                check_blob(blob)
+        if self.planner not in ("solver", "policy") or (self.planner == "policy") is not bool(
+            self.choices
+        ):
+            raise DeliveryError("A release by a policy has its choices, one by the solver none.")
+        for choice in self.choices:
+            _check_choice(choice, len(self.ladders))
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
@@ -159,51 +178,30 @@ class Manifest:
             base = BaseModel(raw["base"]["name"], raw["base"]["fingerprint"])
             ladders = tuple(_ladder(x) for x in raw["ladders"][: MOST_LADDERS + 1])
             name, version, task = raw["name"], raw["version"], raw["task"]
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            planner = raw.get("planner", "solver")
+            choices = tuple(Choice(**x) for x in raw.get("choices", [])[: MOST_CHOICES + 1])
+        except _MALFORMED as error:
             raise DeliveryError(f"No manifest: {error}.") from error
         if not isinstance(version, int) or isinstance(version, bool) or not isinstance(task, dict):
             raise DeliveryError("No manifest: version or task has the wrong type.")
         if _depth(task) > DEEPEST_TASK:
             raise DeliveryError(f"No manifest: its task nests deeper than {DEEPEST_TASK} levels.")
-        return cls(name, version, base, ladders, task)
+        return cls(name, version, base, ladders, task, planner, choices)
 
 
-def blob_of(data: bytes) -> Blob:
-    """Return the address of some bytes."""
-    return Blob(hashlib.sha256(data).hexdigest(), len(data))
+def _check_choice(choice: Choice, n_ladders: int) -> None:
+    index = choice.ladder
+    numbers = (choice.rate_bps, choice.snr_db, choice.bandwidth_hz)
+    if not all(_is_number(x) for x in numbers) or min(choice.rate_bps, choice.bandwidth_hz) <= 0.0:
+        raise DeliveryError(f"A choice is for a link with a positive rate, got {choice}.")
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n_ladders:
+        raise DeliveryError(f"A choice names one of {n_ladders} ladders, got {index!r}.")
 
 
-def checked_name(name: object) -> str:
-    """Return an adapter's name, refusing what could be anything but a file's name.
-
-    Raises:
-        DeliveryError: other characters, or too long.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
-        raise DeliveryError(
-            f"An adapter's name has lower-case letters, digits, dots, dashes and underscores, at "
-            f"most 64, got {name!r}."
-        )
-    return name
-
-
-def checked_sha256(text: object) -> str:
-    """Return a SHA-256 in hexadecimal.
-
-    Raises:
-        DeliveryError: anything else.
-    """
-    if not isinstance(text, str) or not _SHA256.fullmatch(text):
-        raise DeliveryError(f"A SHA-256 has 64 hexadecimal digits, got {text!r}.")
-    return text
-
-
-def _check_blob(blob: Blob) -> None:
-    checked_sha256(blob.sha256)
-    if isinstance(blob.n_bytes, bool) or not isinstance(blob.n_bytes, int):
-        raise DeliveryError(f"A blob's length is a whole number, got {blob.n_bytes!r}.")
-    if not 0 < blob.n_bytes <= LARGEST_BLOB:
-        raise DeliveryError(f"A blob has 1 to {LARGEST_BLOB:,} bytes, got {blob.n_bytes}.")
+def _is_number(value: object) -> TypeGuard[float]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # False for NaN, and for integers of any length
 
 
 def _ladder(raw: Mapping[str, Any]) -> Ladder:
@@ -240,6 +238,6 @@ def _depth(value: Any) -> int:
 def _worth(value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         raise DeliveryError(f"Loss and accuracy are finite numbers, got {value!r}.")
     return float(value)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from rankcast.delivery.manifest import Blob, Ladder, Manifest, Rung
+from rankcast.delivery.blobs import Blob
+from rankcast.delivery.manifest import Ladder, Manifest, PlannerName, Rung
 from rankcast.errors import InfeasibleDeadlineError
 
 
@@ -22,6 +23,7 @@ class FetchPlan:
         bits: of the missing ones.
         loss: expected of the prefix [nats]; None if not measured.
         accuracy: likewise, a share.
+        planner: who chose the ladder.
     """
 
     ladder: int
@@ -30,18 +32,23 @@ class FetchPlan:
     bits: int
     loss: float | None
     accuracy: float | None
+    planner: PlannerName = "solver"
 
 
-def plan_fetch(manifest: Manifest, budget_bits: float, held: AbstractSet[str]) -> FetchPlan:
+def plan_fetch(
+    manifest: Manifest, budget_bits: float, held: AbstractSet[str], rate_bps: float | None = None
+) -> FetchPlan:
     """Return the best prefix of any ladder whose missing blobs fit the budget.
 
     The lowest expected loss wins; among ladders that were not measured, the prefix with the most
-    chunks of the first ladder. A prefix that the device already holds always fits.
+    chunks of the first ladder. A prefix that the device already holds always fits. Where a policy
+    chose, its ladder for the best link that is no better than this one comes before all others.
 
     Args:
         manifest: the release.
         budget_bits: that arrive before the deadline.
         held: SHA-256 of the blobs that the device has.
+        rate_bps: of the link, to look up what a policy chose [bit/s]; None to leave it aside.
 
     Raises:
         InfeasibleDeadlineError: not even the first chunk of any ladder fits.
@@ -54,11 +61,24 @@ def plan_fetch(manifest: Manifest, budget_bits: float, held: AbstractSet[str]) -
     fitting = [prefix for prefix in found if prefix.bits <= budget_bits]
     if not fitting:
         raise InfeasibleDeadlineError(min(prefix.bits for prefix in found), budget_bits)
-    best = min(fitting, key=_worse)
+    chosen = None if rate_bps is None else _chosen(manifest, rate_bps)
+    policys = [prefix for prefix in fitting if prefix.ladder == chosen]
+    best = min(policys or fitting, key=_worse)
     missing = _missing(manifest.ladders[best.ladder], best.n_rungs, held)
     return FetchPlan(
-        best.ladder, best.n_rungs, missing, best.bits, best.rung.loss, best.rung.accuracy
-    )
+        best.ladder, best.n_rungs, missing, best.bits, best.rung.loss, best.rung.accuracy,
+        "policy" if policys else "solver",
+    )  # fmt: skip
+
+
+def _chosen(manifest: Manifest, rate_bps: float) -> int | None:
+    """Return the ladder that a policy chose for such a link; None if no policy did."""
+    if not manifest.choices:
+        return None
+    slower = [choice for choice in manifest.choices if choice.rate_bps <= rate_bps]
+    if slower:
+        return max(slower, key=lambda choice: choice.rate_bps).ladder
+    return min(manifest.choices, key=lambda choice: choice.rate_bps).ladder
 
 
 class _Prefix(NamedTuple):

@@ -16,7 +16,7 @@ from tuf.api.metadata import TargetFile
 
 from rankcast.codec.container import Container, header_bytes
 from rankcast.delivery.keyring import KeyFolder, Role
-from rankcast.delivery.manifest import LARGEST_MANIFEST, Ladder, Manifest
+from rankcast.delivery.manifest import LARGEST_MANIFEST, Choice, Ladder, Manifest
 from rankcast.delivery.repository import Lifetimes, Repository, Signers, Signing, changing
 from rankcast.delivery.signing import LIFETIMES, check_outside, check_root
 from rankcast.delivery.store import Store, target_path
@@ -67,6 +67,7 @@ def publish(
     keys: KeyFolder,
     now: datetime,
     *,
+    choices: Sequence[Choice] = (),
     allow_new_base: bool = False,
     lifetimes: Lifetimes = LIFETIMES,
 ) -> Manifest:
@@ -78,6 +79,7 @@ def publish(
         store: where to.
         keys: of targets, snapshot and timestamp.
         now: the time.
+        choices: which of the files a policy chose for which link; none for the solver.
         allow_new_base: accept another base model than that of the release before.
         lifetimes: of the signatures.
 
@@ -90,7 +92,7 @@ def publish(
         TrustError: the store's metadata were changed by someone without the keys.
     """
     check_outside(keys, store)
-    first = _manifest(source, name, version=1)
+    first = _manifest(source, name, tuple(choices))
     if not store.metadata.is_dir():
         Repository.load(store)  # says how to begin
     with changing(store):
@@ -137,7 +139,7 @@ def _put_in_force(
     return manifest
 
 
-def _manifest(source: Sequence[Container], name: str, version: int) -> Manifest:
+def _manifest(source: Sequence[Container], name: str, choices: tuple[Choice, ...]) -> Manifest:
     """Return the release of some files, refusing those that do not belong together."""
     if not source:
         raise DeliveryError("A release has at least one file; name what to publish.")
@@ -156,7 +158,8 @@ def _manifest(source: Sequence[Container], name: str, version: int) -> Manifest:
                 f"publish each under a name of its own."
             )
     ladders = tuple(Ladder.of(container) for container in source)
-    manifest = Manifest(name, version, head.base, ladders, dict(head.task))
+    planner = "policy" if choices else "solver"
+    manifest = Manifest(name, 1, head.base, ladders, dict(head.task), planner, choices)
     size = len(manifest.to_bytes())
     if size > LARGEST_MANIFEST - 32:  # a longer version number fits
         raise DeliveryError(

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankcast.delivery.manifest import LARGEST_MANIFEST, Blob, Manifest, blob_of
+from rankcast.delivery.blobs import Blob, blob_of
+from rankcast.delivery.manifest import LARGEST_MANIFEST, Manifest
 from rankcast.delivery.store import Store
 from rankcast.errors import DeliveryError
 

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankcast.delivery.manifest import Blob, blob_of, checked_name, checked_sha256
+from rankcast.delivery.blobs import Blob, blob_of, checked_name, checked_sha256
 from rankcast.errors import DeliveryError
 from rankcast.files import put_file
 

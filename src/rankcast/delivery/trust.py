@@ -19,14 +19,9 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
+from rankcast.delivery.blobs import Blob, checked_name, checked_sha256
 from rankcast.delivery.locking import only_one
-from rankcast.delivery.manifest import (
-    LARGEST_MANIFEST,
-    Blob,
-    Manifest,
-    checked_name,
-    checked_sha256,
-)
+from rankcast.delivery.manifest import LARGEST_MANIFEST, Manifest
 from rankcast.delivery.refusals import Watched, translated
 from rankcast.delivery.store import target_path
 from rankcast.errors import DeliveryError, TrustError

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from rankcast.codec.container import Container
 from rankcast.codec.packing import pack, pack_at, read_adapter
 from rankcast.delivery.keyring import KeyFolder, Passphrase, no_passphrase
+from rankcast.delivery.manifest import Choice
 from rankcast.delivery.publishing import publish
 from rankcast.delivery.role_status import RoleStatus, root_sha256, status
 from rankcast.delivery.signing import init_keys, refresh_timestamp, renew_root, rotate
 from rankcast.delivery.store import Store
 from rankcast.errors import ConfigError
+from rankcast.run.console import stderr
 from rankcast.run.containers import read_file
 from rankcast.run.delivery_options import (
     Keys,
@@ -162,11 +165,12 @@ def _plain(role: RoleStatus, now: datetime) -> dict[str, Any]:
 def _publish(command: Publish) -> int:
     if not command.files:
         raise ConfigError("Name what to publish: rankcast publish FILE.rcast --name NAME …")
-    source = [_container(path) for path in command.files]
+    source, choices = _planned(command) if command.planner else _as_they_are(command)
     keys, store = key_folder(command), Store(command.store)
     manifest = publish(
-        source, command.name, store, keys, _now(), allow_new_base=command.allow_new_base
-    )
+        source, command.name, store, keys, _now(), choices=choices,
+        allow_new_base=command.allow_new_base,
+    )  # fmt: skip
     n_bytes = sum(blob.n_bytes for blob in manifest.blobs)
     if command.json:
         found = {
@@ -175,6 +179,7 @@ def _publish(command: Publish) -> int:
             "base_model": manifest.base.name,
             "base_fingerprint": manifest.base.fingerprint,
             "ladders": len(manifest.ladders),
+            "planner": manifest.planner,
             "bytes": n_bytes,
         }
         print(json.dumps(found, indent=2))  # noqa: T201
@@ -184,6 +189,36 @@ def _publish(command: Publish) -> int:
         f"{len(manifest.blobs)} blobs, for {manifest.base.name}."
     )
     return 0
+
+
+def _as_they_are(command: Publish) -> tuple[list[Container], tuple[Choice, ...]]:
+    if command.snr_db or command.bandwidth_hz is not None or command.deadline_s is not None:
+        raise ConfigError(
+            "--snr-db, --bandwidth-hz and --deadline-s say for which links to plan; say who plans "
+            "with --planner policy or --planner solver."
+        )
+    return [_container(path) for path in command.files], ()
+
+
+def _planned(command: Publish) -> tuple[list[Container], tuple[Choice, ...]]:
+    if len(command.files) != 1 or not command.files[0].is_dir() or not command.snr_db:
+        raise ConfigError("--planner takes one run and its links: RUN --planner policy --snr-db …")
+    try:
+        from rankcast.run.planned_ladders import planned_ladders  # noqa: PLC0415 needs torch
+    except ImportError as error:
+        raise ConfigError("--planner needs torch: pip install 'rankcast[train]'.") from error
+    assert command.planner is not None
+    with Progress(console=stderr(), transient=True) as progress:
+        task = progress.add_task("planning and measuring", total=len(command.snr_db))
+        found = planned_ladders(
+            command.files[0],
+            command.planner,
+            command.snr_db,
+            bandwidth_hz=command.bandwidth_hz,
+            deadline_s=command.deadline_s,
+            on_link=lambda done: progress.update(task, completed=done),
+        )
+    return list(found.containers), found.choices
 
 
 def _container(path: Path) -> Container:

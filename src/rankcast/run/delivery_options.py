@@ -120,6 +120,9 @@ class Publish(_Publisher):
 
     rankcast publish runs/demo --name demo --store store --keys ~/keys
 
+    rankcast publish runs/demo --name demo --store store --keys ~/keys --planner policy
+    --snr-db -5 0 5 10 15
+
     A folder is packed first, as rankcast pack does. Publishing the same again changes nothing. The
     store can be handed out by any web server; the keys make the difference.
     """
@@ -128,5 +131,15 @@ class Publish(_Publisher):
     """Files of rankcast pack, or folders of runs; the first is the one to prefer."""
     name: str
     """Of the adapter: lower-case letters, digits, dots, dashes, underscores."""
+    planner: Literal["policy", "solver"] | None = None
+    """For one run: pack a file for each of several links and measure what it is worth. policy: the
+    run's policy chooses ranks, and devices get the file that it chose for their link; solver: ranks
+    and steps together by what the run has learned, and devices get the best that arrives."""
+    snr_db: tuple[float, ...] = ()
+    """Those links [dB], with --planner."""
+    bandwidth_hz: float | None = None
+    """Bandwidth of those links [Hz]; the run's own if left out."""
+    deadline_s: float | None = None
+    """Deadline of transfers over those links [s]; the run's own if left out."""
     allow_new_base: bool = False
     """Accept another base model than that of the release before."""

@@ -115,8 +115,9 @@ def advise(
     answer = _ask(http, manifest, link, deadline_s, held)
     if answer is not None and answer.get("version") == manifest.version:
         return Advice(checked_plan(answer, manifest, held), "server")
-    budget = float(budget_bits(link.throughput_bps(deadline_s), deadline_s))
-    return Advice(plan_fetch(manifest, budget, held), "device")
+    rate_bps = link.throughput_bps(deadline_s)
+    budget = float(budget_bits(rate_bps, deadline_s))
+    return Advice(plan_fetch(manifest, budget, held, rate_bps), "device")
 
 
 def checked_plan(

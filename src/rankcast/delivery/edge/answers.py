@@ -6,7 +6,7 @@ import re
 
 import httpx2
 
-from rankcast.delivery.manifest import Blob
+from rankcast.delivery.blobs import Blob
 from rankcast.errors import DeliveryError
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")

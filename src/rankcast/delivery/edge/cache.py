@@ -17,8 +17,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
+from rankcast.delivery.blobs import Blob, checked_sha256
 from rankcast.delivery.edge.durable import disk_error, flush_file, flush_folder
-from rankcast.delivery.manifest import Blob, checked_sha256
 from rankcast.errors import DeliveryError, TrustError, UnavailableError
 
 RESERVE_BYTES = 2**20

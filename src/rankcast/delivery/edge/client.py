@@ -16,6 +16,7 @@ from typing import Self
 
 import httpx2
 
+from rankcast.delivery.blobs import Blob, checked_name, checked_sha256
 from rankcast.delivery.edge.activation import Activator, WriteAdapter
 from rankcast.delivery.edge.advice import Advice, MeasuredLink, advise
 from rankcast.delivery.edge.assembling import candidate_of
@@ -35,7 +36,7 @@ from rankcast.delivery.edge.syncing import (
     SyncSettings,
 )
 from rankcast.delivery.locking import only_one
-from rankcast.delivery.manifest import Blob, Manifest, checked_name, checked_sha256
+from rankcast.delivery.manifest import Manifest
 from rankcast.errors import (
     DeliveryError,
     InfeasibleDeadlineError,

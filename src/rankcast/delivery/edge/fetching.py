@@ -14,11 +14,11 @@ from io import FileIO
 import httpx2
 import numpy as np
 
+from rankcast.delivery.blobs import Blob
 from rankcast.delivery.edge.answers import HTTP_RANGE, Interrupted, first_byte
 from rankcast.delivery.edge.cache import BlobCache
 from rankcast.delivery.edge.durable import disk_error
 from rankcast.delivery.edge.pacing import Backoff, TokenBucket
-from rankcast.delivery.manifest import Blob
 from rankcast.errors import ConfigError, TrustError, UnavailableError
 
 

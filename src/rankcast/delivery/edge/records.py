@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from rankcast.delivery.manifest import Manifest, checked_name, checked_sha256
+from rankcast.delivery.blobs import checked_name, checked_sha256
+from rankcast.delivery.manifest import Manifest
 from rankcast.errors import (
     CodecError,
     DeliveryError,

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from rankcast.delivery.manifest import LARGEST_BLOB, MOST_CHUNKS, MOST_LADDERS
+from rankcast.delivery.blobs import LARGEST_BLOB
+from rankcast.delivery.manifest import MOST_CHUNKS, MOST_LADDERS
 from rankcast.link.capacity import LARGEST_SNR_DB
 
 MOST_HELD = 8192
@@ -103,6 +104,7 @@ class PlanAnswer(_Body):
                     "bits": 6496,
                     "loss": 0.31,
                     "accuracy": 0.864,
+                    "planner": "solver",
                 }
             ]
         }
@@ -110,6 +112,7 @@ class PlanAnswer(_Body):
 
     adapter: AdapterName
     version: Version
+    planner: Literal["solver", "policy"] = Field(description="Who chose the ladder.")
     ladder: int = Field(ge=0, lt=MOST_LADDERS)
     n_rungs: int = Field(ge=1, le=MOST_CHUNKS)
     blobs: list[BlobBody] = Field(description="In the order in which to fetch them.")

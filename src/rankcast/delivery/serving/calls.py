@@ -46,7 +46,8 @@ def plan(request: Request, wanted: PlanRequest, caller: Known) -> PlanAnswer:
     manifest = _release(serving, wanted).manifest
     budget = budget_bits_of(wanted.link, wanted.deadline_s)
     try:
-        found = plan_fetch(manifest, budget, frozenset(wanted.held))
+        rate_bps = budget / wanted.deadline_s
+        found = plan_fetch(manifest, budget, frozenset(wanted.held), rate_bps)
     except InfeasibleDeadlineError:
         serving.metrics.infeasible.labels(manifest.name).inc()
         raise
@@ -61,6 +62,7 @@ def plan(request: Request, wanted: PlanRequest, caller: Known) -> PlanAnswer:
         bits=found.bits,
         loss=found.loss,
         accuracy=found.accuracy,
+        planner=found.planner,
     )
     serving.registry.record(caller.name, "plan", _plan_event(wanted, answer, budget))
     return answer

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from rankcast.delivery.manifest import checked_sha256
+from rankcast.delivery.blobs import checked_sha256
 from rankcast.delivery.serving.access import Caller, caller_of_files
 from rankcast.delivery.serving.failures import RefusalError, responses
 from rankcast.delivery.serving.ranges import (

@@ -1,0 +1,75 @@
+"""Which prefix a device should have: by looking at all, or by what a policy chose for its link."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from delivery_data import put_release
+from rankcast.delivery.manifest import Choice, Manifest
+from rankcast.delivery.planning import plan_fetch
+from rankcast.delivery.store import Store
+from rankcast.errors import DeliveryError, InfeasibleDeadlineError
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Manifest:
+    """Return ladders of 100 + 200 + 300 and 100 + 50 + 50 bytes; the first is better."""
+    sizes = ((100, 200, 300), (100, 50, 50))
+    return put_release(Store(tmp_path), sizes=sizes, losses=((0.5, 0.3), (0.6, 0.4)))
+
+
+def by_policy(release: Manifest, *pairs: tuple[float, int]) -> Manifest:
+    choices = tuple(Choice(rate, 0.0, 1.0, ladder) for rate, ladder in pairs)
+    return replace(release, planner="policy", choices=choices)
+
+
+def test_the_solver_takes_the_lowest_loss_that_arrives(release: Manifest) -> None:
+    for budget, expected in ((8 * 600, (0, 2)), (8 * 599, (1, 2)), (8 * 150, (1, 1))):
+        found = plan_fetch(release, budget, frozenset(), rate_bps=1.0)
+        assert (found.ladder, found.n_rungs, found.planner) == (*expected, "solver")
+
+
+@pytest.mark.parametrize(
+    ("rate_bps", "ladder"), [(5.0, 1), (10.0, 1), (19.9, 1), (20.0, 0), (1e9, 0)]
+)
+def test_the_policys_ladder_is_that_of_the_fastest_link_no_faster(
+    release: Manifest, rate_bps: float, ladder: int
+) -> None:
+    chosen = by_policy(release, (20.0, 0), (10.0, 1))
+    found = plan_fetch(chosen, 8 * 600, frozenset(), rate_bps)
+    assert (found.ladder, found.n_rungs, found.planner) == (ladder, 2, "policy")
+
+
+def test_where_the_policys_ladder_cannot_arrive_another_may(release: Manifest) -> None:
+    chosen = by_policy(release, (10.0, 0))
+    found = plan_fetch(chosen, 8 * 200, frozenset(), 10.0)
+    assert (found.ladder, found.n_rungs, found.planner) == (1, 2, "solver")
+    assert plan_fetch(chosen, 8 * 300, frozenset(), 10.0).planner == "policy"
+    assert plan_fetch(chosen, 8 * 600, frozenset()).planner == "solver"
+    with pytest.raises(InfeasibleDeadlineError):
+        plan_fetch(chosen, 8 * 149, frozenset(), 10.0)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice(0.0, 0.0, 1.0, 0),
+        Choice(1.0, float("nan"), 1.0, 0),
+        Choice(10**400, 0.0, 1.0, 0),
+        Choice(1.0, 0.0, 1.0, 2),
+        Choice(1.0, 0.0, 1.0, True),
+    ],
+)
+def test_choices_that_cannot_be_are_refused(release: Manifest, choice: Choice) -> None:
+    with pytest.raises(DeliveryError, match="choice"):
+        replace(release, planner="policy", choices=(choice,))
+
+
+def test_planner_and_choices_go_together(release: Manifest) -> None:
+    with pytest.raises(DeliveryError, match="has its choices"):
+        replace(release, planner="policy")
+    with pytest.raises(DeliveryError, match="has its choices"):
+        replace(by_policy(release, (1.0, 0)), planner="solver")
