@@ -22,7 +22,6 @@ from rankcast.delivery.role_status import RoleStatus, root_sha256, status
 from rankcast.delivery.signing import init_keys, refresh_timestamp, renew_root, rotate
 from rankcast.delivery.store import Store
 from rankcast.errors import ConfigError
-from rankcast.run.console import stderr
 from rankcast.run.containers import read_file
 from rankcast.run.delivery_options import (
     Keys,
@@ -208,7 +207,7 @@ def _planned(command: Publish) -> tuple[list[Container], tuple[Choice, ...]]:
     except ImportError as error:
         raise ConfigError("--planner needs torch: pip install 'rankcast[train]'.") from error
     assert command.planner is not None
-    with Progress(console=stderr(), transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("planning and measuring", total=len(command.snr_db))
         found = planned_ladders(
             command.files[0],
