@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankcast.delivery.blobs import Blob, checked_sha256
-from rankcast.delivery.edge.durable import disk_error, flush_file, flush_folder
+from rankcast.delivery.edge.durable import disk_error, flush_file
 from rankcast.errors import DeliveryError, TrustError, UnavailableError
+from rankcast.files import flush_folder
 
 RESERVE_BYTES = 2**20
 """Bytes of the disk that are left free, for state files and whatever else the device does."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from rankcast.errors import UnavailableError
-from rankcast.files import replace_file
+from rankcast.files import put_file
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -20,8 +20,7 @@ def write_durably(path: Path, data: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda partial: _write_and_flush(partial, data))
-        flush_folder(path.parent)
+        put_file(path, data)
     except OSError as error:
         raise disk_error(path, error) from error
 
@@ -32,17 +31,6 @@ def flush_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def flush_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's names, so that a rename in it lasts."""
-    if os.name != "posix":
-        return
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def disk_error(path: Path, error: OSError) -> UnavailableError:
     """Return the error of a disk in words."""
     if error.errno in _FULL:
@@ -51,10 +39,3 @@ def disk_error(path: Path, error: OSError) -> UnavailableError:
             f"free some space and sync again: it goes on where it stopped."
         )
     return UnavailableError(f"{path} could not be written: {error.strerror or error}.")
-
-
-def _write_and_flush(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -10,7 +10,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankcast.delivery.edge.durable import disk_error, flush_file, flush_folder
+from rankcast.delivery.edge.durable import disk_error, flush_file
+from rankcast.files import flush_folder
 
 _SUMS = "rankcast_release.json"
 
