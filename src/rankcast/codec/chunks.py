@@ -12,6 +12,7 @@ appears in the pass whose number is its lead digits, blocks above it gain a digi
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from rankcast.codec.gaussian import (
     fresh_model,
 )
 from rankcast.codec.quantise import LARGEST_INDEX, PER_RADIX, RADIX, Indices, coarser, finer
-from rankcast.codec.state import Block, StreamState, Strip, digits_between, width_shift
+from rankcast.codec.state import Block, GroupShape, StreamState, Strip, digits_between, width_shift
 from rankcast.codec.symbols import (
     SymbolPort,
     SymbolReader,
@@ -90,16 +91,30 @@ def decode_chunk(state: StreamState, data: bytes) -> ChunkPlan:
     Raises:
         CodecError: bytes that are no such chunk. The state is then of no use.
     """
+    plan, reader, offsets = _begun(state.shapes, data)
+    _check(state, plan)
+    _code_blocks(state, plan, reader, offsets=offsets)
+    reader.close()
+    return plan
+
+
+def plan_of_chunk(shapes: Sequence[GroupShape], data: bytes) -> ChunkPlan:
+    """Return what a chunk brings, from its first symbols alone.
+
+    Raises:
+        CodecError: bytes that do not begin like a chunk; what follows is not looked at.
+    """
+    return _begun(shapes, data)[0]
+
+
+def _begun(shapes: Sequence[GroupShape], data: bytes) -> tuple[ChunkPlan, SymbolReader, bool]:
+    """Return a chunk's plan, the reader behind it, and whether offsets follow."""
     if len(data) < _HEAD.size:
         raise CodecError(f"A chunk has at least {_HEAD.size} bytes, got {len(data)}.")
     exponent, tables = _HEAD.unpack_from(data)
     reader = SymbolReader(data[_HEAD.size :], tables & ~_WITH_OFFSETS)
-    counts = [int(code_uniform(reader, None, 1, s.blocks + 1)[0]) for s in state.shapes]
-    plan = ChunkPlan(exponent, tuple(counts))
-    _check(state, plan)
-    _code_blocks(state, plan, reader, offsets=bool(tables & _WITH_OFFSETS))
-    reader.close()
-    return plan
+    counts = [int(code_uniform(reader, None, 1, s.blocks + 1)[0]) for s in shapes]
+    return ChunkPlan(exponent, tuple(counts)), reader, bool(tables & _WITH_OFFSETS)
 
 
 def _check(state: StreamState, plan: ChunkPlan) -> None:

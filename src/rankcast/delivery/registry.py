@@ -24,6 +24,8 @@ Role = Literal["device", "operator"]
 Kind = Literal["plan", "report"]
 DEFAULT_DATABASE = "sqlite:///rankcast.db"
 """In the current folder; never in a store, whose files anyone may read."""
+MOST_RECENT = 20_000
+"""Events that a summary looks at, so that it takes no longer as they gather."""
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
@@ -61,6 +63,27 @@ class Event:
     device: str
     kind: Kind
     body: Mapping[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """Return what its readers see: the particulars, with number, time and device."""
+        return {"sequence": self.sequence, "at_s": self.at_s, "device": self.device, **self.body}
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What a device did lately.
+
+    Attributes:
+        device: its name.
+        plan: the last that it was given; None for none lately.
+        report: the last of its reports; None likewise.
+        n_rolled_back: how often it lately reported that it went back.
+    """
+
+    device: str
+    plan: Event | None
+    report: Event | None
+    n_rolled_back: int
 
 
 class Registry:
@@ -160,7 +183,43 @@ class Registry:
         query = sa.select(EVENTS).where(wanted).order_by(EVENTS.c.sequence).limit(limit)
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
-        return tuple(Event(r.sequence, r.at_s, r.device, r.kind, json.loads(r.body)) for r in rows)
+        return tuple(_as_event(row) for row in rows)
+
+    def before_last(self, n: int, device: str | None = None) -> int:
+        """Return the number after which the newest `n` events come; 0 if there are no more.
+
+        Args:
+            n: how many, of `device` if one is named.
+            device: only its events count; None for all.
+        """
+        query = sa.select(EVENTS.c.sequence).order_by(EVENTS.c.sequence.desc()).offset(n).limit(1)
+        if device is not None:
+            query = query.where(EVENTS.c.device == device)
+        with self._database.reading() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def activity(self, device: str | None = None) -> tuple[Activity, ...]:
+        """Return by name what every device did, as far as the newest `MOST_RECENT` events tell.
+
+        Args:
+            device: only this one; None for all.
+        """
+        recent = EVENTS.c.sequence > self.last_sequence() - MOST_RECENT
+        if device is not None:
+            recent &= EVENTS.c.device == device
+        newest = sa.select(sa.func.max(EVENTS.c.sequence)).where(recent)
+        newest = newest.group_by(EVENTS.c.device, EVENTS.c.kind)
+        went_back = recent & EVENTS.c.body.contains('"event": "rolled-back"', autoescape=True)
+        counts = sa.select(EVENTS.c.device, sa.func.count()).where(went_back)
+        with self._database.reading() as connection:
+            rows = connection.execute(sa.select(EVENTS).where(EVENTS.c.sequence.in_(newest))).all()
+            counted = connection.execute(counts.group_by(EVENTS.c.device)).all()
+        n_back = {name: n for name, n in counted}  # noqa: C416 rows are no pairs to a type checker
+        last = {(row.device, row.kind): _as_event(row) for row in rows}
+        return tuple(
+            Activity(x, last.get((x, "plan")), last.get((x, "report")), n_back.get(x, 0))
+            for x in sorted({name for name, _ in last})
+        )
 
     def last_sequence(self) -> int:
         """Return the number of the newest event; 0 if there is none."""
@@ -188,6 +247,10 @@ def _device(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> Device
 
 def _as_device(row: Any) -> Device:
     return Device(row.name, row.role, row.created_s, row.revoked_s)
+
+
+def _as_event(row: Any) -> Event:
+    return Event(row.sequence, row.at_s, row.device, row.kind, json.loads(row.body))
 
 
 def _sha256(token: str) -> str:

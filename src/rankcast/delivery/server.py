@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 from rankcast import __version__
 from rankcast.delivery.database import DatabaseError
-from rankcast.delivery.serving import calls, events, files, health
+from rankcast.delivery.serving import calls, events, files, health, pages, watching
 from rankcast.delivery.serving.failures import answer_failures
 from rankcast.delivery.serving.middleware import BodyLimit, Observed
 from rankcast.delivery.serving.settings import ServerSettings, Serving
@@ -47,7 +47,7 @@ def create_app(store: Store, settings: ServerSettings | None = None) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.serving = serving
-    for part in (calls, events, files, health):
+    for part in (calls, watching, events, files, health, pages):
         app.include_router(part.router)
     answer_failures(app)
     app.add_middleware(BodyLimit, largest=settings.largest_body, timeout_s=settings.body_timeout_s)

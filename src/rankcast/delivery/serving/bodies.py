@@ -179,6 +179,62 @@ class AdaptersAnswer(_Body):
     adapters: list[AdapterBody]
 
 
+class ProjectionBody(_Body):
+    """A linear map that an adapter changes."""
+
+    name: str
+    kind: str = Field(examples=["q"])
+    layer: int
+    rank: int = Field(description="Components that were packed.")
+
+
+class RungBody(_Body):
+    """A chunk, and what the prefix that ends with it is worth."""
+
+    n_bytes: int = Field(description="Of the chunk.")
+    loss: float | None = Field(description="Expected of the prefix [nats].")
+    accuracy: float | None = Field(description="Expected of the prefix, a share.")
+    ranks: list[int] | None = Field(
+        description="Components of each projection that have arrived with the prefix."
+    )
+
+
+class LadderBody(_Body):
+    """One file of a release."""
+
+    header_bytes: int
+    projections: list[ProjectionBody] = Field(
+        description="Empty where the ladder is too large to look into, and then no rung has ranks."
+    )
+    rungs: list[RungBody]
+
+
+class AdapterContents(AdapterBody):
+    """What an adapter consists of."""
+
+    ladders: list[LadderBody]
+
+
+class DeviceBody(_Body):
+    """A device, and what it did among the newest 20,000 events of all."""
+
+    name: str
+    is_revoked: bool = Field(description="Whether its token was revoked.")
+    last_s: float | None = Field(description="When it was last heard of [s since 1970].")
+    plan: dict[str, Any] | None = Field(description="The last, as /v1/events tells it.")
+    report: dict[str, Any] | None = Field(description="The last, likewise.")
+    n_rolled_back: int = Field(description="How often it reported that it went back.")
+
+
+class DevicesAnswer(_Body):
+    """All devices that the caller may see, by name."""
+
+    caller: str = Field(description="Whose token it is.")
+    sees_all: bool = Field(description="Whether the caller sees other devices than itself.")
+    sequence: int = Field(description="Number of the newest event; go on with ?after= this.")
+    devices: list[DeviceBody]
+
+
 class Failure(_Body):
     """What was wrong and what to do about it."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from http import HTTPStatus
+from itertools import takewhile
 from typing import Annotated
 
 import numpy as np
@@ -64,7 +66,7 @@ def plan(request: Request, wanted: PlanRequest, caller: Known) -> PlanAnswer:
         accuracy=found.accuracy,
         planner=found.planner,
     )
-    serving.registry.record(caller.name, "plan", _plan_event(wanted, answer, budget))
+    serving.registry.record(caller.name, "plan", _plan_event(wanted, answer, budget, manifest))
     return answer
 
 
@@ -86,7 +88,7 @@ def adapters(request: Request, caller: Known) -> AdaptersAnswer:
     del caller
     serving: Serving = request.app.state.serving
     found = serving.releases.current()
-    return AdaptersAnswer(adapters=[_described(found[name]) for name in sorted(found)])
+    return AdaptersAnswer(adapters=[described(found[name]) for name in sorted(found)])
 
 
 router.add_api_route("/adapters", adapters, methods=["GET"], responses=responses(401, 429, 503))
@@ -112,14 +114,18 @@ def budget_bits_of(link: RadioLink | MeasuredLink, deadline_s: float) -> float:
     return efficiency * link.bandwidth_hz * deadline_s
 
 
+def no_adapter(name: str, found: Iterable[str]) -> RefusalError:
+    """Return the refusal of an adapter that is not published."""
+    return RefusalError(
+        HTTPStatus.NOT_FOUND,
+        f"There is no adapter {name!r}{nearest(name, found)}. GET /v1/adapters lists them.",
+    )
+
+
 def _release(serving: Serving, wanted: PlanRequest) -> Release:
     found = serving.releases.current()
     if wanted.adapter not in found:
-        raise RefusalError(
-            HTTPStatus.NOT_FOUND,
-            f"There is no adapter {wanted.adapter!r}{nearest(wanted.adapter, found)}. "
-            f"GET /v1/adapters lists them.",
-        )
+        raise no_adapter(wanted.adapter, found)
     base = found[wanted.adapter].manifest.base
     if base.fingerprint != wanted.base_fingerprint:
         raise RefusalError(
@@ -130,19 +136,26 @@ def _release(serving: Serving, wanted: PlanRequest) -> Release:
     return found[wanted.adapter]
 
 
-def _plan_event(wanted: PlanRequest, answer: PlanAnswer, budget: float) -> dict[str, object]:
+def _plan_event(
+    wanted: PlanRequest, answer: PlanAnswer, budget: float, manifest: Manifest
+) -> dict[str, object]:
     """Return what the dashboard shows of a plan: everything but the lists of blobs."""
+    ladder, held = manifest.ladders[answer.ladder], set(wanted.held)
+    here = takewhile(lambda rung: rung.blob.sha256 in held, ladder.rungs)
+    n_held_rungs = sum(1 for _ in here) if ladder.header.sha256 in held else 0
     return {
         **answer.model_dump(exclude={"blobs"}),
         "n_blobs": len(answer.blobs),
         "n_held": len(wanted.held),
+        "n_held_rungs": n_held_rungs,
         "link": wanted.link.model_dump(),
         "deadline_s": wanted.deadline_s,
         "budget_bits": budget,
     }
 
 
-def _described(release: Release) -> AdapterBody:
+def described(release: Release) -> AdapterBody:
+    """Return a release in a few words."""
     manifest: Manifest = release.manifest
     assert manifest.base.fingerprint is not None
     return AdapterBody(

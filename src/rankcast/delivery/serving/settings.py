@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from rankcast.delivery.inspecting import Inspector
 from rankcast.delivery.registry import DEFAULT_DATABASE, Registry
 from rankcast.delivery.releases import Releases
 from rankcast.delivery.serving.buckets import Buckets, Rate
@@ -58,6 +59,7 @@ class Serving:
         metrics: counted by this process.
         calls: how often each device may still call.
         files: likewise for files.
+        inspector: of what ladders bring.
         stopping: set when the server is told to end, for streams that would never.
     """
 
@@ -68,6 +70,7 @@ class Serving:
     metrics: Metrics
     calls: Buckets
     files: Buckets
+    inspector: Inspector
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
@@ -87,4 +90,5 @@ class Serving:
             Metrics(lambda: registry.active_devices(settings.active_s)),
             Buckets(settings.calls),
             Buckets(settings.files),
+            Inspector(store),
         )
