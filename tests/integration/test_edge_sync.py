@@ -373,7 +373,7 @@ def test_an_unreachable_server_leaves_everything_as_it_is(
     assert in_force(tmp_path) == one.to_bytes()
 
 
-@pytest.mark.parametrize("where", ["versions.flush_file", "durable._write_and_flush"])
+@pytest.mark.parametrize("where", ["versions.flush_file", "durable.put_file"])
 def test_a_disk_that_is_full_at_activation_is_no_proof_against_a_release(
     where: str, server: EdgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
