@@ -17,7 +17,7 @@ import numpy as np
 
 from rankcast.delivery.manifest import Manifest
 from rankcast.delivery.planning import FetchPlan, plan_fetch
-from rankcast.errors import ConfigError, TrustError
+from rankcast.errors import ConfigError, InfeasibleDeadlineError, TrustError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.payload import budget_bits
 from rankcast.link.rate_models import parameters_of, rate_model
@@ -98,6 +98,9 @@ def advise(
 ) -> Advice:
     """Ask the server for a plan; make one if it gives none.
 
+    Where not even the first chunk is expected in time over a link that was only measured, the
+    smallest prefix is planned: what arrives of it is kept, and says how fast the link is now.
+
     Args:
         http: the connection to the server.
         manifest: what is released; trusted.
@@ -107,7 +110,7 @@ def advise(
 
     Raises:
         TrustError: the plan names blobs that are no prefix of a ladder of the manifest.
-        InfeasibleDeadlineError: not even the first chunk arrives in time.
+        InfeasibleDeadlineError: not even the first chunk arrives in time, as the modem sees it.
         ConfigError: a deadline that is not positive.
     """
     if not deadline_s > 0:
@@ -116,7 +119,14 @@ def advise(
     if answer is not None and answer.get("version") == manifest.version:
         return Advice(checked_plan(answer, manifest, held), "server")
     budget = float(budget_bits(link.throughput_bps(deadline_s), deadline_s))
-    return Advice(plan_fetch(manifest, budget, held), "device")
+    try:
+        plan = plan_fetch(manifest, budget, held)
+    except InfeasibleDeadlineError as error:
+        if isinstance(link, RadioLink):
+            raise
+        # What was measured is of the past, and only another transfer measures anew.
+        plan = plan_fetch(manifest, error.payload_bits, held)
+    return Advice(plan, "device")
 
 
 def checked_plan(
