@@ -54,11 +54,40 @@ def plan_fetch(manifest: Manifest, budget_bits: float, held: AbstractSet[str]) -
     fitting = [prefix for prefix in found if prefix.bits <= budget_bits]
     if not fitting:
         raise InfeasibleDeadlineError(min(prefix.bits for prefix in found), budget_bits)
-    best = min(fitting, key=_worse)
-    missing = _missing(manifest.ladders[best.ladder], best.n_rungs, held)
-    return FetchPlan(
-        best.ladder, best.n_rungs, missing, best.bits, best.rung.loss, best.rung.accuracy
-    )
+    return _plan(manifest, min(fitting, key=_worse), held)
+
+
+def next_better(manifest: Manifest, plan: FetchPlan, held: AbstractSet[str]) -> FetchPlan | None:
+    """Return the prefix worth more than a plan's that needs the fewest bits; None if none is.
+
+    Where loss was not measured, that is the same ladder's with one more chunk.
+
+    Args:
+        manifest: the release.
+        plan: of that release.
+        held: SHA-256 of the blobs that the device has.
+    """
+    better = [
+        prefix
+        for index, ladder in enumerate(manifest.ladders)
+        for prefix in _prefixes(index, ladder, held)
+        if _is_better(prefix, plan)
+    ]
+    if not better:
+        return None
+    return _plan(manifest, min(better, key=lambda prefix: (prefix.bits, _worse(prefix))), held)
+
+
+def _is_better(prefix: _Prefix, plan: FetchPlan) -> bool:
+    if prefix.rung.loss is not None and plan.loss is not None:
+        return prefix.rung.loss < plan.loss
+    return prefix.ladder == plan.ladder and prefix.n_rungs > plan.n_rungs
+
+
+def _plan(manifest: Manifest, prefix: _Prefix, held: AbstractSet[str]) -> FetchPlan:
+    missing = _missing(manifest.ladders[prefix.ladder], prefix.n_rungs, held)
+    rung = prefix.rung
+    return FetchPlan(prefix.ladder, prefix.n_rungs, missing, prefix.bits, rung.loss, rung.accuracy)
 
 
 class _Prefix(NamedTuple):

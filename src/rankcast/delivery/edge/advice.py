@@ -16,7 +16,7 @@ import httpx2
 import numpy as np
 
 from rankcast.delivery.manifest import Manifest
-from rankcast.delivery.planning import FetchPlan, plan_fetch
+from rankcast.delivery.planning import FetchPlan, next_better, plan_fetch
 from rankcast.errors import ConfigError, InfeasibleDeadlineError, TrustError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.payload import budget_bits
@@ -98,8 +98,9 @@ def advise(
 ) -> Advice:
     """Ask the server for a plan; make one if it gives none.
 
-    Where not even the first chunk is expected in time over a link that was only measured, the
-    smallest prefix is planned: what arrives of it is kept, and says how fast the link is now.
+    A link that was only measured may be better by now, and only another transfer can tell: where
+    nothing more is expected in time over it, the next better prefix is planned all the same. What
+    arrives of it until the deadline is kept.
 
     Args:
         http: the connection to the server.
@@ -115,6 +116,21 @@ def advise(
     """
     if not deadline_s > 0:
         raise ConfigError(f"A deadline is positive [s], got {deadline_s}.")
+    advice = _advice(http, manifest, link, deadline_s, held)
+    if isinstance(link, MeasuredLink) and not advice.plan.missing:
+        better = next_better(manifest, advice.plan, held)
+        return advice if better is None else Advice(better, "device")
+    return advice
+
+
+def _advice(
+    http: httpx2.Client,
+    manifest: Manifest,
+    link: RadioLink | MeasuredLink,
+    deadline_s: float,
+    held: AbstractSet[str],
+) -> Advice:
+    """Return the server's plan or our own."""
     answer = _ask(http, manifest, link, deadline_s, held)
     if answer is not None and answer.get("version") == manifest.version:
         return Advice(checked_plan(answer, manifest, held), "server")
@@ -124,7 +140,6 @@ def advise(
     except InfeasibleDeadlineError as error:
         if isinstance(link, RadioLink):
             raise
-        # What was measured is of the past, and only another transfer measures anew.
         plan = plan_fetch(manifest, error.payload_bits, held)
     return Advice(plan, "device")
 
