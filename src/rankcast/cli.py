@@ -23,6 +23,7 @@ from rankcast.run.delivery_options import Keys, Publish
 from rankcast.run.edge_options import Edge
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
 from rankcast.run.options import Allocate, Command, Demo, Evaluate, Experiment, Presets, Train
+from rankcast.run.rehearse_options import Rehearse
 from rankcast.run.serve_options import Serve, Tokens
 from rankcast.run.signals import stop_on_signal
 
@@ -124,6 +125,7 @@ def _run(command: Any, rest: list[str], typed: list[str]) -> int:
         Serve: _serve,
         Tokens: _tokens,
         Edge: _edge,
+        Rehearse: _rehearse,
     }
     return handlers[type(command)](command)
 
@@ -299,6 +301,12 @@ def _edge(command: Edge) -> int:
     from rankcast.run.edge_commands import dispatch  # noqa: PLC0415
 
     return dispatch(command)
+
+
+def _rehearse(command: Rehearse) -> int:
+    from rankcast.run.rehearsing import rehearse  # noqa: PLC0415
+
+    return rehearse(command)
 
 
 def _deliver(command: Keys | Publish) -> int:

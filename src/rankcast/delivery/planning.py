@@ -64,11 +64,31 @@ def plan_fetch(
     chosen = None if rate_bps is None else _chosen(manifest, rate_bps)
     policys = [prefix for prefix in fitting if prefix.ladder == chosen]
     best = min(policys or fitting, key=_worse)
-    missing = _missing(manifest.ladders[best.ladder], best.n_rungs, held)
-    return FetchPlan(
-        best.ladder, best.n_rungs, missing, best.bits, best.rung.loss, best.rung.accuracy,
-        "policy" if policys else "solver",
-    )  # fmt: skip
+    return _plan(manifest, best, held, "policy" if policys else "solver")
+
+
+def next_better(manifest: Manifest, plan: FetchPlan, held: AbstractSet[str]) -> FetchPlan | None:
+    """Return the prefix worth more than a plan's that needs the fewest bits; None if none is.
+
+    Where loss was not measured, that is the same ladder's with one more chunk; where a policy chose
+    the ladder, only prefixes of that ladder count.
+
+    Args:
+        manifest: the release.
+        plan: of that release.
+        held: SHA-256 of the blobs that the device has.
+    """
+    better = [
+        prefix
+        for index, ladder in enumerate(manifest.ladders)
+        if plan.planner != "policy" or index == plan.ladder
+        for prefix in _prefixes(index, ladder, held)
+        if _is_better(prefix, plan)
+    ]
+    if not better:
+        return None
+    best = min(better, key=lambda prefix: (prefix.bits, _worse(prefix)))
+    return _plan(manifest, best, held, plan.planner)
 
 
 def _chosen(manifest: Manifest, rate_bps: float) -> int | None:
@@ -79,6 +99,22 @@ def _chosen(manifest: Manifest, rate_bps: float) -> int | None:
     if slower:
         return max(slower, key=lambda choice: choice.rate_bps).ladder
     return min(manifest.choices, key=lambda choice: choice.rate_bps).ladder
+
+
+def _is_better(prefix: _Prefix, plan: FetchPlan) -> bool:
+    if prefix.rung.loss is not None and plan.loss is not None:
+        return prefix.rung.loss < plan.loss
+    return prefix.ladder == plan.ladder and prefix.n_rungs > plan.n_rungs
+
+
+def _plan(
+    manifest: Manifest, prefix: _Prefix, held: AbstractSet[str], planner: PlannerName
+) -> FetchPlan:
+    missing = _missing(manifest.ladders[prefix.ladder], prefix.n_rungs, held)
+    rung = prefix.rung
+    return FetchPlan(
+        prefix.ladder, prefix.n_rungs, missing, prefix.bits, rung.loss, rung.accuracy, planner
+    )
 
 
 class _Prefix(NamedTuple):

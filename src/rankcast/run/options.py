@@ -15,6 +15,7 @@ from rankcast.run.air_options import Link, Send
 from rankcast.run.delivery_options import Keys, Publish
 from rankcast.run.edge_options import Edge
 from rankcast.run.file_options import Export, Finish, Info, Pack, Unpack, Verify
+from rankcast.run.rehearse_options import Rehearse
 from rankcast.run.serve_options import Serve, Tokens
 
 
@@ -221,4 +222,5 @@ Command = (
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Tokens, tyro.conf.subcommand("tokens")]
     | Annotated[Edge, tyro.conf.subcommand("edge")]
+    | Annotated[Rehearse, tyro.conf.subcommand("rehearse")]
 )

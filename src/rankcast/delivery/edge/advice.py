@@ -16,8 +16,8 @@ import httpx2
 import numpy as np
 
 from rankcast.delivery.manifest import Manifest
-from rankcast.delivery.planning import FetchPlan, plan_fetch
-from rankcast.errors import ConfigError, TrustError
+from rankcast.delivery.planning import FetchPlan, next_better, plan_fetch
+from rankcast.errors import ConfigError, InfeasibleDeadlineError, TrustError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.payload import budget_bits
 from rankcast.link.rate_models import parameters_of, rate_model
@@ -98,6 +98,10 @@ def advise(
 ) -> Advice:
     """Ask the server for a plan; make one if it gives none.
 
+    A link that was only measured may be better by now, and only another transfer can tell: where
+    nothing more is expected in time over it, the next better prefix is planned all the same. What
+    arrives of it until the deadline is kept.
+
     Args:
         http: the connection to the server.
         manifest: what is released; trusted.
@@ -107,17 +111,38 @@ def advise(
 
     Raises:
         TrustError: the plan names blobs that are no prefix of a ladder of the manifest.
-        InfeasibleDeadlineError: not even the first chunk arrives in time.
+        InfeasibleDeadlineError: not even the first chunk arrives in time, as the modem sees it.
         ConfigError: a deadline that is not positive.
     """
     if not deadline_s > 0:
         raise ConfigError(f"A deadline is positive [s], got {deadline_s}.")
+    advice = _advice(http, manifest, link, deadline_s, held)
+    if isinstance(link, MeasuredLink) and not advice.plan.missing:
+        better = next_better(manifest, advice.plan, held)
+        return advice if better is None else Advice(better, "device")
+    return advice
+
+
+def _advice(
+    http: httpx2.Client,
+    manifest: Manifest,
+    link: RadioLink | MeasuredLink,
+    deadline_s: float,
+    held: AbstractSet[str],
+) -> Advice:
+    """Return the server's plan or our own."""
     answer = _ask(http, manifest, link, deadline_s, held)
     if answer is not None and answer.get("version") == manifest.version:
         return Advice(checked_plan(answer, manifest, held), "server")
     rate_bps = link.throughput_bps(deadline_s)
     budget = float(budget_bits(rate_bps, deadline_s))
-    return Advice(plan_fetch(manifest, budget, held, rate_bps), "device")
+    try:
+        plan = plan_fetch(manifest, budget, held, rate_bps)
+    except InfeasibleDeadlineError as error:
+        if isinstance(link, RadioLink):
+            raise
+        plan = plan_fetch(manifest, error.payload_bits, held)
+    return Advice(plan, "device")
 
 
 def checked_plan(
@@ -146,7 +171,8 @@ def checked_plan(
     bits = 8 * sum(blob.n_bytes for blob in missing)
     last = rungs[-1]
     return FetchPlan(ladder=int(index), n_rungs=len(rungs), missing=missing, bits=bits,  # pyright: ignore[reportArgumentType]
-                     loss=last.loss, accuracy=last.accuracy)  # fmt: skip
+                     loss=last.loss, accuracy=last.accuracy,
+                     planner="policy" if answer.get("planner") == "policy" else "solver")  # fmt: skip
 
 
 _FOREIGN = (
