@@ -170,9 +170,10 @@ def checked_plan(
     missing = tuple(dict.fromkeys(blob for blob in blobs if blob.sha256 not in held))
     bits = 8 * sum(blob.n_bytes for blob in missing)
     last = rungs[-1]
+    planner = "policy" if answer.get("planner") == "policy" else "solver"
     return FetchPlan(ladder=int(index), n_rungs=len(rungs), missing=missing, bits=bits,  # pyright: ignore[reportArgumentType]
                      loss=last.loss, accuracy=last.accuracy,
-                     planner="policy" if answer.get("planner") == "policy" else "solver")  # fmt: skip
+                     planner=planner)  # fmt: skip
 
 
 _FOREIGN = (
