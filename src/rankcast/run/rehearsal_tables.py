@@ -1,4 +1,4 @@
-"""What a person sees of a rehearsal: a table while it runs, and who had what by when."""
+"""What a person sees of a rehearsal: a table while it runs, and who had what by when; no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from rankcast.records import FloatArray
-from rankcast.run.console import stderr, stdout
 
 if TYPE_CHECKING:
     from rankcast.delivery.rehearsal.results import DeviceResult, Rehearsed
@@ -34,7 +33,7 @@ class LiveRehearsal:
 
     def __init__(self, settings: Settings, *, hidden: bool = False) -> None:
         self._settings = settings
-        console = stderr()
+        console = Console(stderr=True, highlight=False)
         self._live = None
         if not hidden and console.is_terminal:
             self._live = Live(console=console, refresh_per_second=_PER_S, transient=True)
@@ -105,7 +104,7 @@ def sparkline(rates_bps: FloatArray, largest: float, columns: int = _SPARK_COLUM
 
 def show(found: Rehearsed, plain: dict[str, Any], links: Links) -> None:
     """Print everything."""
-    console, link = stdout(), plain["link"]
+    console, link = Console(highlight=False), plain["link"]
     console.print(device_table(found, links.rates_bps))
     console.print(summary_table(plain["summary"]))
     console.print(
