@@ -107,10 +107,12 @@ def show(found: Rehearsed, plain: dict[str, Any], links: Links) -> None:
     console, link = Console(highlight=False), plain["link"]
     console.print(device_table(found, links.rates_bps))
     console.print(summary_table(plain["summary"]))
+    how = f"{link['rate_model']}, {link['bandwidth_hz'] / 1e3:,.1f} kHz for each device"
+    if links.snr_db is None:
+        how = "throughput as it was measured"
     console.print(
-        f"Links: {link['process']}, {link['rate_model']}, {link['bandwidth_hz'] / 1e3:,.1f} kHz "
-        f"for each device; median {link['median_bps'] / 1e3:,.1f} kbit/s. Devices planned with "
-        f"{'their SNR' if link['planned_with'] == 'radio' else 'what they measured'}."
+        f"Links: {link['process']}, {how}; median {link['median_bps'] / 1e3:,.1f} kbit/s. Devices "
+        f"planned with {'their SNR' if link['planned_with'] == 'radio' else 'what they measured'}."
     )
     server = found.server
     if server is not None:
