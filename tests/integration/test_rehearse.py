@@ -72,6 +72,20 @@ def test_faults_are_survived_and_told(tmp_path: Path, capsys: Any) -> None:
     assert found["link"]["planned_with"] == "radio"
 
 
+def test_it_loads_no_torch() -> None:
+    watched = (
+        "import sys\n"
+        "from rankcast.cli import main\n"
+        "try: main(['rehearse', '--devices', '1', '--minutes', '0.06', '--deadline-s', '1'])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(  # noqa: S603 - our own words, no shell
+        [sys.executable, "-c", watched], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "with an adapter" in done.stdout
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
 def test_an_interruption_prints_what_there_was(tmp_path: Path) -> None:
     work = tmp_path / "work"

@@ -1,4 +1,4 @@
-"""What a person sees of a rehearsal: a table while it runs, and who had what by when."""
+"""What a person sees of a rehearsal: a table while it runs, and who had what by when; no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from rankcast.records import FloatArray
-from rankcast.run.console import stderr, stdout
 
 if TYPE_CHECKING:
     from rankcast.delivery.rehearsal.results import DeviceResult, Rehearsed
@@ -34,7 +33,7 @@ class LiveRehearsal:
 
     def __init__(self, settings: Settings, *, hidden: bool = False) -> None:
         self._settings = settings
-        console = stderr()
+        console = Console(stderr=True, highlight=False)
         self._live = None
         if not hidden and console.is_terminal:
             self._live = Live(console=console, refresh_per_second=_PER_S, transient=True)
@@ -105,13 +104,15 @@ def sparkline(rates_bps: FloatArray, largest: float, columns: int = _SPARK_COLUM
 
 def show(found: Rehearsed, plain: dict[str, Any], links: Links) -> None:
     """Print everything."""
-    console, link = stdout(), plain["link"]
+    console, link = Console(highlight=False), plain["link"]
     console.print(device_table(found, links.rates_bps))
     console.print(summary_table(plain["summary"]))
+    how = f"{link['rate_model']}, {link['bandwidth_hz'] / 1e3:,.1f} kHz for each device"
+    if links.snr_db is None:
+        how = "throughput as it was measured"
     console.print(
-        f"Links: {link['process']}, {link['rate_model']}, {link['bandwidth_hz'] / 1e3:,.1f} kHz "
-        f"for each device; median {link['median_bps'] / 1e3:,.1f} kbit/s. Devices planned with "
-        f"{'their SNR' if link['planned_with'] == 'radio' else 'what they measured'}."
+        f"Links: {link['process']}, {how}; median {link['median_bps'] / 1e3:,.1f} kbit/s. Devices "
+        f"planned with {'their SNR' if link['planned_with'] == 'radio' else 'what they measured'}."
     )
     server = found.server
     if server is not None:
