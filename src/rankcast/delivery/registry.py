@@ -113,7 +113,7 @@ class Registry:
         return token
 
     def revoke(self, name: str) -> None:
-        """Let a device in no longer, from its next request on.
+        """Let a device in no longer; servers may remember it for some seconds, for files alone.
 
         Raises:
             DeliveryError: no device of this name has a token.
