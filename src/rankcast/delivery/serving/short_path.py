@@ -30,7 +30,8 @@ PIECE = 2**16
 IMMUTABLE = "public, max-age=31536000, immutable"
 _BLOB = re.compile(r"/blobs/([0-9a-f]{2})/(\1[0-9a-f]{62})")
 _PLAIN = frozenset({b"range", b"if-range", b"if-none-match"})
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
