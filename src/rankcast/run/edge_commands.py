@@ -15,7 +15,6 @@ from rich.table import Table
 from rankcast.errors import ConfigError
 from rankcast.run.edge_options import Edge, EdgeStatus, EdgeSync, EdgeWatch
 from rankcast.run.signals import stop_on_signal
-from rankcast.run.watching import watch
 
 if TYPE_CHECKING:
     from rankcast.delivery.edge.activation import Activator
@@ -39,6 +38,8 @@ def dispatch(command: Edge) -> int:
             _say(result, as_json=action.json)
             return 0 if result.outcome in ("activated", "up-to-date") else 1
         case EdgeWatch() as action:
+            from rankcast.run.watching import watch  # noqa: PLC0415 needs NumPy
+
             with stop_on_signal("this sync") as stopping:
                 return watch(
                     action,
