@@ -41,6 +41,9 @@ THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 """Read when torch and NumPy load. Waiting threads give their core away: beside any other work,
 two that spin make a training step five times slower. The policy's small systems want one."""
 
+EXTRAS = {"scipy": "link", "torch": "train", "transformers": "train"}
+"""What brings a library that a command may lack."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; leave with 2 after an error of ours, 130 after an interruption."""
@@ -62,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if command.debug:
             traceback.print_exc()
         print(f"rankcast: {error}", file=sys.stderr)  # noqa: T201
+        status = 2
+    except ModuleNotFoundError as error:
+        lacking = str(error.name).partition(".")[0]
+        if command.debug or lacking not in EXTRAS:
+            raise
+        remedy = f"pip install 'rankcast[{EXTRAS[lacking]}]'"
+        print(f"rankcast: this needs {lacking}: {remedy}.", file=sys.stderr)  # noqa: T201
         status = 2
     except KeyboardInterrupt:
         print("rankcast: interrupted.", file=sys.stderr)  # noqa: T201

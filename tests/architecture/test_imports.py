@@ -68,3 +68,27 @@ def test_the_check_would_notice_torch() -> None:
         text=True,
     )
     assert done.stdout.strip() == "True"
+
+
+def test_a_device_on_a_plain_link_needs_no_scipy() -> None:
+    """Neither to verify nor to plan, and other links say what to install."""
+    script = (
+        "import sys; sys.modules['scipy'] = None\n"
+        f"{LIGHT['a device']}; {LIGHT['signing, publishing and trust']}\n"
+        "import rankcast.run.exporting, rankcast.delivery.edge.activation\n"
+        "from rankcast.delivery.edge.advice import RadioLink\n"
+        "from rankcast.errors import ConfigError\n"
+        "assert RadioLink(5.0, 1e6).throughput_bps(1.0) > 1e6\n"
+        "try:\n    RadioLink(5.0, 1e6, 'rayleigh_ergodic').throughput_bps(1.0)\n"
+        "except ConfigError as error:\n    assert \"'rankcast[link]'\" in str(error)\n"
+        "else:\n    raise AssertionError\n"
+        "from rankcast.cli import main\n"
+        "main(['allocate', '--run', 'none', '--snr-db', '5', '--bandwidth-hz', '1e6',"
+        " '--deadline-s', '1'])"
+    )
+    done = subprocess.run(  # noqa: S603 - our own words, no shell
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, "pip install 'rankcast[link]'" in done.stderr) == (2, True), (
+        done.stderr
+    )

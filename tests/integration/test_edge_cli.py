@@ -17,8 +17,8 @@ from rankcast.codec.lora_files import read_peft
 from rankcast.delivery.edge import signed
 from rankcast.delivery.edge.vllm import VllmEndpoint
 from rankcast.errors import UnavailableError
-from rankcast.run import edge_commands
 from rankcast.run.edge_options import EdgeWatch
+from rankcast.run.watching import watch
 
 
 @pytest.fixture
@@ -96,7 +96,8 @@ def test_watching_goes_on_after_errors_and_says_each_thing_once(
     def stopping() -> bool:
         return not rounds.__length_hint__()
 
-    assert edge_commands.watch(command, client, stopping, sleep) == 0
+    say = lambda result: print(f"{result.outcome}: {result.message}")  # noqa: E731, T201
+    assert watch(command, client, stopping, sleep, say=say) == 0
     out, err = capsys.readouterr()
     assert err.count("No release of demo") == 1
     assert [line.split(":")[0] for line in out.splitlines()] == ["activated", "up-to-date"]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sqlite3
 import sys
 import threading
@@ -11,33 +10,25 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
-from rankcast.delivery.database import Database, DatabaseError, sa
+from postgres_data import cluster, database
+from rankcast.delivery.database import DatabaseError
 from rankcast.delivery.registry import Registry
 from rankcast.errors import ConfigError, DeliveryError
 
-POSTGRES = os.environ.get("RANKCAST_POSTGRES")
-"""postgresql://USER:PASSWORD@HOST/NAME of an empty database that these tests may use."""
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    with cluster() as server:
+        yield server
 
 
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param(
-            "postgresql",
-            marks=pytest.mark.skipif(POSTGRES is None, reason="RANKCAST_POSTGRES is not set"),
-        ),
-    ]
-)
+@pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/devices.db"
         return
-    assert POSTGRES is not None
-    yield POSTGRES
-    database = Database(POSTGRES)
-    with database.writing() as connection:
-        connection.execute(sa.text("DROP TABLE rankcast_devices, rankcast_events"))
-    database.close()
+    with database(request.getfixturevalue("postgres")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -292,9 +292,11 @@ def test_tokens_let_in_and_revoked_or_foreign_ones_do_not(tmp_path: Path) -> Non
         status, _, message = error_of(client.get("/v1/events?device=pi-2", headers=good))
         assert (status, "token is of pi-1" in message) == (403, True)
         registry.revoke("pi-1")
-        assert error_of(client.get("/v1/adapters", headers=good))[0] == 401
+        for path in ("/v1/adapters", "/v1/allowed"):
+            assert error_of(client.get(path, headers=good))[0] == 401
         still = {"Authorization": f"Bearer {other}"}
         assert client.get("/v1/adapters", headers=still).status_code == 200
+        assert client.get("/v1/allowed", headers=still).status_code == 204
         for path in ("/healthz", "/readyz", "/metrics"):
             assert client.get(path).status_code == 200
 
@@ -464,8 +466,8 @@ def test_the_description_names_every_route_with_its_errors(client: TestClient) -
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]) == {
         "/blobs/{prefix}/{sha256}", "/metadata/{name}", "/targets/adapters/{name}", "/v1/plan",
-        "/v1/report", "/v1/adapters", "/v1/adapters/{name}", "/v1/devices", "/v1/events",
-        "/healthz", "/readyz", "/metrics",
+        "/v1/report", "/v1/adapters", "/v1/adapters/{name}", "/v1/allowed", "/v1/devices",
+        "/v1/events", "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     plan = schema["paths"]["/v1/plan"]["post"]
     assert {"200", "401", "404", "409", "413", "422", "429"} <= set(plan["responses"])

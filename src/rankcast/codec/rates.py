@@ -16,6 +16,7 @@ import numpy as np
 from rankcast.codec.quantise import step_of
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError
+from rankcast.link.late import scipy
 from rankcast.records import FloatArray, IntArray
 
 SIDE_BITS = 12.0
@@ -98,8 +99,7 @@ def rounding_error(spread: FloatArray) -> FloatArray:
 @lru_cache(maxsize=1)
 def _table() -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return logarithms of spreads, and entropy and relative error at each."""
-    from scipy.special import ndtr  # noqa: PLC0415 not needed to decode
-
+    ndtr = scipy("special").ndtr  # not needed to decode
     grid = np.linspace(math.log(_NARROWEST), math.log(_WIDEST), _POINTS)
     spread = np.exp(grid)[:, None]
     cells = np.arange(-8 * math.ceil(_WIDEST), 8 * math.ceil(_WIDEST) + 1)

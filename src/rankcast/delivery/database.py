@@ -113,7 +113,8 @@ def _engine(url: str) -> sa.Engine:
         parsed = sa.make_url(_DRIVERS.get(scheme, scheme) + colon + rest)
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise ConfigError(f"The database is SQLite or PostgreSQL, not {scheme}.")
-        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_timeout=5)
+        is_remote = parsed.get_backend_name() == "postgresql"  # its connections may have ended
+        engine = sa.create_engine(parsed, pool_pre_ping=is_remote, pool_timeout=5)
     except (sa_exc.ArgumentError, sa_exc.NoSuchModuleError, ValueError) as error:
         raise ConfigError(
             "--database takes sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."

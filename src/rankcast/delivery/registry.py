@@ -12,8 +12,11 @@ import hashlib
 import json
 import re
 import secrets
+import threading
 import time
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,6 +103,7 @@ class Registry:
             DeliveryError: it does not answer.
         """
         self._database = Database(url)
+        self._turn, self._waiting = threading.Lock(), deque[tuple[dict[str, Any], Future[int]]]()
 
     def close(self) -> None:
         """End all connections."""
@@ -136,7 +140,7 @@ class Registry:
         return token
 
     def revoke(self, name: str) -> None:
-        """Let a device in no longer, from its next request on.
+        """Let a device in no longer; servers may remember it for some seconds, for files alone.
 
         Raises:
             DeliveryError: no device of this name has a token.
@@ -160,12 +164,32 @@ class Registry:
         return None if found is None or found.revoked_s is not None else found
 
     def record(self, device: str, kind: Kind, body: Mapping[str, Any]) -> int:
-        """Keep an event and return its sequence number."""
+        """Keep an event and return its sequence number.
+
+        Threads that come while another writes wait for it, and the next of them writes for all: one
+        transaction for many events, each of which is kept when its call returns.
+        """
         row = {"at_s": time.time(), "device": device, "kind": kind, "body": _json(body)}
-        with self._database.writing() as connection:
-            done = connection.execute(sa.insert(EVENTS).values(**row))
-            assert done.inserted_primary_key is not None
-            return int(done.inserted_primary_key[0])
+        kept: Future[int] = Future()
+        self._waiting.append((row, kept))
+        with self._turn:
+            if not kept.done():
+                self._write_waiting()
+        return kept.result()
+
+    def _write_waiting(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        try:
+            with self._database.writing() as connection:
+                numbers = [_insert(connection, row) for row, _ in batch]
+        except BaseException as error:  # each of them is told
+            for _, kept in batch:
+                kept.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for (_, kept), number in zip(batch, numbers, strict=True):
+            kept.set_result(number)
 
     def events_after(
         self, sequence: int, limit: int = 500, device: str | None = None
@@ -238,6 +262,12 @@ class Registry:
         old = sa.delete(EVENTS).where(EVENTS.c.at_s < time.time() - older_than_s)
         with self._database.writing() as connection:
             return int(connection.execute(old).rowcount)
+
+
+def _insert(connection: sa.Connection, row: Mapping[str, Any]) -> int:
+    done = connection.execute(sa.insert(EVENTS).values(**row))
+    assert done.inserted_primary_key is not None
+    return int(done.inserted_primary_key[0])
 
 
 def _device(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> Device | None:

@@ -23,6 +23,7 @@ from rankcast.delivery.serving import calls, events, files, health, pages, watch
 from rankcast.delivery.serving.failures import answer_failures
 from rankcast.delivery.serving.middleware import BodyLimit, Observed
 from rankcast.delivery.serving.settings import ServerSettings, Serving
+from rankcast.delivery.serving.short_path import ShortPath
 from rankcast.delivery.store import Store
 
 _FORGET_EVERY_S = 3600.0
@@ -51,6 +52,7 @@ def create_app(store: Store, settings: ServerSettings | None = None) -> FastAPI:
         app.include_router(part.router)
     answer_failures(app)
     app.add_middleware(BodyLimit, largest=settings.largest_body, timeout_s=settings.body_timeout_s)
+    app.add_middleware(ShortPath, serving=serving)
     app.add_middleware(Observed, metrics=serving.metrics, stall_s=settings.stall_s)
     return app
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from scipy import special
 
 from rankcast.errors import ConfigError, LinkError
 from rankcast.link.bler import BlerTable, Waterfall, nr_bler
 from rankcast.link.capacity import LARGEST_SNR_DB
+from rankcast.link.late import scipy
 from rankcast.link.mutual_information import effective_snr_db, mutual_information
 from rankcast.link.nr import Carrier, McsTable, TransportBlock, mcs_table, transport_block
 from rankcast.records import FloatArray, IntArray
@@ -75,7 +75,7 @@ class NrLink:
         block = self.blocks[index]
         snr_db = effective_snr_db(block.mcs.bits_per_symbol, information)
         middle_db, width_db = (values[index] for values in self._middle_and_width_db)
-        each = special.ndtr((middle_db - snr_db) / width_db)
+        each = scipy("special").ndtr((middle_db - snr_db) / width_db)
         return -np.expm1(block.n_code_blocks * np.log1p(-np.minimum(each, 1.0 - 1e-12)))
 
     def thresholds_db(self, target: float) -> FloatArray:
@@ -86,7 +86,7 @@ class NrLink:
         """
         each = -np.expm1(np.log1p(-target) / self._n_code_blocks)
         middle_db, width_db = self._middle_and_width_db
-        return middle_db - width_db * special.ndtri(each) + self.impl_loss_db
+        return middle_db - width_db * scipy("special").ndtri(each) + self.impl_loss_db
 
     @cached_property
     def payload_bits(self) -> IntArray:

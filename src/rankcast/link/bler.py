@@ -18,9 +18,9 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special
 
 from rankcast.errors import ConfigError, LinkError
+from rankcast.link.late import scipy
 from rankcast.link.nr import Mcs
 from rankcast.records import FloatArray
 
@@ -62,7 +62,7 @@ class Waterfall:
 
     def snr_db_at(self, bler: float) -> float:
         """Return the SNR [dB] at which so many blocks are lost."""
-        return self.middle_db - self.width_db * float(special.ndtri(bler))
+        return self.middle_db - self.width_db * float(scipy("special").ndtri(bler))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class BlerTable:
             ConfigError: a scheme that was not simulated.
         """
         curve = self.waterfall(mcs, n_info_bits)
-        return special.ndtr((curve.middle_db - np.asarray(snr_db)) / curve.width_db)
+        return scipy("special").ndtr((curve.middle_db - np.asarray(snr_db)) / curve.width_db)
 
     def waterfall(self, mcs: Mcs, n_info_bits: int) -> Waterfall:
         """Return the waterfall of blocks of a size, interpolated.
@@ -158,10 +158,12 @@ def fit_waterfall(n_info_bits: int, counts: Sequence[Count]) -> Waterfall:
 
     def cost(x: FloatArray) -> float:
         z = (x[0] - snr_db) / (np.exp(x[1]) + _NARROWEST_DB)
-        return -float((lost * special.log_ndtr(z) + kept * special.log_ndtr(-z)).sum())
+        return -float(
+            (lost * scipy("special").log_ndtr(z) + kept * scipy("special").log_ndtr(-z)).sum()
+        )
 
     start = np.array([np.average(snr_db, weights=lost * kept + 1e-6), np.log(0.2)])
-    best = optimize.minimize(cost, start, method="Nelder-Mead",
+    best = scipy("optimize").minimize(cost, start, method="Nelder-Mead",
                              options={"xatol": 1e-6, "fatol": 1e-9, "maxiter": 4000})  # fmt: skip
     middle, width = float(best.x[0]), float(np.exp(best.x[1]) + _NARROWEST_DB)
     errors = np.sqrt(np.diag(np.linalg.pinv(_information(middle, width, snr_db, lost + kept))))
@@ -173,7 +175,7 @@ def _information(
 ) -> FloatArray:
     """Return the (2, 2) Fisher information about middle and width."""
     z = (middle - snr_db) / width
-    share = np.clip(special.ndtr(z), 1e-9, 1 - 1e-9)
+    share = np.clip(scipy("special").ndtr(z), 1e-9, 1 - 1e-9)
     density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
     weight = n_blocks * density**2 / (share * (1 - share)) / width**2
     gradient = np.stack([np.ones_like(z), -z])

@@ -25,10 +25,10 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from scipy import special
 
 from rankcast.errors import ConfigError, LinkError
 from rankcast.link.gains import Fading, Nakagami, Rayleigh
+from rankcast.link.late import scipy
 from rankcast.records import FloatArray, LinkState
 
 _LN2 = math.log(2.0)
@@ -202,5 +202,5 @@ def _scaled_expn(order: int, z: FloatArray) -> FloatArray:
     tail = np.zeros_like(large)
     for level in range(20, 0, -1):
         tail = level * (order + level - 1) / (large + order + 2 * level - tail)
-    near = np.exp(small) * special.expn(order, small)
+    near = np.exp(small) * scipy("special").expn(order, small)
     return np.where(z <= 20.0, near, 1.0 / (large + order - tail))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy import special
 
 from rankcast.errors import LinkError
+from rankcast.link.late import scipy
 from rankcast.records import FloatArray
 
 
@@ -77,15 +77,13 @@ class Rician:
         k = self.k_factor
         amplitude = np.sqrt((1.0 + k) * np.asarray(gain, dtype=np.float64))
         # I0 is scaled by e^{-2·√K·amplitude}, which completes the square and cannot overflow.
-        bessel = special.i0e(2.0 * math.sqrt(k) * amplitude)
+        bessel = scipy("special").i0e(2.0 * math.sqrt(k) * amplitude)
         return (1.0 + k) * np.exp(-((amplitude - math.sqrt(k)) ** 2)) * bessel
 
     def ppf(self, probability: FloatArray) -> FloatArray:
         """Return the noncentral χ² quantile over 2(1 + K)."""
-        from scipy import stats  # noqa: PLC0415 - a slow import that nothing else here needs
-
         k = self.k_factor
-        return np.asarray(stats.ncx2.ppf(probability, 2, 2.0 * k)) / (2.0 * (1.0 + k))
+        return np.asarray(scipy("stats").ncx2.ppf(probability, 2, 2.0 * k)) / (2.0 * (1.0 + k))
 
     def sample(self, rng: np.random.Generator, size: int) -> FloatArray:
         """Draw (size,) independent gains."""
@@ -116,11 +114,11 @@ class Nakagami:
         """Return m^m·x^{m-1}·e^{-mx} / Γ(m)."""
         gain = np.asarray(gain, dtype=np.float64)
         log_scale = self.m * math.log(self.m) - math.lgamma(self.m)
-        return np.exp(log_scale + special.xlogy(self.m - 1.0, gain) - self.m * gain)
+        return np.exp(log_scale + scipy("special").xlogy(self.m - 1.0, gain) - self.m * gain)
 
     def ppf(self, probability: FloatArray) -> FloatArray:
         """Return the Gamma quantile over m."""
-        return np.asarray(special.gammaincinv(self.m, probability)) / self.m
+        return np.asarray(scipy("special").gammaincinv(self.m, probability)) / self.m
 
     def sample(self, rng: np.random.Generator, size: int) -> FloatArray:
         """Draw (size,) independent gains."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,12 @@ from rich.table import Table
 from rankcast.codec.container import Container
 from rankcast.codec.packing import pack, pack_at, read_adapter
 from rankcast.delivery.keyring import KeyFolder, Passphrase, no_passphrase
-from rankcast.delivery.manifest import Choice
+from rankcast.delivery.manifest import Choice, Manifest
 from rankcast.delivery.publishing import publish
 from rankcast.delivery.role_status import RoleStatus, root_sha256, status
 from rankcast.delivery.signing import init_keys, refresh_timestamp, renew_root, rotate
 from rankcast.delivery.store import Store
-from rankcast.errors import ConfigError
+from rankcast.errors import ConfigError, UnavailableError
 from rankcast.run.containers import read_file
 from rankcast.run.delivery_options import (
     Keys,
@@ -164,6 +166,7 @@ def _plain(role: RoleStatus, now: datetime) -> dict[str, Any]:
 def _publish(command: Publish) -> int:
     if not command.files:
         raise ConfigError("Name what to publish: rankcast publish FILE.rcast --name NAME …")
+    tell = _herald(command.mqtt)
     source, choices = _planned(command) if command.planner else _as_they_are(command)
     keys, store = key_folder(command), Store(command.store)
     manifest = publish(
@@ -171,6 +174,7 @@ def _publish(command: Publish) -> int:
         allow_new_base=command.allow_new_base,
     )  # fmt: skip
     n_bytes = sum(blob.n_bytes for blob in manifest.blobs)
+    was_told = tell(manifest)
     if command.json:
         found = {
             "name": manifest.name,
@@ -180,6 +184,7 @@ def _publish(command: Publish) -> int:
             "ladders": len(manifest.ladders),
             "planner": manifest.planner,
             "bytes": n_bytes,
+            "broker_told": was_told,
         }
         print(json.dumps(found, indent=2))  # noqa: T201
         return 0
@@ -218,6 +223,30 @@ def _planned(command: Publish) -> tuple[list[Container], tuple[Choice, ...]]:
             on_link=lambda done: progress.update(task, completed=done),
         )
     return list(found.containers), found.choices
+
+
+def _herald(url: str | None) -> Callable[[Manifest], bool]:
+    """Return what tells a broker of a release, and returns whether that worked.
+
+    Raises:
+        ConfigError: no address of a broker, or a missing extra.
+    """
+    if url is None:
+        return lambda manifest: False  # noqa: ARG005 nobody to tell
+    from rankcast.delivery.notices import Broker, connector, notify  # noqa: PLC0415 most do without
+
+    broker = Broker.of(url)
+    connector(broker)  # a missing extra is told before anything is published
+
+    def tell(manifest: Manifest) -> bool:
+        try:
+            notify(broker, manifest.name, manifest.version)
+        except UnavailableError as error:
+            print(f"rankcast: {error}", file=sys.stderr)  # noqa: T201
+            return False
+        return True
+
+    return tell
 
 
 def _container(path: Path) -> Container:

@@ -143,3 +143,6 @@ class Publish(_Publisher):
     """Deadline of transfers over those links [s]; the run's own if left out."""
     allow_new_base: bool = False
     """Accept another base model than that of the release before."""
+    mqtt: str | None = None
+    """Broker to tell once the release is in force, mqtt://HOST:PORT or mqtts:// for TLS; user and
+    password in the address, or in RANKCAST_MQTT_USER and RANKCAST_MQTT_PASSWORD."""

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rankcast.errors import ConfigError, RankcastError
+from rankcast.errors import ConfigError
 from rankcast.run.edge_options import Edge, EdgeStatus, EdgeSync, EdgeWatch
 from rankcast.run.signals import stop_on_signal
 
@@ -27,9 +23,6 @@ if TYPE_CHECKING:
     from rankcast.delivery.edge.records import DeviceState
     from rankcast.delivery.edge.syncing import SyncResult
 
-_STEP_S = 0.2
-"""How often a pause looks whether it should end [s]."""
-
 
 def dispatch(command: Edge) -> int:
     """Do what a command says and return the exit status."""
@@ -39,8 +32,15 @@ def dispatch(command: Edge) -> int:
             _say(result, as_json=action.json)
             return 0 if result.outcome in ("activated", "up-to-date") else 1
         case EdgeWatch() as action:
+            from rankcast.run.watching import watch  # noqa: PLC0415 needs NumPy
+
             with stop_on_signal("this sync") as stopping:
-                return watch(action, client_of(action), stopping)
+                return watch(
+                    action,
+                    client_of(action),
+                    stopping,
+                    say=lambda result: _say(result, as_json=action.json),
+                )
         case EdgeStatus() as action:
             return _status(action)
 
@@ -79,43 +79,6 @@ def client_of(command: EdgeSync | EdgeWatch) -> EdgeClient:
         settings=settings,
         token=token,
     )
-
-
-def watch(
-    command: EdgeWatch,
-    client: EdgeClient,
-    stopping: Callable[[], bool],
-    sleep: Callable[[float], None] = time.sleep,
-) -> int:
-    """Sync until asked to stop; errors are told and the next sync tries again.
-
-    Args:
-        command: the options.
-        client: the device.
-        stopping: says whether to stop.
-        sleep: waits [s].
-
-    Raises:
-        ConfigError: a pause that is not positive.
-    """
-    if not command.every_s > 0:
-        raise ConfigError(f"--every-s is positive [s], got {command.every_s}.")
-    rng, told = np.random.default_rng(), ""
-    while not stopping():
-        try:
-            result = client.sync()
-            if result.message != told:
-                _say(result, as_json=command.json)
-            told = result.message
-        except RankcastError as error:
-            if str(error) != told:
-                print(f"rankcast: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            told = str(error)
-        left_s = command.every_s * rng.uniform(0.5, 1.0)
-        while left_s > 0.0 and not stopping():
-            sleep(min(_STEP_S, left_s))
-            left_s -= _STEP_S
-    return 0
 
 
 def _say(result: SyncResult, *, as_json: bool) -> None:

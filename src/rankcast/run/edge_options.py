@@ -86,6 +86,15 @@ class EdgeWatch(_DeviceOptions):
 
     every_s: float = 60.0
     """From the end of a sync to the next [s], drawn between a half and the whole of it."""
+    mqtt: str | None = None
+    """Broker that rankcast publish --mqtt tells of releases, mqtt://HOST:PORT, or mqtts:// for TLS;
+    a message wakes the next sync and decides nothing. User and password in the address, or in
+    RANKCAST_MQTT_USER and RANKCAST_MQTT_PASSWORD."""
+    mqtt_delay_s: float = 15.0
+    """From a message to the sync that it causes at least [s]: longer than caches keep
+    timestamp.json. Messages in between count as one."""
+    mqtt_jitter_s: float = 30.0
+    """Most that chance adds to it [s], so that not all devices come at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

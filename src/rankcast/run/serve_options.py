@@ -76,7 +76,7 @@ class TokensList:
 
 @dataclass(frozen=True, kw_only=True)
 class TokensRevoke:
-    """Let a device in no longer, from its next request on.
+    """Let a device in no longer: no call from now on, and no file a few seconds later.
 
     rankcast tokens revoke pi-7
     """

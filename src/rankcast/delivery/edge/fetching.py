@@ -160,7 +160,7 @@ class Fetcher:
         self._pause(self._bucket.take(0.0))
         headers = {"Accept-Encoding": "identity"}
         if start:
-            headers |= {"Range": f"bytes={start}-", "If-Range": f'"{blob.sha256}"'}
+            headers["Range"] = f"bytes={start}-"  # no If-Range: tags differ, a blob's name does not
         wait_s = min(self._settings.silence_s, self._left_s())
         path = f"blobs/{blob.sha256[:2]}/{blob.sha256}"
         with self._http.stream("GET", path, headers=headers, timeout=wait_s) as answer:

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from rankcast.delivery.manifest import Manifest
 from rankcast.delivery.planning import plan_fetch
 from rankcast.delivery.releases import Release
-from rankcast.delivery.serving.access import Caller, caller_of_calls
+from rankcast.delivery.serving.access import Caller, caller_of_calls, caller_of_files
 from rankcast.delivery.serving.bodies import (
     AdapterBody,
     AdaptersAnswer,
@@ -89,6 +89,13 @@ def adapters(request: Request, caller: Known) -> AdaptersAnswer:
     serving: Serving = request.app.state.serving
     found = serving.releases.current()
     return AdaptersAnswer(adapters=[described(found[name]) for name in sorted(found)])
+
+
+@router.get("/allowed", status_code=HTTPStatus.NO_CONTENT, responses=responses(401, 429, 503))
+def allowed(caller: Annotated[Caller, Depends(caller_of_files)]) -> Response:
+    """Say whether a device may fetch files: for a proxy that hands them out itself."""
+    del caller
+    return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
 router.add_api_route("/adapters", adapters, methods=["GET"], responses=responses(401, 429, 503))

@@ -25,12 +25,10 @@ from rankcast.delivery.serving.ranges import (
     requested_part,
 )
 from rankcast.delivery.serving.settings import Serving
+from rankcast.delivery.serving.short_path import IMMUTABLE, PIECE
 from rankcast.errors import DeliveryError
 
-IMMUTABLE = "public, max-age=31536000, immutable"
 SHORT_LIVED = "public, max-age=10, must-revalidate"
-PIECE = 2**16
-"""Bytes read at once; a download never takes more memory."""
 _NUMBERED = re.compile(r"[0-9]+\..*")
 
 router = APIRouter(tags=["files"])

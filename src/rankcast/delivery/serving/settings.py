@@ -31,6 +31,8 @@ class ServerSettings:
         poll_s: between two looks for new events [s].
         heartbeat_s: after which a silent stream of events shows that it lives [s].
         active_s: a device that asked within so many seconds counts as active.
+        keep_token_s: a device that was let in may fetch blobs for so long without being looked up
+            again, so that a revoked one is refused files after it at the latest [s].
         keep_events_s: older events are forgotten [s].
     """
 
@@ -44,6 +46,7 @@ class ServerSettings:
     poll_s: float = 0.5
     heartbeat_s: float = 15.0
     active_s: float = 300.0
+    keep_token_s: float = 5.0
     keep_events_s: float = 30 * 86400.0
 
 
