@@ -130,8 +130,8 @@ def _run(command: Any, rest: list[str], typed: list[str]) -> int:
         Export: _export,
         Finish: _finish,
         Presets: _presets,
-        Keys: _deliver,
-        Publish: _deliver,
+        Keys: _keys,
+        Publish: _publish,
         Serve: _serve,
         Tokens: _tokens,
         Edge: _edge,
@@ -319,7 +319,13 @@ def _rehearse(command: Rehearse) -> int:
     return rehearse(command)
 
 
-def _deliver(command: Keys | Publish) -> int:
-    from rankcast.run.delivering import dispatch  # noqa: PLC0415
+def _keys(command: Keys) -> int:
+    from rankcast.run.key_commands import dispatch  # noqa: PLC0415
+
+    return dispatch(command)
+
+
+def _publish(command: Publish) -> int:
+    from rankcast.run.publishing import dispatch  # noqa: PLC0415
 
     return dispatch(command)

@@ -34,7 +34,7 @@ LIGHT = {
     ),
     "the synthetic utility": "import rankcast.finetune.synthetic",
     "signing, publishing and trust": (
-        "import rankcast.delivery.publishing, rankcast.delivery.trust, rankcast.run.delivering"
+        "import rankcast.delivery.publishing, rankcast.delivery.trust, rankcast.run.publishing"
     ),
     "the command line": (
         "import contextlib, io\n"

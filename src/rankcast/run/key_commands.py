@@ -1,48 +1,31 @@
-"""`rankcast keys` and `rankcast publish`: what the owner of an adapter does; no torch."""
+"""`rankcast keys`: what the owner of a store does once, and when a key is replaced; no torch."""
 
 from __future__ import annotations
 
 import getpass
 import json
 import os
-import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from rankcast.codec.container import Container
-from rankcast.codec.packing import pack, pack_at, read_adapter
 from rankcast.delivery.keyring import KeyFolder, Passphrase, no_passphrase
-from rankcast.delivery.manifest import Choice, Manifest
-from rankcast.delivery.publishing import publish
 from rankcast.delivery.role_status import RoleStatus, root_sha256, status
 from rankcast.delivery.signing import init_keys, refresh_timestamp, renew_root, rotate
 from rankcast.delivery.store import Store
-from rankcast.errors import ConfigError, UnavailableError
-from rankcast.run.containers import read_file
-from rankcast.run.delivery_options import (
-    Keys,
-    KeysInit,
-    KeysRefresh,
-    KeysRotate,
-    KeysStatus,
-    Publish,
-)
+from rankcast.errors import ConfigError
+from rankcast.run.delivery_options import Keys, KeysInit, KeysRefresh, KeysRotate, KeysStatus
 
 _SHOWN = 16
 _IN_TABLE = 8
 """Digits of a key's id; enough for --replaced."""
 
 
-def dispatch(command: Keys | Publish) -> int:
+def dispatch(command: Keys) -> int:
     """Do what a command says and return the exit status."""
-    if isinstance(command, Publish):
-        return _publish(command)
     match command.action:
         case KeysInit() as action:
             return _init(action)
@@ -161,100 +144,6 @@ def _plain(role: RoleStatus, now: datetime) -> dict[str, Any]:
         "keys": role.keyids,
         "held": role.held,
     }
-
-
-def _publish(command: Publish) -> int:
-    if not command.files:
-        raise ConfigError("Name what to publish: rankcast publish FILE.rcast --name NAME …")
-    tell = _herald(command.mqtt)
-    source, choices = _planned(command) if command.planner else _as_they_are(command)
-    keys, store = key_folder(command), Store(command.store)
-    manifest = publish(
-        source, command.name, store, keys, _now(), choices=choices,
-        allow_new_base=command.allow_new_base,
-    )  # fmt: skip
-    n_bytes = sum(blob.n_bytes for blob in manifest.blobs)
-    was_told = tell(manifest)
-    if command.json:
-        found = {
-            "name": manifest.name,
-            "version": manifest.version,
-            "base_model": manifest.base.name,
-            "base_fingerprint": manifest.base.fingerprint,
-            "ladders": len(manifest.ladders),
-            "planner": manifest.planner,
-            "bytes": n_bytes,
-            "broker_told": was_told,
-        }
-        print(json.dumps(found, indent=2))  # noqa: T201
-        return 0
-    print(  # noqa: T201
-        f"{manifest.name} version {manifest.version} is in force: {n_bytes:,} bytes in "
-        f"{len(manifest.blobs)} blobs, for {manifest.base.name}."
-    )
-    return 0
-
-
-def _as_they_are(command: Publish) -> tuple[list[Container], tuple[Choice, ...]]:
-    if command.snr_db or command.bandwidth_hz is not None or command.deadline_s is not None:
-        raise ConfigError(
-            "--snr-db, --bandwidth-hz and --deadline-s say for which links to plan; say who plans "
-            "with --planner policy or --planner solver."
-        )
-    return [_container(path) for path in command.files], ()
-
-
-def _planned(command: Publish) -> tuple[list[Container], tuple[Choice, ...]]:
-    if len(command.files) != 1 or not command.files[0].is_dir() or not command.snr_db:
-        raise ConfigError("--planner takes one run and its links: RUN --planner policy --snr-db …")
-    try:
-        from rankcast.run.planned_ladders import planned_ladders  # noqa: PLC0415 needs torch
-    except ImportError as error:
-        raise ConfigError("--planner needs torch: pip install 'rankcast[train]'.") from error
-    assert command.planner is not None
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("planning and measuring", total=len(command.snr_db))
-        found = planned_ladders(
-            command.files[0],
-            command.planner,
-            command.snr_db,
-            bandwidth_hz=command.bandwidth_hz,
-            deadline_s=command.deadline_s,
-            on_link=lambda done: progress.update(task, completed=done),
-        )
-    return list(found.containers), found.choices
-
-
-def _herald(url: str | None) -> Callable[[Manifest], bool]:
-    """Return what tells a broker of a release, and returns whether that worked.
-
-    Raises:
-        ConfigError: no address of a broker, or a missing extra.
-    """
-    if url is None:
-        return lambda manifest: False  # noqa: ARG005 nobody to tell
-    from rankcast.delivery.notices import Broker, connector, notify  # noqa: PLC0415 most do without
-
-    broker = Broker.of(url)
-    connector(broker)  # a missing extra is told before anything is published
-
-    def tell(manifest: Manifest) -> bool:
-        try:
-            notify(broker, manifest.name, manifest.version)
-        except UnavailableError as error:
-            print(f"rankcast: {error}", file=sys.stderr)  # noqa: T201
-            return False
-        return True
-
-    return tell
-
-
-def _container(path: Path) -> Container:
-    """Return the container in a file, or the adapter of a folder, packed."""
-    if not path.is_dir():
-        return read_file(path)
-    source = read_adapter(path)
-    return pack_at(source, "good") if source.exponent is None else pack(source, source.exponent)
 
 
 def _now() -> datetime:
