@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rankcast.delivery.rehearsal.stage import Links, Settings
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_SPARK_COLUMNS = 20
+_SPARK_COLUMNS = 6
 _PER_S = 2
 
 
@@ -68,7 +68,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     rows = [
         ("with an adapter", f"{summary['with_adapter']} of {n}"),
         ("on the newest version", f"{summary['newest_version']} of {n}"),
-        ("with all of its chunks", f"{summary['whole']} of {n}"),
+        ("with all chunks of the newest", f"{summary['whole']} of {n}"),
         ("first usable within the deadline", f"{summary['in_time']} of {n}"),
         ("whose last sync failed", str(summary["last_sync_failed"])),
         ("first usable after, median and p95", _pair(summary["first_usable_s"])),
@@ -84,11 +84,12 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 def device_table(found: Rehearsed, rates_bps: FloatArray) -> Table:
     """Return a row for each device, the slowest link first."""
-    table = Table(box=box.SIMPLE)
-    titles = ("", "link", "kbit/s", "first s", "best s", "in time", "update s", "version", "chunks",
-              "kbit", "loss", "accuracy", "measured kbit/s", "failed")  # fmt: skip
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    titles = ("", "link", "kbit/s", "first\ns", "best\ns", "in\ntime", "update\ns",
+              "ver-\nsion", "chunks", "kbit", "loss", "failed")  # fmt: skip
     for title in titles:
-        table.add_column(title, justify="left" if title == "link" else "right")
+        justify = "left" if title == "link" else "right"
+        table.add_column(title, justify=justify, no_wrap=True)
     largest = float(rates_bps.max())
     for device in sorted(found.devices, key=lambda d: d.mean_bps):
         table.add_row(*_row(device, sparkline(rates_bps[:, device.device], largest)))
@@ -134,11 +135,10 @@ def show(found: Rehearsed, plain: dict[str, Any], links: Links) -> None:
 def _row(device: DeviceResult, spark: str) -> tuple[str, ...]:
     chunks = f"{device.n_rungs}/{device.of}" if device.of else "–"
     return (
-        str(device.device), spark, f"{device.mean_bps / 1e3:,.1f}", _number(device.first_usable_s),
+        str(device.device), spark, f"{device.mean_bps / 1e3:,.0f}", _number(device.first_usable_s),
         _number(device.best_s), "yes" if device.in_time else "no", _number(device.updated_s),
         str(device.version or "–"), chunks, f"{device.received_bits / 1e3:,.0f}",
-        _number(device.loss, 3), _number(device.accuracy, 3),
-        "–" if device.throughput_bps is None else f"{device.throughput_bps / 1e3:,.1f}",
+        _number(device.loss, 3),
         str(sum(device.failures.values()) or ""),
     )  # fmt: skip
 
