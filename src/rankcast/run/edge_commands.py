@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 
 def dispatch(command: Edge) -> int:
     """Do what a command says and return the exit status."""
-    try:
-        import httpx2  # noqa: F401, PLC0415 an extra
-    except ImportError as error:
-        raise ConfigError(
-            "A device needs the package httpx2: pip install 'rankcast[edge]'."
-        ) from error
     match command.action:
         case EdgeSync() as action:
             result = client_of(action).sync(retry_rejected=True)
