@@ -46,7 +46,7 @@ def bytes_of_looks(folder: Path, n_adapters: int) -> dict[str, int]:
 
 def measure() -> dict[str, Any]:
     found = {}
-    with patch("os.fsync", lambda handle: None), tempfile.TemporaryDirectory() as folder:
+    with patch("os.fsync"), tempfile.TemporaryDirectory() as folder:
         for n_adapters in N_ADAPTERS:
             place = Path(folder) / str(n_adapters)
             place.mkdir()
