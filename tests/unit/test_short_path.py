@@ -118,6 +118,15 @@ def test_a_revoked_device_is_remembered_for_some_seconds(
         assert served.client.get("/v1/adapters", headers=served.headers).status_code == 401
 
 
+def test_a_proxy_is_told_at_once_who_is_let_in(served: Served) -> None:
+    answer = served.client.get("/v1/allowed", headers=served.headers)
+    assert (answer.status_code, answer.content, served.passed_on) == (204, b"", [])
+    assert 'route="/v1/allowed",status="204"' in served.client.get("/metrics").text
+    served.registry.revoke("pi-1")
+    assert served.client.get("/v1/allowed", headers=served.headers).status_code == 401
+    assert served.client.get("/v1/allowed").status_code == 401
+
+
 def test_who_asks_too_often_is_told_so(tmp_path: Path) -> None:
     for served in serve(tmp_path, files=Rate(0.01, 3)):
         assert [served.get(b"data").status_code for _ in range(5)] == [200] * 3 + [429] * 2

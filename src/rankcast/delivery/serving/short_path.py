@@ -27,6 +27,7 @@ LARGEST_KEPT = 2**20
 KEPT_TOKENS = 100_000
 PIECE = 2**16
 """Bytes handed on at once, so that a client who takes nothing is noticed."""
+ALLOWED = "/v1/allowed"
 IMMUTABLE = "public, max-age=31536000, immutable"
 _BLOB = re.compile(r"/blobs/([0-9a-f]{2})/(\1[0-9a-f]{62})")
 _PLAIN = frozenset({b"range", b"if-range", b"if-none-match"})
@@ -67,7 +68,7 @@ class Recent(Generic[K, V]):
 class _Route:
     """Stands where the router would put the route, for logs and metrics."""
 
-    path: str = "/blobs/{prefix}/{sha256}"
+    path: str
 
 
 class ShortPath:
@@ -90,12 +91,17 @@ class ShortPath:
         """Answer, or pass on."""
         found = None
         if scope["type"] == "http" and scope["method"] == "GET":
+            if scope["path"] == ALLOWED and await self._is_known(scope):
+                scope["route"] = _Route(ALLOWED)
+                await send({"type": "http.response.start", "status": 204, "headers": []})
+                await send({"type": "http.response.body"})
+                return
             found = _BLOB.fullmatch(scope["path"])
         data = None if found is None else await self._allowed(scope, found[2])
         if found is None or data is None:
             await self._app(scope, receive, send)
             return
-        scope["route"] = _Route()
+        scope["route"] = _Route("/blobs/{prefix}/{sha256}")
         await send({"type": "http.response.start", "status": 200, "headers": [
             (b"etag", b'"%s"' % found[2].encode()),
             (b"cache-control", IMMUTABLE.encode()),
@@ -106,6 +112,15 @@ class ShortPath:
         for start in range(0, len(data), PIECE):
             piece, more = data[start : start + PIECE], start + PIECE < len(data)
             await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    async def _is_known(self, scope: Scope) -> bool:
+        """Whether a token counts at this moment: a proxy remembers the answer, so we do not."""
+        token = next((v for name, v in scope["headers"] if name == b"authorization"), None)
+        device = None if token is None else await self._look_up(token)
+        if device is None or self._serving.files.take(device.name) > 0:
+            return False
+        scope["state"]["device"] = device.name
+        return True
 
     async def _allowed(self, scope: Scope, sha256: str) -> bytes | None:
         """Return a blob if the caller may have it now; None to let the ordinary way find out."""
@@ -131,14 +146,17 @@ class ShortPath:
         known = self._devices.get(authorization)
         if known is not None and self._clock() < known[1]:
             return known[0]
-        scheme, _, token = authorization.decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        device = await run_in_threadpool(self._serving.registry.device_of, token)
+        device = await self._look_up(authorization)
         if device is not None:
             until_s = self._clock() + self._serving.settings.keep_token_s
             self._devices.put(authorization, (device, until_s))
         return device
+
+    async def _look_up(self, authorization: bytes) -> Device | None:
+        scheme, _, token = authorization.decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        return await run_in_threadpool(self._serving.registry.device_of, token)
 
     def _read(self, sha256: str) -> bytes | None:
         """Return a blob and keep it; None for one that is absent, damaged or large."""

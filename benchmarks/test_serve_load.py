@@ -1,0 +1,260 @@
+"""What `rankcast serve` carries: 200 devices, plans and blobs, beside nginx with the same files.
+
+One client (wrk, one thread, 200 connections, 200 tokens) asks in turn, in an order drawn anew each
+round: nginx with the store alone (docs/deploy/nginx-static.conf), nginx before rankcast serve
+(docs/deploy/nginx.conf, which checks tokens), and rankcast serve itself. TLS is off, and nginx's
+limit on one device's requests is raised, for 200 tokens stand for all devices. Client and server
+share the machine's cores, so that what a request costs the server is told in CPU time as well. Run
+it alone with `python benchmarks/test_serve_load.py`; what came out lies in
+`results/serve_load.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "serve_load.json"
+N_DEVICES, CONNECTIONS, WORKERS = 200, 200, 2
+GOAL = 0.5
+SMALL = (800, *(4096 * 2 ** (n // 2) for n in range(12)))
+"""Bytes of header and chunks of an adapter for a small model, as in the tests' releases."""
+LARGE = (2000, *(2**20,) * 6)
+"""The same for a model of some billions of weights."""
+VARIANTS = ("static files", "nginx and rankcast serve", "rankcast serve")
+
+
+@dataclass
+class Site:
+    """A store that is served in three ways.
+
+    Attributes:
+        folder: for what clients read.
+        ports: by variant.
+        processes: by variant; what its CPU time is counted of.
+        base: fingerprint of the base model.
+    """
+
+    folder: Path
+    tokens: list[str]
+    base: str
+    ports: dict[str, int] = field(default_factory=dict)
+    processes: dict[str, list[Any]] = field(default_factory=dict)
+
+    def cpu_s(self, variant: str) -> float:
+        """Return the CPU time that a variant's processes have used [s]."""
+        import psutil
+
+        total = 0.0
+        for process in self.processes[variant]:
+            for one in (process, *process.children(recursive=True)):
+                try:
+                    times = one.cpu_times()
+                except psutil.NoSuchProcess:
+                    continue
+                total += times.user + times.system
+        return total
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[Site]:
+    import psutil
+
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from delivery_data import FINGERPRINT, put_release, store_with
+    from nginx_data import nginx
+    from rankcast.delivery.registry import Registry
+    from rankcast.delivery.store import Store
+    from serve_data import served
+
+    store = Store(folder / "store")
+    releases = [put_release(store, name, 1, (sizes,), ((1.0,) * 40,))
+                for name, sizes in (("sst2", SMALL), ("chat", LARGE))]  # fmt: skip
+    store_with(folder / "store", *releases)
+    for release in releases:
+        paths = (f"/blobs/{b.sha256[:2]}/{b.sha256}" for b in release.blobs)
+        (folder / f"{release.name}.paths").write_text("\n".join(paths))
+    registry = Registry(f"sqlite:///{folder}/devices.db")
+    tokens = [registry.add(f"edge-{n}") for n in range(N_DEVICES)]
+    registry.close()
+    (folder / "tokens").write_text("\n".join(tokens))
+    found, me = Site(folder, tokens, FINGERPRINT), psutil.Process()
+    plain = {" ssl http2": "", "rate=200r/s": "rate=100000r/s", "rate=10r/s": "rate=100000r/s"}
+
+    with ExitStack() as stack:
+        before = set(me.children())
+        _, port, _ = stack.enter_context(served(folder, "--workers", str(WORKERS)))
+        server = [child for child in me.children() if child not in before]
+        found.ports[VARIANTS[2]], found.processes[VARIANTS[2]] = port, server
+        for variant, name in ((VARIANTS[0], "nginx-static.conf"), (VARIANTS[1], "nginx.conf")):
+            before = set(me.children())
+            found.ports[variant] = stack.enter_context(
+                nginx(folder / name, name, store.root, port, workers=WORKERS, changes=plain)
+            )
+            found.processes[variant] = [c for c in me.children() if c not in before]
+        found.processes[VARIANTS[1]] += server
+        yield found
+
+
+def wrk(found: Site, variant: str, adapter: str, seconds: int, seed: int, *, plan: bool) -> Any:
+    from system_programs import needs
+
+    asked = {"adapter": adapter, "base_fingerprint": found.base, "deadline_s": 1.0, "held": [],
+             "link": {"throughput_bps": 2e6}}  # fmt: skip
+    env = {"TOKENS": str(found.folder / "tokens"), "SEED": str(seed),
+           "PATHS": str(found.folder / f"{adapter}.paths")}  # fmt: skip
+    if plan:
+        env["PLAN"] = json.dumps(asked)
+    url = f"http://127.0.0.1:{found.ports[variant]}"
+    command = [needs("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s",
+               "-s", str(HERE / "load.lua"), url]  # fmt: skip
+    before = found.cpu_s(variant)
+    out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    line = next(line for line in out.splitlines() if line.startswith("JSON "))
+    got = json.loads(line[5:])
+    got["server_cpu_us"] = 1e6 * (found.cpu_s(variant) - before) / max(1, got["requests"])
+    got["per_s"] = got["requests"] / got["seconds"]
+    got["megabytes_per_s"] = got["bytes"] / got["seconds"] / 1e6
+    return got
+
+
+def devices(found: Site, variant: str, seconds: float, pause_s: float, seed: int) -> Any:
+    import numpy as np
+
+    given = {"port": found.ports[variant], "tokens": found.tokens, "base": found.base,
+             "seconds": seconds, "pause_s": pause_s, "seed": seed}  # fmt: skip
+    (found.folder / "given.json").write_text(json.dumps(given))
+    command = [sys.executable, str(HERE / "edges.py"), str(found.folder / "given.json")]
+    began = time.perf_counter()
+    seen = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)  # noqa: S603
+    took_s = time.perf_counter() - began
+    p50, p95, p99 = np.percentile(1e3 * np.array(seen["plan_s"]), (50, 95, 99))
+    return {"plans": len(seen["plan_s"]), "blobs": seen["n_blobs"], "bytes": seen["n_bytes"],
+            "reports": seen["n_reports"], "errors": seen["errors"], "seconds": took_s,
+            "plan_p50_ms": p50, "plan_p95_ms": p95, "plan_p99_ms": p99}  # fmt: skip
+
+
+def in_turn(rounds: int, ask: Callable[[str, int], Any], variants: tuple[str, ...]) -> Any:
+    """Ask all variants in each round, in an order of chance; a first round is not counted."""
+    got: dict[str, list[Any]] = {variant: [] for variant in variants}
+    for number in range(rounds + 1):
+        order = random.Random(number).sample(variants, len(variants))  # noqa: S311
+        for variant in order:
+            answer = ask(variant, number)
+            if number:
+                got[variant].append(answer)
+    return got
+
+
+def summary(got: dict[str, list[Any]]) -> dict[str, Any]:
+    import numpy as np
+
+    from rankcast.statistics import t_interval
+
+    static = np.array([x["per_s"] for x in got[VARIANTS[0]]])
+    found = {}
+    for variant, rows in got.items():
+        ratio = t_interval(np.log(np.array([x["per_s"] for x in rows]) / static))
+        found[variant] = {
+            **{key: float(np.median([x[key] for x in rows]))
+               for key in ("per_s", "megabytes_per_s", "server_cpu_us", "p95_ms")},
+            "errors": sum(x["errors"] for x in rows),
+            "of_static_files": [float(np.exp(x)) for x in (ratio.value, ratio.low, ratio.high)],
+            "per_s_in_each_round": [x["per_s"] for x in rows],
+        }  # fmt: skip
+    return found
+
+
+def measure(rounds: int, seconds: int) -> dict[str, Any]:
+    from rankcast.delivery.serving.protocol import name_of
+
+    with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as found:
+        blobs = {
+            adapter: summary(in_turn(
+                rounds, lambda v, n: wrk(found, v, adapter, seconds, n, plan=False), VARIANTS  # noqa: B023
+            ))
+            for adapter in ("sst2", "chat")
+        }  # fmt: skip
+        plans = in_turn(
+            rounds, lambda v, n: wrk(found, v, "sst2", seconds, n, plan=True), VARIANTS[1:]
+        )
+        edges = in_turn(
+            max(1, rounds // 2), lambda v, n: devices(found, v, 3.0 * seconds, 4.0, n), VARIANTS[1:]
+        )
+    return {
+        "devices": N_DEVICES,
+        "workers": WORKERS,
+        "rounds": rounds,
+        "seconds_of_each": seconds,
+        "seeds": "the round's number, from 1",
+        "goal": f"at least {GOAL:.0%} of the chunks a second of static files",
+        "blob_bytes": {"sst2": SMALL, "chat": LARGE},
+        "blobs": blobs,
+        "plans_as_fast_as_they_are_answered": plans,
+        "devices_that_sync_every_4_s": edges,
+        "machine": machine(),
+        "parser": name_of(),
+        "versions": versions(),
+        "command": "python benchmarks/test_serve_load.py",
+    }
+
+
+def machine() -> str:
+    return (f"{os.cpu_count()} cores ({platform.machine()}) shared by client, servers and other "
+            f"work; load average {os.getloadavg()[0]:.1f}")  # fmt: skip
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("uvicorn", "httptools", "uvloop", "h11", "fastapi", "sqlalchemy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    for name, flag in (("nginx", "-v"), ("wrk", "-v")):
+        done = subprocess.run([name, flag], capture_output=True, text=True, check=False)  # noqa: S603
+        found[name] = (done.stdout + done.stderr).partition("\n")[0]
+    return found
+
+
+def n_errors(result: dict[str, Any]) -> int:
+    of_blobs = sum(x["errors"] for load in result["blobs"].values() for x in load.values())
+    of_plans = sum(
+        x["errors"] for rows in result["plans_as_fast_as_they_are_answered"].values() for x in rows
+    )
+    return (
+        of_blobs
+        + of_plans
+        + sum(
+            len(x["errors"])
+            for rows in result["devices_that_sync_every_4_s"].values()
+            for x in rows
+        )
+    )
+
+
+def test_two_hundred_devices_get_what_they_ask_for() -> None:
+    result = measure(1, 1)
+    assert n_errors(result) == 0
+
+
+if __name__ == "__main__":
+    measured = measure(6, 5)
+    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    kept[measured["parser"]] = measured  # beside what another parser gave
+    RESULTS.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
+    print(json.dumps(measured, indent=2))
+    assert n_errors(measured) == 0
