@@ -28,8 +28,7 @@ from rankcast.experiment.spec import Row, Scale
 from rankcast.experiment.store import Store, jobs_of
 from rankcast.experiment.worker import ERROR_FILE, Failure, Task
 from rankcast.run.options import ExperimentList, ExperimentReport, ExperimentRun
-
-INTERRUPTED = 130
+from rankcast.run.signals import INTERRUPTED
 
 
 def dispatch(command: ExperimentList | ExperimentRun | ExperimentReport, typed: list[str]) -> int:

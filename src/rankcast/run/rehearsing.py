@@ -21,13 +21,12 @@ from rankcast.records import FloatArray
 from rankcast.run.containers import read_file
 from rankcast.run.link import LinkConfig
 from rankcast.run.rehearse_options import Rehearse
-from rankcast.run.signals import stop_on_signal
+from rankcast.run.signals import INTERRUPTED, stop_on_signal
 
 if TYPE_CHECKING:
     from rankcast.delivery.rehearsal.results import Rehearsed
     from rankcast.delivery.rehearsal.stage import Links
 
-INTERRUPTED = 130
 _HELD = ("iid", "trace")
 """Processes whose values are not moved by a device's own mean."""
 _LINKS, _RELEASES = 1, 2

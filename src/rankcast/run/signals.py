@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+INTERRUPTED = 130
+"""Exit status of a command that was asked to stop."""
+
 
 @contextmanager
 def stop_on_signal(after: str = "this episode") -> Iterator[Callable[[], bool]]:
