@@ -20,6 +20,7 @@ PACKAGES = {
     "nginx": "nginx-light",
     "pg_ctl": "postgresql",
     "tc": "iproute2",
+    "wrk": "wrk",
 }
 """Debian's package of each program."""
 
