@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -23,14 +22,11 @@ from rankcast.codec.container import header_bytes
 from rankcast.codec.header import BaseModel
 from rankcast.delivery.manifest import Ladder, Manifest
 from rankcast.delivery.store import Store
+from system_programs import needs
 
 pytest.importorskip("fastapi")
 playwright = pytest.importorskip("playwright.sync_api")
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 expect = playwright.expect
 PATIENCE_MS = 30_000
 SCRIPT = "<script>window.owned = 1</script><img src=x onerror='window.owned = 1'>"
@@ -38,8 +34,9 @@ SCRIPT = "<script>window.owned = 1</script><img src=x onerror='window.owned = 1'
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    chromium = needs("chromium")
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
 
