@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -75,3 +76,27 @@ def test_what_is_not_signed_stays_out(made: Publisher, url: str, tmp_path: Path)
     with pytest.raises(TrustError):
         client.sync()
     assert in_force(folder) == before
+
+
+@pytest.mark.parametrize("years", [-50, 50])
+def test_a_wrong_clock_changes_nothing_and_heals_when_it_is_set(
+    made: Publisher, url: str, tmp_path: Path, years: int
+) -> None:
+    """A clock that lost its battery starts in the past; one that runs ahead finds all expired."""
+    folder = tmp_path / "device"
+    right = signed_source(url, folder, root=made.store.metadata / "root.json")
+    client = EdgeClient(url, "sst2", BASE, folder, right)
+    client.sync()
+    before = in_force(folder)
+    made.publish(2, now=datetime.now(UTC))
+    wrong = replace(right, now=lambda: datetime.now(UTC) + timedelta(days=365 * years))
+    odd = EdgeClient(url, "sst2", BASE, folder, wrong)
+    if years > 0:
+        with pytest.raises(TrustError, match="clock is wrong"):
+            odd.sync()
+        assert in_force(folder) == before
+        assert client.sync().outcome == "activated"
+    else:  # nothing seems expired: what was seen before still guards against older releases
+        assert odd.sync().outcome == "activated"
+        assert client.sync().outcome == "up-to-date"
+    assert in_force(folder) != before
