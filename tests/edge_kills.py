@@ -59,6 +59,10 @@ def forking() -> Any:
     return context
 
 
+_BEYOND = 1.25
+"""Kills reach so far beyond the length of a sync, for no two syncs take equally long."""
+
+
 @dataclass
 class Mortal:
     """A device that is killed again and again while releases appear.
@@ -130,7 +134,7 @@ def kill_at_random(mortal: Mortal, n_kills: int, rng: np.random.Generator) -> in
     mortal.publish()
     killed = 0
     while killed < n_kills:
-        killed += not mortal.run(kill_after_s=rng.uniform(0.0, whole_s))
+        killed += not mortal.run(kill_after_s=rng.uniform(0.0, _BEYOND * whole_s))
         mortal.check()
         if mortal.is_done:
             mortal.publish()

@@ -11,15 +11,31 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tuf.api.exceptions import DownloadError
+from tuf.ngclient import FetcherInterface
 
 from rankcast.delivery.edge.client import EdgeClient
 from rankcast.delivery.edge.signed import signed_source
-from rankcast.errors import DeliveryError, TrustError
+from rankcast.delivery.edge.syncing import Surroundings
+from rankcast.errors import DeliveryError, TrustError, UnavailableError
 from release_data import BASE, Publisher, publisher
 
 
 def in_force(folder: Path) -> bytes:
     return (folder / "adapter" / "current" / "adapter_model.safetensors").read_bytes()
+
+
+class Breaking(FetcherInterface):
+    """Gets files from another fetcher; its first connections break."""
+
+    def __init__(self, inner: FetcherInterface, n_breaks: int) -> None:
+        self.inner, self.n_breaks = inner, n_breaks
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        if self.n_breaks:
+            self.n_breaks -= 1
+            raise DownloadError("connection reset")
+        yield from self.inner.fetch(url)
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -100,3 +116,23 @@ def test_a_wrong_clock_changes_nothing_and_heals_when_it_is_set(
         assert odd.sync().outcome == "activated"
         assert client.sync().outcome == "up-to-date"
     assert in_force(folder) != before
+
+
+def test_metadata_are_asked_for_again_over_a_link_that_breaks(
+    made: Publisher, url: str, tmp_path: Path
+) -> None:
+    folder, pauses = tmp_path / "device", []
+    source = signed_source(url, folder, root=made.store.metadata / "root.json")
+    around = Surroundings(sleep=pauses.append)
+    for n_breaks, outcome in ((2, "activated"), (3, None)):
+        breaking = Breaking(source.fetcher, n_breaks)
+        client = EdgeClient(
+            url, "sst2", BASE, folder, replace(source, fetcher=breaking), surroundings=around
+        )
+        pauses.clear()
+        if outcome is None:
+            with pytest.raises(UnavailableError, match="could not be fetched"):
+                client.sync()
+        else:
+            assert client.sync().outcome == outcome
+        assert (breaking.n_breaks, len(pauses)) == (0, 2)

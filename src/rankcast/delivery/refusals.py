@@ -19,7 +19,7 @@ from tuf.api.exceptions import (
 )
 from tuf.ngclient import FetcherInterface
 
-from rankcast.errors import DeliveryError, TrustError
+from rankcast.errors import DeliveryError, TrustError, UnavailableError
 
 _KEPT = "What the device already has stays in use."
 
@@ -74,15 +74,15 @@ def _of_download(error: DownloadError, file: str) -> DeliveryError:
                 f"tampered with: {error}). {_KEPT}"
             )
         case SlowRetrievalError():
-            return DeliveryError(f"The server fell silent ({error}). {_KEPT} Try again later.")
+            return UnavailableError(f"The server fell silent ({error}). {_KEPT} Try again later.")
         case DownloadHTTPError() if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return DeliveryError(f"The server cannot answer now ({error}). {_KEPT} Try later.")
+            return UnavailableError(f"The server cannot answer now ({error}). {_KEPT} Try later.")
         case DownloadHTTPError():
             return DeliveryError(
                 f"The server does not have {file} ({error}). {_KEPT} If that lasts, tell its "
                 f"operator."
             )
-    return DeliveryError(f"{file} could not be fetched ({error}). {_KEPT} Try again later.")
+    return UnavailableError(f"{file} could not be fetched ({error}). {_KEPT} Try again later.")
 
 
 def _of_repository(error: RepositoryError, file: str) -> str:

@@ -43,10 +43,12 @@ from rankcast.errors import (
     ModelError,
     RankcastError,
     TrustError,
+    UnavailableError,
 )
 
 _LEAST_MEASURED = 1024
 """Bytes; fewer say more about the delay of the link than about its rate."""
+_MANIFEST_TRIES = 3
 _REFUSALS = (TrustError, ModelError)
 
 
@@ -140,7 +142,7 @@ class EdgeClient:
     def _sync(
         self, http: httpx2.Client, seat: Seat, state: DeviceState, *, retry_rejected: bool
     ) -> SyncResult:
-        manifest = self.source.manifest(self.adapter)
+        manifest = self._manifest()
         check_release(manifest, state, self.adapter, self.base_fingerprint)
         state = seat.saw(manifest)
         link = self.settings.radio or MeasuredLink(state.throughput_bps or self._assumed_bps())
@@ -167,6 +169,22 @@ class EdgeClient:
         seat.tidy({blob.sha256 for blob in manifest.blobs})
         report(http, "activated", seat.state, fetched)
         return self._result("activated", f"{wanted.label} is in force.", seat, advice, fetched)
+
+    def _manifest(self) -> Manifest:
+        """Return the release in force, after several tries over a link that breaks.
+
+        Raises:
+            UnavailableError: none of them got through.
+            DeliveryError: nothing is there.
+            TrustError: what is there must not be trusted.
+        """
+        backoff = self.settings.fetch.backoff
+        for failures in range(1, min(_MANIFEST_TRIES, backoff.n_tries)):
+            try:
+                return self.source.manifest(self.adapter)
+            except UnavailableError:
+                self._around.sleep(backoff.wait_s(failures, self._around.rng))
+        return self.source.manifest(self.adapter)
 
     def _fetch(
         self, http: httpx2.Client, seat: Seat, manifest: Manifest, wanted: Release, advice: Advice

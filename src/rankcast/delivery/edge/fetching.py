@@ -121,8 +121,9 @@ class Fetcher:
             except _Late:
                 missing = tuple(b for b in blobs[number:] if not self._cache.has(b))
                 break
-        if not missing:  # the cap holds for the last blob too
-            self._sleep(min(self._bucket.take(0.0), self._left_s(or_late=False)))
+        debt_s = min(self._bucket.take(0.0), self._left_s(or_late=False))
+        if debt_s > 0.0:  # the cap holds for the last blob too
+            self._sleep(debt_s)
         return Fetched(self._n_bytes, self._clock() - start, missing)
 
     def _complete(self, blob: Blob) -> None:
