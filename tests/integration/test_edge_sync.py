@@ -78,8 +78,9 @@ def test_two_releases_one_after_the_other(
     assert in_force(tmp_path) == two.to_bytes()
     state = state_of(tmp_path)
     assert [state[key]["version"] for key in ("active", "previous")] == [2, 1]
-    assert [r["event"] for r in server.reports] == ["activated", "activated"]
-    assert server.reports[-1]["n_rungs"] == len(two.chunks)
+    told = [(r["event"], r["version"], r["n_rungs"]) for r in server.reports]
+    n_rungs = [len(one.chunks), len(two.chunks)]
+    assert told == [("activated", 1, 1), ("activated", 1, n_rungs[0]), ("activated", 2, n_rungs[1])]
     assert server.asked[0]["base_fingerprint"] == BASE
     third = release_of(3)
     server.publish(third, version=3)
@@ -129,6 +130,56 @@ def test_a_deadline_that_passes_leaves_the_prefix_that_is_complete(
     with pytest.raises(InfeasibleDeadlineError):
         client_of(server, tmp_path / "other", settings=slow).sync()
     assert in_force(tmp_path / "other") is None
+
+
+def test_a_device_without_an_adapter_has_its_first_chunk_early(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    server.publish(one)
+    seen: list[int] = []
+
+    class Watching(WriteAdapter):
+        def activate(self, candidate: Candidate) -> None:
+            seen.append(candidate.release.n_rungs)
+            super().activate(candidate)
+
+    early = Watching("rcast", tmp_path / "adapter")
+    result = client_of(server, tmp_path, activator=early).sync()
+    assert (result.outcome, seen) == ("activated", [1, len(one.chunks)])
+    assert result.n_bytes == len(one.to_bytes())
+    assert in_force(tmp_path) == one.to_bytes()
+    server.publish(release_of(2), version=2)  # from then on there is something in force
+    client_of(server, tmp_path, activator=early).sync()
+    assert len(seen) == 3
+    whole = Watching("rcast", tmp_path / "other" / "adapter")
+    changed = settings(progressive=False)
+    client_of(server, tmp_path / "other", activator=whole, settings=changed).sync()
+    assert len(seen) == 4
+
+
+def test_an_early_chunk_stays_if_the_server_goes(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    server.publish(one)
+
+    class Ending(WriteAdapter):
+        def activate(self, candidate: Candidate) -> None:
+            super().activate(candidate)
+            server.faults.statuses = [503] * 4
+
+    fetch = FetchSettings(silence_s=0.3, backoff=Backoff(n_tries=2))
+    ending = Ending("rcast", tmp_path / "adapter")
+    client = client_of(server, tmp_path, activator=ending, settings=settings(fetch=fetch))
+    with pytest.raises(DeliveryError, match="sync again"):
+        client.sync()
+    active = state_of(tmp_path)["active"]
+    assert len(active["blobs"]) == 2
+    data = in_force(tmp_path)
+    assert data is not None
+    assert len(read_container(data, allow_prefix=True).chunks) == 1
+    server.faults.statuses = []
+    assert client_of(server, tmp_path).sync().outcome == "activated"
+    assert in_force(tmp_path) == one.to_bytes()
 
 
 def test_without_a_planner_the_device_plans_for_itself(
@@ -235,11 +286,11 @@ def test_a_failing_hook_brings_the_one_before_back(
     assert "not this one" in result.message
     assert "status 1" in result.message
     assert in_force(tmp_path) == one.to_bytes()
-    assert [x.split("-")[1] for x in log.read_text().split()] == ["v1", "v2", "v1"]
+    assert [x.split("-")[1] for x in log.read_text().split()] == ["v1", "v1", "v2", "v1"]
     assert server.reports[-1]["event"] == "rolled-back"
     again = client_of(server, tmp_path, activator=activator).sync()
     assert again.outcome == "rejected"
-    assert len(log.read_text().split()) == 3
+    assert len(log.read_text().split()) == 4
     well = client_of(server, tmp_path).sync(retry_rejected=True)
     assert well.outcome == "activated"
     assert in_force(tmp_path) == two.to_bytes()

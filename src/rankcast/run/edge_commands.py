@@ -58,6 +58,7 @@ def client_of(command: EdgeSync | EdgeWatch) -> EdgeClient:
 
     settings = SyncSettings(
         deadline_s=command.deadline_s,
+        progressive=not command.whole,
         radio=_radio(command),
         fetch=FetchSettings(max_bps=command.max_bps),
     )

@@ -48,6 +48,9 @@ class _DeviceOptions:
     """File with the device's token."""
     deadline_s: float = 60.0
     """Time for a transfer [s]; what has not arrived by then is resumed the next time."""
+    whole: bool = False
+    """Put nothing in force before all that the deadline allows is here. Otherwise a device without
+    an adapter begins with the first chunk as soon as it has arrived."""
     max_bps: float | None = None
     """Bandwidth cap [bit/s]."""
     snr_db: float | None = None

@@ -11,6 +11,7 @@ import contextlib
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -50,6 +51,17 @@ _LEAST_MEASURED = 1024
 """Bytes; fewer say more about the delay of the link than about its rate."""
 _MANIFEST_TRIES = 3
 _REFUSALS = (TrustError, ModelError)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one sync works with."""
+
+    http: httpx2.Client
+    seat: Seat
+    manifest: Manifest
+    advice: Advice
+    retry_rejected: bool
 
 
 class EdgeClient:
@@ -152,15 +164,37 @@ class EdgeClient:
         reason = why_not(wanted, state, retry_rejected=retry_rejected)
         if reason is not None:
             return self._result(*reason, seat, advice)
-        fetched, wanted = self._fetch(http, seat, manifest, wanted, advice)
-        reason = why_not(wanted, seat.state, retry_rejected=retry_rejected)
+        job = _Job(http, seat, manifest, advice, retry_rejected)
+        if self.settings.progressive and state.active is None and wanted.n_rungs > 1:
+            return self._bring_early(job, wanted)
+        return self._bring(job, wanted, self.settings.deadline_s)
+
+    def _bring_early(self, job: _Job, wanted: Release) -> SyncResult:
+        """Bring the first chunk into force, then the prefix that is wanted."""
+        start, deadline_s = self._around.clock(), self.settings.deadline_s
+        first = Release.of(job.manifest, wanted.ladder, 1)
+        early = self._bring(job, first, deadline_s)
+        left_s = deadline_s - (self._around.clock() - start)
+        if left_s <= 0.0:
+            return early
+        later = self._bring(job, wanted, left_s)
+        told = early if later.outcome == "up-to-date" else later
+        return replace(
+            told, n_bytes=early.n_bytes + later.n_bytes, elapsed_s=early.elapsed_s + later.elapsed_s
+        )
+
+    def _bring(self, job: _Job, wanted: Release, deadline_s: float) -> SyncResult:
+        """Fetch a prefix, put it in force and say what came of it."""
+        http, seat, manifest, advice = job.http, job.seat, job.manifest, job.advice
+        fetched, wanted = self._fetch(job, wanted, deadline_s)
+        reason = why_not(wanted, seat.state, retry_rejected=job.retry_rejected)
         if reason is not None:
             return self._result(*reason, seat, advice, fetched)
         seat.record(wanted)
         try:
             candidate = candidate_of(wanted, self.cache)
         except DeliveryError:  # a blob was damaged on this disk, and was dropped
-            self._fetch(http, seat, manifest, wanted, advice)
+            self._fetch(job, wanted, deadline_s)
             candidate = candidate_of(wanted, self.cache)
         failure = seat.put(candidate)
         if failure is not None:
@@ -186,23 +220,22 @@ class EdgeClient:
                 self._around.sleep(backoff.wait_s(failures, self._around.rng))
         return self.source.manifest(self.adapter)
 
-    def _fetch(
-        self, http: httpx2.Client, seat: Seat, manifest: Manifest, wanted: Release, advice: Advice
-    ) -> tuple[Fetched, Release]:
+    def _fetch(self, job: _Job, wanted: Release, deadline_s: float) -> tuple[Fetched, Release]:
         """Fetch a prefix; return what came, and the prefix that is complete.
 
         Raises:
             InfeasibleDeadlineError: the deadline passed before a first chunk was complete.
         """
-        blobs = {blob.sha256: blob for blob in manifest.blobs}
+        seat = job.seat
+        blobs = {blob.sha256: blob for blob in job.manifest.blobs}
         names = tuple(dict.fromkeys(wanted.blobs))
         seat.tidy(set(blobs))
         seat.fetching()
         fetcher = Fetcher(
-            http, self.cache, self.settings.fetch, rng=self._around.rng, clock=self._around.clock,
-            sleep=self._around.sleep, on_progress=self._on_progress,
+            job.http, self.cache, self.settings.fetch, rng=self._around.rng,
+            clock=self._around.clock, sleep=self._around.sleep, on_progress=self._on_progress,
         )  # fmt: skip
-        fetched = fetcher.fetch([blobs[name] for name in names], self.settings.deadline_s)
+        fetched = fetcher.fetch([blobs[name] for name in names], deadline_s)
         measured = fetched.throughput_bps if fetched.n_bytes >= _LEAST_MEASURED else None
         seat.fetched(fetched, measured)
         late = {blob.sha256 for blob in fetched.missing}
@@ -212,7 +245,7 @@ class EdgeClient:
         if n_here < 2:
             bits = 8 * sum(blobs[name].n_bytes for name in wanted.blobs[:2])
             raise InfeasibleDeadlineError(bits, 8 * fetched.n_bytes)
-        return fetched, Release.of(manifest, advice.plan.ladder, n_here - 1)
+        return fetched, Release.of(job.manifest, wanted.ladder, n_here - 1)
 
     def _assumed_bps(self) -> float:
         cap = self.settings.fetch.max_bps

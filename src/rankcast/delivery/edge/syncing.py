@@ -41,6 +41,8 @@ class SyncSettings:
         radio: the link as the modem sees it; None to use what was measured.
         assumed_bps: rate to plan with before anything was measured [bit/s].
         fetch: cap, patience and pauses.
+        progressive: whether a device without an adapter puts the first chunk in force as soon as it
+            is here, and the rest later.
         most_attempts: activations of one release that may be cut short before it is given up.
     """
 
@@ -48,6 +50,7 @@ class SyncSettings:
     radio: RadioLink | None = None
     assumed_bps: float = 1e6
     fetch: FetchSettings = field(default_factory=FetchSettings)
+    progressive: bool = True
     most_attempts: int = 3
 
 
