@@ -140,9 +140,9 @@ def test_what_is_counted() -> None:
     assert status_of(result(log, rate_bps=100.0)[0]) == 0  # its link is its excuse
     newer = dataclasses.replace(manifest, version=2)
     log.steps += [
-        Step(4.0, Release.of(manifest, 0, 2), 1.0, 100),
-        Step(8.0, Release.of(manifest, 0, 8), 1.0, 100),
-        Step(41.0, Release.of(newer, 0, 3), 1.0, 100),
+        Step(4.0, Release.of(manifest, 0, 2)),
+        Step(8.0, Release.of(manifest, 0, 8)),
+        Step(41.0, Release.of(newer, 0, 3)),
     ]
     found, _ = result(log)
     device = found.devices[0]

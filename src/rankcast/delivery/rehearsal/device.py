@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rankcast.delivery.downloads import HttpFetcher, http_client
-from rankcast.delivery.edge.activation import WriteAdapter
+from rankcast.delivery.edge.activation import Candidate, WriteAdapter
 from rankcast.delivery.edge.advice import RadioLink
 from rankcast.delivery.edge.client import EdgeClient
 from rankcast.delivery.edge.fetching import FetchSettings
@@ -33,14 +33,10 @@ class Step:
     Attributes:
         at_s: since the rehearsal began [s].
         release: in force since then.
-        elapsed_s: of the transfer [s].
-        n_bytes: received.
     """
 
     at_s: float
     release: Release
-    elapsed_s: float
-    n_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +111,18 @@ class _EndedError(Exception):
     """The rehearsal is over."""
 
 
+@dataclass(frozen=True)
+class _Noted(WriteAdapter):
+    """Writes adapters, and says when."""
+
+    note: Callable[[Release], None] = lambda release: None  # noqa: ARG005
+
+    def activate(self, candidate: Candidate) -> None:
+        """Put an adapter in force."""
+        super().activate(candidate)
+        self.note(candidate.release)
+
+
 class Device:
     """A device and its thread.
 
@@ -158,7 +166,7 @@ class Device:
         )
         return EdgeClient(
             url, given.adapter, given.base_fingerprint, self.folder / "state", source,
-            WriteAdapter("rcast", self.folder / "adapter"),
+            _Noted("rcast", self.folder / "adapter", note=self._in_force),
             settings=SyncSettings(
                 deadline_s=given.deadline_s, assumed_bps=given.assumed_bps,
                 fetch=FetchSettings(silence_s=_SILENCE_S, backoff=_BACKOFF),
@@ -203,12 +211,13 @@ class Device:
             return
         self._note(result)
 
+    def _in_force(self, release: Release) -> None:
+        self.log.steps.append(Step(self._clock(), release))
+
     def _note(self, result: SyncResult) -> None:
-        log, at_s = self.log, self._clock()
+        log = self.log
         log.outcome, log.throughput_bps = result.outcome, result.throughput_bps
         log.n_bytes += result.n_bytes
-        if result.outcome == "activated" and result.release is not None:
-            log.steps.append(Step(at_s, result.release, result.elapsed_s, result.n_bytes))
 
 
 def wait_for(devices: list[Device], within_s: float) -> int:
