@@ -80,7 +80,7 @@ def test_two_releases_one_after_the_other(
     assert [state[key]["version"] for key in ("active", "previous")] == [2, 1]
     told = [(r["event"], r["version"], r["n_rungs"]) for r in server.reports]
     n_rungs = [len(one.chunks), len(two.chunks)]
-    assert told == [("activated", 1, 1), ("activated", 1, n_rungs[0]), ("activated", 2, n_rungs[1])]
+    assert told == [("activated", 1, 3), ("activated", 1, n_rungs[0]), ("activated", 2, n_rungs[1])]
     assert server.asked[0]["base_fingerprint"] == BASE
     third = release_of(3)
     server.publish(third, version=3)
@@ -132,7 +132,7 @@ def test_a_deadline_that_passes_leaves_the_prefix_that_is_complete(
     assert in_force(tmp_path / "other") is None
 
 
-def test_a_device_without_an_adapter_has_its_first_chunk_early(
+def test_a_device_without_an_adapter_has_a_good_prefix_early(
     server: EdgeServer, tmp_path: Path, one: Container
 ) -> None:
     server.publish(one)
@@ -145,7 +145,7 @@ def test_a_device_without_an_adapter_has_its_first_chunk_early(
 
     early = Watching("rcast", tmp_path / "adapter")
     result = client_of(server, tmp_path, activator=early).sync()
-    assert (result.outcome, seen) == ("activated", [1, len(one.chunks)])
+    assert (result.outcome, seen) == ("activated", [3, len(one.chunks)])
     assert result.n_bytes == len(one.to_bytes())
     assert in_force(tmp_path) == one.to_bytes()
     server.publish(release_of(2), version=2)  # from then on there is something in force
@@ -157,7 +157,7 @@ def test_a_device_without_an_adapter_has_its_first_chunk_early(
     assert len(seen) == 4
 
 
-def test_an_early_chunk_stays_if_the_server_goes(
+def test_an_early_prefix_stays_if_the_server_goes(
     server: EdgeServer, tmp_path: Path, one: Container
 ) -> None:
     server.publish(one)
@@ -173,10 +173,10 @@ def test_an_early_chunk_stays_if_the_server_goes(
     with pytest.raises(DeliveryError, match="sync again"):
         client.sync()
     active = state_of(tmp_path)["active"]
-    assert len(active["blobs"]) == 2
+    assert len(active["blobs"]) == 4
     data = in_force(tmp_path)
     assert data is not None
-    assert len(read_container(data, allow_prefix=True).chunks) == 1
+    assert len(read_container(data, allow_prefix=True).chunks) == 3
     server.faults.statuses = []
     assert client_of(server, tmp_path).sync().outcome == "activated"
     assert in_force(tmp_path) == one.to_bytes()

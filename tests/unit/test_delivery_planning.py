@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from codec_data import packed, random_adapter
 from delivery_data import put_release
-from rankcast.delivery.manifest import Choice, Manifest
+from rankcast.codec.header import BaseModel
+from rankcast.delivery.edge.judging import early_prefix
+from rankcast.delivery.edge.records import Release
+from rankcast.delivery.manifest import Choice, Ladder, Manifest
 from rankcast.delivery.planning import plan_fetch
 from rankcast.delivery.store import Store
 from rankcast.errors import DeliveryError, InfeasibleDeadlineError
@@ -73,3 +77,26 @@ def test_planner_and_choices_go_together(release: Manifest) -> None:
         replace(release, planner="policy")
     with pytest.raises(DeliveryError, match="has its choices"):
         replace(by_policy(release, (1.0, 0)), planner="solver")
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((1.8, 1.7, 0.9, 0.7, 0.6), 3),  # 0.6 + a quarter of 1.2
+        ((0.66, 0.65, 0.6), 1),  # within 0.1 nats of the best
+        ((1.8, 0.6), None),  # only the whole is good
+        ((0.5, 0.6), 1),  # more is not always better
+    ],
+)
+def test_a_device_begins_with_what_is_nearly_as_good(
+    tmp_path: Path, losses: tuple[float, ...], expected: int | None
+) -> None:
+    made = put_release(Store(tmp_path), sizes=((100,) * (len(losses) + 1),), losses=(losses,))
+    found = early_prefix(made, Release.of(made, 0, len(losses)))
+    assert (None if found is None else found.n_rungs) == expected
+
+
+def test_nobody_begins_with_what_was_not_measured(tmp_path: Path) -> None:
+    made = Ladder.of(packed(random_adapter(0)))
+    release = Manifest("a", 1, BaseModel(None, "0" * 64), (made,), {})
+    assert early_prefix(release, Release.of(release, 0, len(made.rungs))) is None

@@ -50,7 +50,7 @@ class _DeviceOptions:
     """Time for a transfer [s]; what has not arrived by then is resumed the next time."""
     whole: bool = False
     """Put nothing in force before all that the deadline allows is here. Otherwise a device without
-    an adapter begins with the first chunk as soon as it has arrived."""
+    an adapter begins with the first chunks if they are known to be nearly as good."""
     max_bps: float | None = None
     """Bandwidth cap [bit/s]."""
     snr_db: float | None = None

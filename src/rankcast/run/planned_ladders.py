@@ -11,7 +11,7 @@ import numpy as np
 
 from rankcast.allocation.precision import pack_planned
 from rankcast.codec.container import Container
-from rankcast.codec.packing import Source, pack_within
+from rankcast.codec.packing import Source, pack_at, pack_within
 from rankcast.codec.tensors import Factors
 from rankcast.delivery.manifest import Choice
 from rankcast.errors import CodecError, ConfigError, InfeasibleDeadlineError
@@ -49,9 +49,9 @@ def planned_ladders(
 ) -> PlannedLadders:
     """Plan, pack and measure a file for each link.
 
-    The policy chooses ranks, which are coded as finely as the link allows; the solver chooses ranks
-    and steps together, by the gains that the run has learned. A link over which nothing arrives is
-    left out.
+    The policy chooses ranks, which are coded as finely as pays and the link allows; the solver
+    chooses ranks and steps together, by the gains that the run has learned. A link over which
+    nothing arrives is left out.
 
     Args:
         run: folder of a run with a policy.
@@ -99,7 +99,9 @@ def _packed(
         if not ranks.any():
             least = min(p.d_in + p.d_out for p in source.tensors.projections)
             raise InfeasibleDeadlineError(BITS_OF_FLOAT32 * least, budget)
-        return pack_within(_cut(source, ranks), budget)
+        cut = _cut(source, ranks)
+        fine = pack_at(cut, "fine")  # finer steps cost bits and bring nothing
+        return fine if 8 * len(fine.to_bytes()) <= budget else pack_within(cut, budget)
     if source.gains is None:
         raise ConfigError("The solver needs a run that has learned what its components are worth.")
     return pack_planned(source, source.gains, budget)

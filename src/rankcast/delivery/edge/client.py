@@ -23,7 +23,7 @@ from rankcast.delivery.edge.advice import Advice, MeasuredLink, advise
 from rankcast.delivery.edge.assembling import candidate_of
 from rankcast.delivery.edge.cache import BlobCache
 from rankcast.delivery.edge.fetching import Fetched, Fetcher
-from rankcast.delivery.edge.judging import check_release, why_not
+from rankcast.delivery.edge.judging import check_release, early_prefix, why_not
 from rankcast.delivery.edge.records import DeviceState, Release
 from rankcast.delivery.edge.reporting import report
 from rankcast.delivery.edge.seating import Seat
@@ -165,14 +165,15 @@ class EdgeClient:
         if reason is not None:
             return self._result(*reason, seat, advice)
         job = _Job(http, seat, manifest, advice, retry_rejected)
-        if self.settings.progressive and state.active is None and wanted.n_rungs > 1:
-            return self._bring_early(job, wanted)
+        may_begin = self.settings.progressive and state.active is None
+        early = early_prefix(manifest, wanted) if may_begin else None
+        if early is not None:
+            return self._bring_both(job, early, wanted)
         return self._bring(job, wanted, self.settings.deadline_s)
 
-    def _bring_early(self, job: _Job, wanted: Release) -> SyncResult:
-        """Bring the first chunk into force, then the prefix that is wanted."""
+    def _bring_both(self, job: _Job, first: Release, wanted: Release) -> SyncResult:
+        """Bring a short prefix into force, then the one that is wanted."""
         start, deadline_s = self._around.clock(), self.settings.deadline_s
-        first = Release.of(job.manifest, wanted.ladder, 1)
         early = self._bring(job, first, deadline_s)
         left_s = deadline_s - (self._around.clock() - start)
         if left_s <= 0.0:

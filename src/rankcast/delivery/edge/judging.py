@@ -8,6 +8,27 @@ from rankcast.delivery.edge.syncing import Outcome
 from rankcast.delivery.manifest import Manifest
 from rankcast.errors import ModelError, TrustError
 
+_EARLY_SHARE, _EARLY_NATS = 0.25, 0.1
+"""Of the gap in expected loss between the first chunk and the prefix that is wanted, and nats: what
+may still be missing when a device that has nothing begins."""
+
+
+def early_prefix(manifest: Manifest, wanted: Release) -> Release | None:
+    """Return a shorter prefix that is worth beginning with; None if there is none.
+
+    A first chunk alone may be worse than no adapter at all, so it takes measured losses to tell.
+    """
+    rungs = manifest.ladders[wanted.ladder].rungs[: wanted.n_rungs]
+    first, last = rungs[0].loss, rungs[-1].loss
+    if first is None or last is None:
+        return None
+    enough = last + max(_EARLY_SHARE * (first - last), _EARLY_NATS)
+    good = (n for n, rung in enumerate(rungs, 1) if rung.loss is not None and rung.loss <= enough)
+    n_rungs = next(good)
+    if n_rungs == len(rungs):
+        return None
+    return Release.of(manifest, wanted.ladder, n_rungs)
+
 
 def check_release(
     manifest: Manifest, state: DeviceState, adapter: str, base_fingerprint: str

@@ -41,8 +41,8 @@ class SyncSettings:
         radio: the link as the modem sees it; None to use what was measured.
         assumed_bps: rate to plan with before anything was measured [bit/s].
         fetch: cap, patience and pauses.
-        progressive: whether a device without an adapter puts the first chunk in force as soon as it
-            is here, and the rest later.
+        progressive: whether a device without an adapter begins with a prefix that is good enough as
+            soon as it is here, and takes the rest later; see `judging.early_prefix`.
         most_attempts: activations of one release that may be cut short before it is given up.
     """
 
