@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -43,4 +44,5 @@ if __name__ == "__main__":
     outcome = train(CONFIG)
     rank = torch.distributed.get_rank()
     torch.save(outcome, Path(sys.argv[1]) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    os._exit(0)  # at the end of an interpreter Gloo's threads sometimes abort what is done
