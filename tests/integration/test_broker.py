@@ -18,7 +18,7 @@ pytest.importorskip("paho.mqtt")
 
 from broker_data import certificate, free_port, mosquitto
 from command_line import call
-from edge_data import client_of, release_of, serving
+from edge_data import client_of, in_force, release_of, serving
 from rankcast.delivery.edge.syncing import SyncResult
 from rankcast.delivery.notices import Bell, Broker, notify
 from rankcast.errors import UnavailableError
@@ -129,6 +129,7 @@ def test_word_wakes_a_device_long_before_it_would_look(tmp_path: Path) -> None:
             server.publish(release_of(2), version=2)
             notify(broker, "demo", 2)
             told.wait_for("activated")
+            assert in_force(tmp_path) == release_of(2).to_bytes()
         finally:
             end()
 

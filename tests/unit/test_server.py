@@ -248,7 +248,7 @@ def test_the_limits_on_bodies_hold_without_a_length_and_against_slow_ones() -> N
     assert asyncio.run(ask([(0.02, b"x")] * 100)) == 408
 
 
-def test_an_answer_that_nobody_takes_is_ended() -> None:
+def test_an_answer_that_nobody_takes_is_ended(caplog: pytest.LogCaptureFixture) -> None:
     class Nothing:
         def labels(self, *_: str) -> Nothing:
             return self
@@ -258,15 +258,21 @@ def test_an_answer_that_nobody_takes_is_ended() -> None:
 
         requests = sent_bytes = property(lambda self: self)
 
+    reached: list[str] = []
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append("answering")
         await send({"type": "http.response.start", "status": 200})
-        raise AssertionError
+        reached.append("taken")
 
     async def send(_: Any) -> None:
-        await asyncio.sleep(10)
+        await asyncio.sleep(3600)
 
     observed = Observed(app, Nothing(), 0.01)  # pyright: ignore[reportArgumentType]
-    asyncio.run(observed({"type": "http", "method": "GET"}, None, send))  # pyright: ignore[reportArgumentType]
+    with caplog.at_level(logging.WARNING, "rankcast.serve"):
+        asyncio.run(observed({"type": "http", "method": "GET"}, None, send))  # pyright: ignore[reportArgumentType]
+    assert reached == ["answering"]
+    assert "took nothing for 0.01 s" in caplog.text
 
 
 def test_tokens_let_in_and_revoked_or_foreign_ones_do_not(tmp_path: Path) -> None:

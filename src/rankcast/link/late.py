@@ -22,6 +22,4 @@ def scipy(part: str) -> Any:
     try:
         return importlib.import_module(f"scipy.{part}")
     except ImportError as error:
-        raise ConfigError(
-            "This model of the link needs SciPy: pip install 'rankcast[link]'."
-        ) from error
+        raise ConfigError("This needs SciPy: pip install 'rankcast[link]'.") from error
