@@ -18,6 +18,7 @@ import pytest
 
 from codec_data import packed, random_adapter
 from delivery_data import FINGERPRINT, lay_out, put_release
+from page_checks import contrast
 from rankcast.codec.container import header_bytes
 from rankcast.codec.header import BaseModel
 from rankcast.delivery.manifest import Ladder, Manifest
@@ -446,18 +447,6 @@ COLOURS = """() => {
   }
   return found;
 }"""
-
-
-def contrast(one: str, other: str) -> float:
-    """Return the contrast of two CSS colours as WCAG 2 defines it."""
-
-    def luminance(colour: str) -> float:
-        channels = [int(c) / 255 for c in re.findall(r"\d+", colour)[:3]]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

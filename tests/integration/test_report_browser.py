@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from page_checks import contrast
 from rankcast.experiment.report import write_report
 from report_data import everything
+from system_programs import needs
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 COLOURS = """() => [...document.querySelectorAll('p, li, th, td, dt, dd, a, code, .badge, .note')]
   .filter(e => e.innerText && e.innerText.trim())
@@ -35,8 +33,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    chromium = needs("chromium")
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
 
@@ -58,18 +57,6 @@ def opened(browser: Any, url: str, width: int, scheme: str) -> tuple[Any, list[s
     )
     page.goto(url)
     return page, seen
-
-
-def contrast(one: str, other: str) -> float:
-    """Return the contrast of two CSS colours as WCAG 2 defines it."""
-
-    def luminance(colour: str) -> float:
-        channels = [int(c) / 255 for c in re.findall(r"\d+", colour)[:3]]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

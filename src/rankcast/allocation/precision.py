@@ -16,7 +16,6 @@ from rankcast.codec.container import Container
 from rankcast.codec.packing import Source, pack
 from rankcast.codec.quantise import EXPONENTS, PER_RADIX, exponent_near
 from rankcast.codec.rates import Spreads
-from rankcast.codec.tensors import Factors
 from rankcast.errors import ConfigError, InfeasibleDeadlineError
 from rankcast.link.capacity import RateModel
 from rankcast.link.costs import LinkCostModel
@@ -164,11 +163,7 @@ def pack_planned(source: Source, gains: FloatArray, budget_bits: float) -> Conta
 
     def planned(component_bits: float) -> Container:
         plan = plan_coding(spreads, gains, component_bits)
-        factors = tuple(
-            Factors(f.left[:, :r], f.right[:r])
-            for f, r in zip(source.tensors.factors, plan.ranks.tolist(), strict=True)
-        )
-        cut = replace(source.tensors, factors=factors)
+        cut = source.tensors.truncated(plan.ranks)
         return pack(replace(source, tensors=cut, offsets=plan.offsets), plan.exponent)
 
     found, low, high = planned(0.0), 0.0, float(budget_bits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -86,6 +86,25 @@ class AdapterTensors:
     def ranks(self) -> IntArray:
         """(N,) components that each projection has."""
         return np.array([f.rank for f in self.factors], dtype=np.int64)
+
+    def truncated(self, ranks: IntArray) -> AdapterTensors:
+        """Return the adapter with the first components of each projection.
+
+        Args:
+            ranks: (N,) at most so many.
+
+        Raises:
+            CodecError: ranks for another number of projections.
+        """
+        if len(ranks) != len(self.factors):
+            raise CodecError(
+                f"{len(self.factors)} projections need as many ranks, not {len(ranks)}."
+            )
+        factors = tuple(
+            Factors(f.left[:, :r], f.right[:r])
+            for f, r in zip(self.factors, np.asarray(ranks).tolist(), strict=True)
+        )
+        return replace(self, factors=factors)
 
     @property
     def n_params(self) -> int:

@@ -112,6 +112,20 @@ def publish(
         return _put_in_force(source, manifest, store, repository, signing)
 
 
+def check_publisher(store: Store, keys: KeyFolder, now: datetime) -> None:
+    """Raise what `publish` would raise of store and keys, before any work is done.
+
+    Raises:
+        DeliveryError: no store, keys missing, or the root expired.
+        TrustError: the store's metadata were changed by someone without the keys.
+    """
+    check_outside(keys, store)
+    repository = Repository.load(store)
+    check_root(repository, now)
+    for role in _SIGNING:
+        keys.signers(repository.root.signed, role)
+
+
 def _put_in_force(
     source: Sequence[Container],
     manifest: Manifest,

@@ -138,6 +138,18 @@ def read_file(file: Path, *, prefix: bool = False) -> Container:
     return read_container(data, allow_prefix=prefix)
 
 
+def file_or_packed(path: Path) -> Container:
+    """Return the container in a file, or the adapter of a folder, packed.
+
+    Raises:
+        CodecError: neither is there.
+    """
+    if not path.is_dir():
+        return read_file(path)
+    source = read_adapter(path)
+    return pack_at(source, "good") if source.exponent is None else pack(source, source.exponent)
+
+
 def _unpack(command: Unpack) -> int:
     container = read_file(command.file, prefix=command.prefix)
     tensors = unpack(container, command.chunks)

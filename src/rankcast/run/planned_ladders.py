@@ -7,16 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from rankcast.allocation.precision import pack_planned
 from rankcast.codec.container import Container
 from rankcast.codec.packing import Source, pack_at, pack_within
-from rankcast.codec.tensors import Factors
 from rankcast.delivery.manifest import Choice
-from rankcast.errors import CodecError, ConfigError, InfeasibleDeadlineError
+from rankcast.errors import ConfigError, InfeasibleDeadlineError
 from rankcast.link.payload import budget_bits
-from rankcast.records import IntArray, LinkState
+from rankcast.records import LinkState
 from rankcast.run.contents import BITS_OF_FLOAT32
 from rankcast.run.file_options import Texts
 from rankcast.run.folder import RunFolder
@@ -32,10 +29,12 @@ class PlannedLadders:
     Attributes:
         containers: distinct files, each measured on the run's validation texts.
         choices: of the policy for each link; empty where the solver planned.
+        left_out_db: links over which nothing arrives in time [dB].
     """
 
     containers: tuple[Container, ...]
     choices: tuple[Choice, ...]
+    left_out_db: tuple[float, ...]
 
 
 def planned_ladders(
@@ -70,6 +69,7 @@ def planned_ladders(
     learner = place.learner()
     made: list[Container] = []
     choices: list[Choice] = []
+    left_out: list[float] = []
     refused: InfeasibleDeadlineError | None = None
     for done, value in enumerate(sorted(snr_db), start=1):
         link = planner.link(value, bandwidth_hz, deadline_s)
@@ -77,6 +77,8 @@ def planned_ladders(
             packed = _packed(planner, place.source, link, by)
         except InfeasibleDeadlineError as error:
             refused = error
+            left_out.append(value)
+            on_link(done)
             continue
         found = measured(packed, learner)
         if found not in made:
@@ -86,7 +88,8 @@ def planned_ladders(
         on_link(done)
     if not made and refused is not None:
         raise refused
-    return PlannedLadders(tuple(made), tuple(choices) if by == "policy" else ())
+    chosen = tuple(choices) if by == "policy" else ()
+    return PlannedLadders(tuple(made), chosen, tuple(left_out))
 
 
 def _packed(
@@ -99,20 +102,9 @@ def _packed(
         if not ranks.any():
             least = min(p.d_in + p.d_out for p in source.tensors.projections)
             raise InfeasibleDeadlineError(BITS_OF_FLOAT32 * least, budget)
-        cut = _cut(source, ranks)
+        cut = replace(source, tensors=source.tensors.truncated(ranks))
         fine = pack_at(cut, "fine")  # finer steps cost bits and bring nothing
         return fine if 8 * len(fine.to_bytes()) <= budget else pack_within(cut, budget)
     if source.gains is None:
         raise ConfigError("The solver needs a run that has learned what its components are worth.")
     return pack_planned(source, source.gains, budget)
-
-
-def _cut(source: Source, ranks: IntArray) -> Source:
-    """Return an adapter with the strongest components of each projection."""
-    if len(ranks) != len(source.tensors.factors):
-        raise CodecError("The run's policy is for another adapter than lies beside it.")
-    factors = tuple(
-        Factors(f.left[:, :r], f.right[:r])
-        for f, r in zip(source.tensors.factors, np.asarray(ranks).tolist(), strict=True)
-    )
-    return replace(source, tensors=replace(source.tensors, factors=factors))

@@ -6,18 +6,16 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
 from rankcast.codec.container import Container
-from rankcast.codec.packing import pack, pack_at, read_adapter
 from rankcast.delivery.manifest import Choice, Manifest
-from rankcast.delivery.publishing import publish
+from rankcast.delivery.publishing import check_publisher, publish
 from rankcast.delivery.store import Store
 from rankcast.errors import ConfigError, UnavailableError
-from rankcast.run.containers import read_file
+from rankcast.run.containers import file_or_packed
 from rankcast.run.delivery_options import Publish
 from rankcast.run.key_commands import key_folder
 
@@ -27,8 +25,10 @@ def dispatch(command: Publish) -> int:
     if not command.files:
         raise ConfigError("Name what to publish: rankcast publish FILE.rcast --name NAME …")
     tell = _herald(command.mqtt)
-    source, choices = _planned(command) if command.planner else _as_they_are(command)
     keys, store = key_folder(command), Store(command.store)
+    if command.planner is not None:
+        check_publisher(store, keys, datetime.now(UTC))  # planning takes minutes
+    source, choices = _planned(command) if command.planner else _as_they_are(command)
     manifest = publish(
         source, command.name, store, keys, datetime.now(UTC), choices=choices,
         allow_new_base=command.allow_new_base,
@@ -61,7 +61,7 @@ def _as_they_are(command: Publish) -> tuple[list[Container], tuple[Choice, ...]]
             "--snr-db, --bandwidth-hz and --deadline-s say for which links to plan; say who plans "
             "with --planner policy or --planner solver."
         )
-    return [_container(path) for path in command.files], ()
+    return [file_or_packed(path) for path in command.files], ()
 
 
 def _planned(command: Publish) -> tuple[list[Container], tuple[Choice, ...]]:
@@ -82,6 +82,9 @@ def _planned(command: Publish) -> tuple[list[Container], tuple[Choice, ...]]:
             deadline_s=command.deadline_s,
             on_link=lambda done: progress.update(task, completed=done),
         )
+    if found.left_out_db:
+        links = ", ".join(f"{value:g} dB" for value in found.left_out_db)
+        print(f"rankcast: nothing arrives in time at {links}.", file=sys.stderr)  # noqa: T201
     return list(found.containers), found.choices
 
 
@@ -107,11 +110,3 @@ def _herald(url: str | None) -> Callable[[Manifest], bool]:
         return True
 
     return tell
-
-
-def _container(path: Path) -> Container:
-    """Return the container in a file, or the adapter of a folder, packed."""
-    if not path.is_dir():
-        return read_file(path)
-    source = read_adapter(path)
-    return pack_at(source, "good") if source.exponent is None else pack(source, source.exponent)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rankcast.codec.container import Container
-from rankcast.codec.packing import pack, pack_at, read_adapter
 from rankcast.errors import ConfigError
+from rankcast.files import replace_file
 from rankcast.link.rate_models import parameters_of
 from rankcast.records import FloatArray
-from rankcast.run.containers import read_file
+from rankcast.run.containers import file_or_packed
 from rankcast.run.link import LinkConfig
 from rankcast.run.rehearse_options import Rehearse
 from rankcast.run.signals import INTERRUPTED, stop_on_signal
@@ -97,12 +97,12 @@ def releases_of(command: Rehearse) -> tuple[str, tuple[Sequence[Container], Sequ
     if command.store is not None:
         name, first = made.containers_of(Store(command.store), command.name)
     elif command.adapter is not None:
-        first = [_container(command.adapter)]
+        first = [file_or_packed(command.adapter)]
     else:
         first = [made.made_adapter(seed)]
     first = [made.checked_release(container) for container in first]
     if command.next is not None:
-        second = [made.checked_release(_container(command.next))]
+        second = [made.checked_release(file_or_packed(command.next))]
     else:
         second = [made.next_adapter(container, seed + 1) for container in first]
     return name, (first, second)
@@ -204,13 +204,6 @@ def _folder(command: Rehearse) -> Iterator[Path]:
         yield Path(made)
 
 
-def _container(path: Path) -> Container:
-    if not path.is_dir():
-        return read_file(path)
-    source = read_adapter(path)
-    return pack_at(source, "good") if source.exponent is None else pack(source, source.exponent)
-
-
 def _described(command: Rehearse, links: Links, bandwidth_hz: float) -> dict[str, Any]:
     return {
         "process": "trace" if command.trace is not None else command.process,
@@ -227,11 +220,16 @@ def _described(command: Rehearse, links: Links, bandwidth_hz: float) -> dict[str
 def _write(command: Rehearse, plain: dict[str, Any]) -> None:
     if command.output is not None:
         command.output.parent.mkdir(parents=True, exist_ok=True)
-        command.output.write_text(json.dumps(plain, indent=2) + "\n", "utf-8")
+        text = json.dumps(plain, indent=2) + "\n"
+        replace_file(command.output, lambda partial: partial.write_text(text, "utf-8"))
     if command.csv is not None:
         command.csv.parent.mkdir(parents=True, exist_ok=True)
-        with command.csv.open("w", encoding="utf-8", newline="") as file:
-            rows = [{**row, "failures": sum(row["failures"].values())} for row in plain["devices"]]
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        rows = [{**row, "failures": sum(row["failures"].values())} for row in plain["devices"]]
+        replace_file(command.csv, lambda partial: _write_rows(partial, rows))
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
