@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Set up and run the project. Needs Python 3.11 or newer with pip, and nothing else.
 
-    python3 dev.py demo    train a small policy, print what it chooses for each link, draw it
-    python3 dev.py test    the test suite
-    python3 dev.py check   formatter, linter, type checker, import layers
-    python3 dev.py bench   the speed comparisons in benchmarks/
-    python3 dev.py docs    check that every link and every code name in the docs exists
-    python3 dev.py run …   any `rankcast …` command inside the environment
+    python3 dev.py demo     train a small policy, print what it chooses for each link, draw it
+    python3 dev.py test     the test suite
+    python3 dev.py check    formatter, linter, type checker, import layers
+    python3 dev.py bench    the speed comparisons in benchmarks/
+    python3 dev.py docs     check that every link and every code name in the docs exists
+    python3 dev.py study …  list, run and report the studies, see docs/studies.md
+    python3 dev.py run …    any `rankcast …` command inside the environment
 
 The environment is made in .venv on first use and again whenever pyproject.toml or
 constraints.txt changes. Everything after the first word is passed on.
@@ -83,6 +84,7 @@ COMMANDS = {
     "check": check,
     "bench": lambda *args: run("python", "-m", "pytest", "benchmarks", "-n", "0", *args),
     "docs": lambda *args: run("python", "-m", "pytest", "tests/architecture/test_docs.py", *args),
+    "study": lambda *args: run("python", "-m", "studies", *args),
     "run": lambda *args: run("rankcast", *args),
 }
 

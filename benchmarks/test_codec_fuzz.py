@@ -18,8 +18,8 @@ N_MUTANTS, SEED = 100_000, 1
 
 def test_no_damage_crashes_or_yields_an_adapter() -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from codec_data import packed, random_adapter
-    from mutations import MEMORY_BYTES, try_mutants
+    from helpers.codec import packed, random_adapter
+    from helpers.mutations import MEMORY_BYTES, try_mutants
 
     tensors = random_adapter(0, modules={"classifier.weight": (2, 24), "classifier.bias": (2,)})
     start = time.perf_counter()

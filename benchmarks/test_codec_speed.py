@@ -52,12 +52,10 @@ def tasks() -> dict[str, tuple[Callable[[], object], int]]:
     """Return what is timed, with the bytes that came out."""
     import numpy as np
 
-    from rankcast.codec.chunks import ChunkPlan
-    from rankcast.codec.gaussian import fresh_model
+    from rankcast.codec.chunks import ChunkPlan, Decoder, SymbolReader, SymbolWriter, encode
+    from rankcast.codec.entropy_model import fresh_model
     from rankcast.codec.header import BaseModel, Header
-    from rankcast.codec.ladder import exponent_of_quality, ladder_to
-    from rankcast.codec.stream import Decoder, encode
-    from rankcast.codec.symbols import SymbolReader, SymbolWriter
+    from rankcast.codec.packing import chunk_plans, exponent_of_quality
 
     tensors = adapter()
     ranks = tuple(tensors.ranks.tolist())
@@ -73,7 +71,8 @@ def tasks() -> dict[str, tuple[Callable[[], object], int]]:
 
     for relative in RELATIVE_STEPS:
         exponent = exponent_of_quality(tensors, relative)
-        plans = {"one chunk": [ChunkPlan(exponent, ranks)], "ladder": ladder_to(tensors, exponent)}
+        one, ladder = [ChunkPlan(exponent, ranks)], chunk_plans(tensors, exponent)
+        plans = {"one chunk": one, "ladder": ladder}
         for name, plan in plans.items():
             chunks = encode(tensors, plan)
             size = sum(map(len, chunks))

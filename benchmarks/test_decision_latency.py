@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankcast.files import replace_file
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -58,10 +60,9 @@ VARIANTS = (
 def build(variant: Variant, batch: int) -> Callable[[], Tensor]:
     import torch
 
+    from rankcast.policy.ddim import NoiseSchedule, ddim_sample, guided_predict
     from rankcast.policy.denoisers import ResidualMlpDenoiser
-    from rankcast.policy.fast_sampler import FastSampler
-    from rankcast.policy.sampler import ddim_sample, guided_predict
-    from rankcast.policy.schedule import NoiseSchedule
+    from rankcast.policy.fast_ddim import FastSampler
 
     generator = torch.Generator().manual_seed(0)
     denoiser = ResidualMlpDenoiser(N, CONDITION, variant.hidden, BLOCKS)
@@ -190,9 +191,8 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     result = report()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    temporary = RESULTS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    temporary.replace(RESULTS)
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    replace_file(RESULTS, lambda partial: partial.write_text(text, "utf-8"))
     for name, row in result["variants"].items():
         one, many, least = row["batch_1"], row["batch_64"], row["floor_batch_1"]
         print(

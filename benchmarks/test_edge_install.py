@@ -75,7 +75,7 @@ def imported(python: Path, args: list[str], env: dict[str, str]) -> list[str]:
     """Return which of the unwanted libraries a command imports."""
     script = (
         "import contextlib, io, json, sys\n"
-        "from rankcast.cli import main\n"
+        "from rankcast.cli.main import main\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
         f"    main({args!r})\n"
         f"print(json.dumps([m for m in {UNWANTED!r} if m in sys.modules]))"
@@ -87,7 +87,7 @@ def imported(python: Path, args: list[str], env: dict[str, str]) -> list[str]:
 def state(folder: Path) -> Path:
     """Return the folder of a device that has synced."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from edge_data import client_of, release_of, serving
+    from helpers.edge import client_of, release_of, serving
 
     with serving(folder) as server:
         server.publish(release_of(1))

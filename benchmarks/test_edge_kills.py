@@ -22,8 +22,8 @@ N_KILLS, SEED = 200, 1
 
 def test_no_kill_leaves_a_device_that_cannot_go_on() -> None:
     sys.path.insert(0, TESTS)
-    from edge_data import serving
-    from edge_kills import Mortal, forking, kill_at_random
+    from helpers.edge import serving
+    from helpers.edge_kills import Mortal, forking, kill_at_random
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server:

@@ -38,8 +38,8 @@ GET = (
 
 def test_a_coded_adapter_arrives_before_its_float32_copy() -> None:
     sys.path.insert(0, TESTS)
-    from lossy_links import WAYS, why_no_namespaces
-    from rankcast.statistics import t_interval
+    from helpers.lossy_links import WAYS, why_no_namespaces
+    from studies.report.statistics import t_interval
 
     way = "kernel" if why_no_namespaces() is None else "proxy"
     with tempfile.TemporaryDirectory() as name:
@@ -98,18 +98,20 @@ def _round(folder: Path, cloud: dict[str, Any], link: Any, n: int) -> dict[str, 
 
 
 def _published(folder: Path) -> dict[str, Any]:
-    from codec_data import random_adapter
+    from helpers.codec import random_adapter
+    from rankcast.codec.formats.peft import write_peft
     from rankcast.codec.header import BaseModel
-    from rankcast.codec.lora_files import write_peft
-    from rankcast.codec.packing import Source, pack_at
-    from rankcast.delivery.keyring import KeyFolder
-    from rankcast.delivery.publishing import publish
-    from rankcast.delivery.registry import Registry
-    from rankcast.delivery.signing import init_keys
-    from rankcast.delivery.store import Store
+    from rankcast.codec.packing import Source
+    from rankcast.packaging.pack import pack
+    from rankcast.release.ceremony import init_keys
+    from rankcast.release.keys import KeyFolder
+    from rankcast.release.publish import publish
+    from rankcast.release.store import Store
+    from rankcast.server.registry import Registry
 
     tensors = random_adapter(SEED, WIDTHS, (RANK,) * len(WIDTHS))
-    container = pack_at(Source(tensors, BaseModel("shapes of MiniLM", "0" * 64), {}), "good")
+    source = Source(tensors, BaseModel("shapes of MiniLM", "0" * 64), {})
+    container = pack(source, quality="good")
     write_peft(tensors, folder / "float32")
     store, keys, now = Store(folder / "store"), KeyFolder(folder / "keys"), datetime.now(UTC)
     init_keys(keys, store, now)

@@ -20,12 +20,12 @@ N_ADAPTERS = (1, 10, 100)
 
 def bytes_of_looks(folder: Path, n_adapters: int) -> dict[str, int]:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from release_data import Counting, device, publisher
+    from helpers.releases import Counting, device, new_publisher
 
-    made = publisher(folder)
+    made = new_publisher(folder)
     for number in range(n_adapters):
         made.publish(name=f"adapter-{number:04}")
-    counting = Counting(made.store.root)
+    counting = Counting()
     source, found = device(made, folder / "device", fetcher=counting), {}
 
     def look(what: str) -> None:

@@ -70,15 +70,14 @@ class Site:
 
 
 @contextmanager
-def site(folder: Path) -> Iterator[Site]:
+def sites(folder: Path) -> Iterator[Site]:
     import psutil
 
-    sys.path.insert(0, str(HERE.parent / "tests"))
-    from delivery_data import FINGERPRINT, put_release, store_with
-    from nginx_data import nginx
-    from rankcast.delivery.registry import Registry
-    from rankcast.delivery.store import Store
-    from serve_data import served
+    sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+    from helpers.servers import nginx, served
+    from helpers.stores import FINGERPRINT, put_release, store_with
+    from rankcast.release.store import Store
+    from rankcast.server.registry import Registry
 
     store = Store(folder / "store")
     releases = [put_release(store, name, 1, (sizes,), ((1.0,) * 40,))
@@ -91,53 +90,53 @@ def site(folder: Path) -> Iterator[Site]:
     tokens = [registry.add(f"edge-{n}") for n in range(N_DEVICES)]
     registry.close()
     (folder / "tokens").write_text("\n".join(tokens))
-    found, me = Site(folder, tokens, FINGERPRINT), psutil.Process()
+    site, me = Site(folder, tokens, FINGERPRINT), psutil.Process()
     plain = {" ssl http2": "", "rate=200r/s": "rate=100000r/s", "rate=10r/s": "rate=100000r/s"}
 
     with ExitStack() as stack:
         before = set(me.children())
         _, port, _ = stack.enter_context(served(folder, "--workers", str(WORKERS)))
         server = [child for child in me.children() if child not in before]
-        found.ports[VARIANTS[2]], found.processes[VARIANTS[2]] = port, server
+        site.ports[VARIANTS[2]], site.processes[VARIANTS[2]] = port, server
         for variant, name in ((VARIANTS[0], "nginx-static.conf"), (VARIANTS[1], "nginx.conf")):
             before = set(me.children())
-            found.ports[variant] = stack.enter_context(
+            site.ports[variant] = stack.enter_context(
                 nginx(folder / name, name, store.root, port, workers=WORKERS, changes=plain)
             )
-            found.processes[variant] = [c for c in me.children() if c not in before]
-        found.processes[VARIANTS[1]] += server
-        yield found
+            site.processes[variant] = [c for c in me.children() if c not in before]
+        site.processes[VARIANTS[1]] += server
+        yield site
 
 
-def wrk(found: Site, variant: str, adapter: str, seconds: int, seed: int, *, plan: bool) -> Any:
-    from system_programs import needs
+def wrk(site: Site, variant: str, adapter: str, seconds: int, seed: int, *, plan: bool) -> Any:
+    from helpers.programs import needs
 
-    asked = {"adapter": adapter, "base_fingerprint": found.base, "deadline_s": 1.0, "held": [],
+    asked = {"adapter": adapter, "base_fingerprint": site.base, "deadline_s": 1.0, "held": [],
              "link": {"throughput_bps": 2e6}}  # fmt: skip
-    env = {"TOKENS": str(found.folder / "tokens"), "SEED": str(seed),
-           "PATHS": str(found.folder / f"{adapter}.paths")}  # fmt: skip
+    env = {"TOKENS": str(site.folder / "tokens"), "SEED": str(seed),
+           "PATHS": str(site.folder / f"{adapter}.paths")}  # fmt: skip
     if plan:
         env["PLAN"] = json.dumps(asked)
-    url = f"http://127.0.0.1:{found.ports[variant]}"
+    url = f"http://127.0.0.1:{site.ports[variant]}"
     command = [needs("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s",
                "-s", str(HERE / "load.lua"), url]  # fmt: skip
-    before = found.cpu_s(variant)
+    before = site.cpu_s(variant)
     out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout  # noqa: S603
     line = next(line for line in out.splitlines() if line.startswith("JSON "))
     got = json.loads(line[5:])
-    got["server_cpu_us"] = 1e6 * (found.cpu_s(variant) - before) / max(1, got["requests"])
+    got["server_cpu_us"] = 1e6 * (site.cpu_s(variant) - before) / max(1, got["requests"])
     got["per_s"] = got["requests"] / got["seconds"]
     got["megabytes_per_s"] = got["bytes"] / got["seconds"] / 1e6
     return got
 
 
-def devices(found: Site, variant: str, seconds: float, pause_s: float, seed: int) -> Any:
+def devices(site: Site, variant: str, seconds: float, pause_s: float, seed: int) -> Any:
     import numpy as np
 
-    given = {"port": found.ports[variant], "tokens": found.tokens, "base": found.base,
+    given = {"port": site.ports[variant], "tokens": site.tokens, "base": site.base,
              "seconds": seconds, "pause_s": pause_s, "seed": seed}  # fmt: skip
-    (found.folder / "given.json").write_text(json.dumps(given))
-    command = [sys.executable, str(HERE / "edges.py"), str(found.folder / "given.json")]
+    (site.folder / "given.json").write_text(json.dumps(given))
+    command = [sys.executable, str(HERE / "edges.py"), str(site.folder / "given.json")]
     began = time.perf_counter()
     seen = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)  # noqa: S603
     took_s = time.perf_counter() - began
@@ -162,37 +161,39 @@ def in_turn(rounds: int, ask: Callable[[str, int], Any], variants: tuple[str, ..
 def summary(got: dict[str, list[Any]]) -> dict[str, Any]:
     import numpy as np
 
-    from rankcast.statistics import t_interval
+    from studies.report.statistics import t_interval
 
     static = np.array([x["per_s"] for x in got[VARIANTS[0]]])
-    found = {}
+    summaries = {}
     for variant, rows in got.items():
         ratio = t_interval(np.log(np.array([x["per_s"] for x in rows]) / static))
-        found[variant] = {
+        summaries[variant] = {
             **{key: float(np.median([x[key] for x in rows]))
                for key in ("per_s", "megabytes_per_s", "server_cpu_us", "p95_ms")},
             "errors": sum(x["errors"] for x in rows),
             "of_static_files": [float(np.exp(x)) for x in (ratio.value, ratio.low, ratio.high)],
             "per_s_in_each_round": [x["per_s"] for x in rows],
         }  # fmt: skip
-    return found
+    return summaries
 
 
 def measure(rounds: int, seconds: int) -> dict[str, Any]:
-    from rankcast.delivery.serving.protocol import name_of
+    from rankcast.server.process import PatientProtocol
 
-    with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as found:
+    parser = PatientProtocol.__base__.__module__.rpartition(".")[2].removesuffix("_impl")
+
+    with tempfile.TemporaryDirectory() as folder, sites(Path(folder)) as site:
         blobs = {
             adapter: summary(in_turn(
-                rounds, lambda v, n: wrk(found, v, adapter, seconds, n, plan=False), VARIANTS  # noqa: B023
+                rounds, lambda v, n: wrk(site, v, adapter, seconds, n, plan=False), VARIANTS  # noqa: B023
             ))
             for adapter in ("sst2", "chat")
         }  # fmt: skip
         plans = in_turn(
-            rounds, lambda v, n: wrk(found, v, "sst2", seconds, n, plan=True), VARIANTS[1:]
+            rounds, lambda v, n: wrk(site, v, "sst2", seconds, n, plan=True), VARIANTS[1:]
         )
         edges = in_turn(
-            max(1, rounds // 2), lambda v, n: devices(found, v, 3.0 * seconds, 4.0, n), VARIANTS[1:]
+            max(1, rounds // 2), lambda v, n: devices(site, v, 3.0 * seconds, 4.0, n), VARIANTS[1:]
         )
     return {
         "devices": N_DEVICES,
@@ -206,8 +207,8 @@ def measure(rounds: int, seconds: int) -> dict[str, Any]:
         "plans_as_fast_as_they_are_answered": plans,
         "devices_that_sync_every_4_s": edges,
         "machine": machine(),
-        "parser": name_of(),
-        "versions": versions(),
+        "parser": parser,
+        "versions": installed(),
         "command": "python benchmarks/test_serve_load.py",
     }
 
@@ -217,17 +218,17 @@ def machine() -> str:
             f"work; load average {os.getloadavg()[0]:.1f}")  # fmt: skip
 
 
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
+def installed() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("uvicorn", "httptools", "uvloop", "h11", "fastapi", "sqlalchemy"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
+            versions[name] = None
     for name, flag in (("nginx", "-v"), ("wrk", "-v")):
         done = subprocess.run([name, flag], capture_output=True, text=True, check=False)  # noqa: S603
-        found[name] = (done.stdout + done.stderr).partition("\n")[0]
-    return found
+        versions[name] = (done.stdout + done.stderr).partition("\n")[0]
+    return versions
 
 
 def n_errors(result: dict[str, Any]) -> int:

@@ -41,8 +41,8 @@ def base_model() -> tuple[Any, str]:
 
 def elastic_step(rank: int | None, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
     """Return one step of ours at a uniform rank, or at random ranks drawn anew each step."""
+    from rankcast.adapters.elastic import ElasticAdapter
     from rankcast.adapters.optimizer import PrefixAdamW
-    from rankcast.adapters.svd import ElasticAdapter
 
     adapter = ElasticAdapter.attach(base_model()[0], r_max=R_MAX)
     optimizer = PrefixAdamW(adapter, lr=1e-3)

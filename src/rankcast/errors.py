@@ -1,4 +1,4 @@
-"""Everything rankcast raises on purpose.
+"""The errors that rankcast raises on purpose.
 
 RankcastError
 ├── LinkError                     an impossible link: NaN SNR, no bandwidth, no time
@@ -75,7 +75,7 @@ class DeliveryError(RankcastError, RuntimeError):
 
 
 class UnavailableError(DeliveryError):
-    """What is needed is not there now, such as room on a disk; the same may work later."""
+    """Something that is not there now, such as room on a disk; the same may work later."""
 
 
 class TrustError(DeliveryError):
@@ -86,3 +86,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest known word, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def check_choice(what: str, word: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is not among the known ones.
+
+    Raises:
+        ConfigError: names the known words and the closest of them.
+    """
+    if word not in known:
+        raise ConfigError(
+            f"Unknown {what} {word!r}{nearest(word, known)}. Choose one of {', '.join(known)}."
+        )

@@ -1,10 +1,20 @@
-"""How files get to where they belong: whole or not at all."""
+"""Write files so that they are whole or not there at all, and keep two writers apart."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-from collections.abc import Callable
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from rankcast.errors import DeliveryError, UnavailableError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -21,21 +31,50 @@ def put_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write bytes so that they last: a power cut leaves the old file or the new one, whole.
 
     Args:
-        path: the file; its folder exists.
+        path: the file; its folder is made if it does not exist.
         data: what it is to hold.
         mode: permissions, before the umask; nobody else can open it even for a moment.
     """
-
-    def write(partial: Path) -> None:
-        partial.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.unlink(missing_ok=True)
+    try:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-
-    replace_file(path, write)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; its files appear in `target` if the block succeeds.
+
+    A target that does not exist appears in one step. In one that does, files are replaced one by
+    one and the others stay.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if not target.exists():
+            partial.rename(target)
+            return
+        for path in sorted(partial.iterdir()):
+            path.replace(target / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def flush_file(path: Path) -> None:
+    """Wait until the disk has a file's bytes."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:
@@ -47,3 +86,81 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Explain an error of the disk while `path` is written.
+
+    Raises:
+        UnavailableError: the disk is full, or does not take the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UnavailableError(
+                f"The disk is full, so {path} could not be written. Nothing that was complete is "
+                f"lost. Free some space and try again; it continues where it stopped."
+            ) from error
+        raise UnavailableError(
+            f"{path} could not be written: {error.strerror or error}."
+        ) from error
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file for as long as the block runs.
+
+    The file stays; what counts is the operating system's lock on it, which ends with the process.
+
+    Args:
+        path: the lock file; its folder is made if it does not exist.
+        what: what is being done, for the message to whoever comes second.
+
+    Raises:
+        DeliveryError: another process holds it, or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DeliveryError(
+            f"{path} cannot be written: {error.strerror}. Check the folder's permissions."
+        ) from error
+    try:
+        if not _locked(handle):
+            holder = os.pread(handle, 200, 0).decode("utf-8", "replace") if _POSIX else ""
+            raise DeliveryError(
+                f"Someone else is {what} ({holder or 'another process'}). Try again when they are "
+                f"done; the lock on {path} ends with their process."
+            )
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
+            os.truncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+_POSIX = os.name == "posix"
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _locked(handle: int) -> bool:
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _locked(handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True

@@ -1,4 +1,4 @@
-"""What the linear maps of a transformer are called, and which of the paper's six each one is."""
+"""The names of the linear maps of a transformer, and which of the paper's six each one is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the parts hand to one another: frozen, typed, with units in the names.
+"""The records that the parts pass to one another: frozen, typed, with units in the names.
 
 Shapes: `B` parallel environments, `N` projections that carry an adapter. Arrays always have
 the batch axis; a single environment has B = 1.
@@ -89,7 +89,7 @@ class LinkState:
     deadline_s: FloatArray
 
     def __post_init__(self) -> None:
-        """Refuse what no receiver could measure."""
+        """Refuse values that no receiver could measure."""
         snr, bandwidth, deadline = (
             np.atleast_1d(np.asarray(x, dtype=np.float64))
             for x in (self.snr_db, self.bandwidth_hz, self.deadline_s)
@@ -141,7 +141,7 @@ class Observation:
     Attributes:
         link: SNR, bandwidth, deadline.
         text: lexical entropy and OOV rate of the batch that comes next.
-        ranks: (B, N) ranks in force.
+        ranks: (B, N) active ranks; where only the increase is paid for, those received.
     """
 
     link: LinkState

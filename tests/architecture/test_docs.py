@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import tyro
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -24,8 +23,11 @@ DOCUMENTS = [
 PAPER_MAP = ROOT / "docs" / "paper-map.md"
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-DOTTED = re.compile(r"`(rankcast(?:\.\w+)+)")
-PATH = re.compile(r"`((?:src|tests|docs|experiments|benchmarks)/[^`\s]*)`")
+DOTTED = re.compile(r"`((?:rankcast|studies)(?:\.\w+)+)")
+PATH = re.compile(r"`((?:src|tests|docs|studies|benchmarks)/[^`\s]*)`")
+PLACEHOLDER = re.compile(r"NAME|\*")
+SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+STUDY = ["python3", "dev.py", "study"]
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RESULTS = re.compile(r"<!-- results:(\S+) -->\n(.*?)<!-- /results -->", re.DOTALL)
 
@@ -35,7 +37,7 @@ each_document = pytest.mark.parametrize(
 
 
 def python_blocks(*, runnable: bool) -> list[object]:
-    found = []
+    blocks = []
     for document in DOCUMENTS:
         text = document.read_text("utf-8")
         for match in BLOCK.finditer(text):
@@ -43,8 +45,8 @@ def python_blocks(*, runnable: bool) -> list[object]:
                 line = text.count("\n", 0, match.start(2))
                 where = f"{document.relative_to(ROOT)}:{line}"
                 # Blank lines keep the line numbers of a traceback those of the document.
-                found.append(pytest.param(document, "\n" * line + match[2], id=where))
-    return found
+                blocks.append(pytest.param(document, "\n" * line + match[2], id=where))
+    return blocks
 
 
 def resolve(dotted: str) -> None:
@@ -53,11 +55,11 @@ def resolve(dotted: str) -> None:
     n_modules = len(parts)
     while importlib.util.find_spec(parts[0]) and not is_module(".".join(parts[:n_modules])):
         n_modules -= 1
-    found: object = importlib.import_module(".".join(parts[:n_modules]))
+    value: object = importlib.import_module(".".join(parts[:n_modules]))
     for part in parts[n_modules:]:
-        if is_dataclass(found) and part in {field.name for field in fields(found)}:
+        if is_dataclass(value) and part in {field.name for field in fields(value)}:
             return
-        found = getattr(found, part)
+        value = getattr(value, part)
 
 
 def is_module(dotted: str) -> bool:
@@ -68,7 +70,7 @@ def is_module(dotted: str) -> bool:
 
 
 def anchors(file: Path) -> set[str]:
-    """Return what the headings of a document are called in links to them, and its own anchors."""
+    """Return the anchors that links may lead to: those of the headings, and explicit ones."""
     text = file.read_text("utf-8")
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     named = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
@@ -108,10 +110,11 @@ def test_code_names_exist(document: Path) -> None:
     assert missing == []
 
 
-def test_paths_in_the_paper_map_exist() -> None:
-    paths = sorted(set(PATH.findall(PAPER_MAP.read_text("utf-8"))))
-    assert paths
-    assert [p for p in paths if not (ROOT / p).exists()] == []
+@each_document
+def test_paths_exist(document: Path) -> None:
+    paths = sorted(set(PATH.findall(document.read_text("utf-8"))))
+    known = [path for path in paths if not PLACEHOLDER.search(path)]
+    assert [path for path in known if not (ROOT / path).exists()] == []
 
 
 def test_the_paper_map_covers_the_paper() -> None:
@@ -158,65 +161,76 @@ def test_extending_shows_every_kind_of_extension_in_runnable_code() -> None:
     assert silent == []
 
 
-def test_commands_in_the_readme_are_understood() -> None:
-    from rankcast import cli
-    from rankcast.run.config import load_preset
-    from rankcast.run.presets import preset_names
-
-    text = (ROOT / "README.md").read_text("utf-8")
-    lines = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).split("\n")
-    commands = [shlex.split(line, comments=True)[1:] for line in lines if line[:9] == "rankcast "]
-    assert {args[0] for args in commands} >= {"train", "allocate", "evaluate", "demo"}
-    for args in commands:
-        command, rest = tyro.cli(cli.Command, args=args, return_unknown_args=True)
-        overrides = cli.parse_overrides(rest)
-        preset = getattr(command, "preset", args[0])
-        if preset in preset_names():
-            load_preset(preset, overrides)  # refuses settings that do not exist
-        else:
-            assert overrides == {}, args
+def commands(document: Path) -> list[list[str]]:
+    """Return the words of every command in the shell blocks of a document."""
+    blocks = SHELL.findall(document.read_text("utf-8"))
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
 
 
-def test_the_table_of_experiments_says_what_the_folders_say() -> None:
-    from rankcast.experiment.catalogue import Catalogue
+@each_document
+def test_commands_are_understood(document: Path) -> None:
+    from rankcast.cli.main import parse
 
-    text = (ROOT / "docs" / "experiments.md").read_text("utf-8")
-    row = r"^\| \[`(\w+)`\]\(\.\./experiments/\1/README\.md\) \| (.+?) \| (.+?) \|$"
+    for words in commands(document):
+        if words[:1] == ["rankcast"]:  # no run is here, so that its settings are a preset's
+            parse(["tiny" if word.endswith(".yaml") else word for word in words[1:]])
+
+
+@each_document
+def test_commands_of_studies_are_understood(document: Path) -> None:
+    from rankcast.cli.parsing import parse_options
+    from studies.harness.cli import PROGRAM, Studies
+
+    for words in commands(document):
+        if words[:3] == STUDY:
+            parse_options(Studies.COMMANDS[words[3]], words[4:], PROGRAM)
+
+
+def test_the_readme_shows_the_main_commands() -> None:
+    shown = {words[1] for words in commands(ROOT / "README.md") if words[:1] == ["rankcast"]}
+    assert shown >= {"train", "allocate", "evaluate", "demo"}
+
+
+def test_the_table_of_studies_says_what_the_folders_say() -> None:
+    from studies.harness.catalogue import Catalogue
+
+    text = (ROOT / "docs" / "studies.md").read_text("utf-8")
+    row = r"^\| \[`(\w+)`\]\(\.\./studies/\1/README\.md\) \| (.+?) \| (.+?) \|$"
     listed = re.findall(row, text, re.MULTILINE)
-    experiments = Catalogue(ROOT / "experiments").load_all()
-    found = [(e.name, e.source, e.question) for e in experiments]
-    assert sorted(listed) == sorted(found), "The table in docs/experiments.md is out of date."
+    studies = [(s.name, s.source, s.question) for s in Catalogue(ROOT / "studies").load_all()]
+    assert sorted(listed) == sorted(studies), "The table in docs/studies.md is out of date."
 
 
 @pytest.fixture(scope="module")
 def committed() -> Any:
-    """Every experiment as the committed result files alone present it."""
-    from rankcast.experiment.catalogue import Catalogue
-    from rankcast.experiment.scoreboard import present_all
-    from rankcast.experiment.store import Store
+    """Return every study as the committed result files alone present it."""
+    from studies.harness.catalogue import Catalogue
+    from studies.harness.store import Store
+    from studies.report.scoreboard import present_all
 
-    catalogue = Catalogue(ROOT / "experiments")
-    store = Store(ROOT / "experiments", ROOT / "no-rows-of-this-machine")
+    catalogue = Catalogue(ROOT / "studies")
+    store = Store(ROOT / "studies", ROOT / "no-rows-of-this-machine")
     return present_all(catalogue, catalogue.load_all(), store)
 
 
 def test_the_committed_report_is_what_the_result_files_say(committed: Any) -> None:
-    from rankcast.experiment.report.markdown import render_markdown
-    from rankcast.experiment.report.page import make_page
+    from studies.report.markdown import render_markdown
+    from studies.report.page import make_page
 
     shown = (ROOT / "docs" / "scoreboard" / "report.md").read_text("utf-8")
     assert shown == render_markdown(make_page(committed)), (
-        "Out of date: rankcast experiment report --work no-rows --output docs/scoreboard"
+        "Out of date: python3 dev.py study report --work no-rows --output docs/scoreboard"
     )
 
 
 def test_results_tables_are_what_the_result_files_say(committed: Any) -> None:
-    """A block `results:NAME` holds what `experiments/NAME` makes of its result file alone."""
-    from rankcast.experiment.report.blocks import blocks_of
+    """A block `results:NAME` holds what `studies/NAME` makes of its result file alone."""
+    from studies.report.blocks import blocks_of
 
     blocks = blocks_of(committed)
-    for document in (ROOT / "README.md", *sorted((ROOT / "experiments").glob("*/README.md"))):
+    for document in (ROOT / "README.md", *sorted((ROOT / "studies").glob("*/README.md"))):
         for name, shown in RESULTS.findall(document.read_text("utf-8")):
-            script = ROOT / "experiments" / name / "render.py"
+            script = ROOT / "studies" / name / "render.py"
             rendered = load(script).render() if script.exists() else blocks.get(name, "")
             assert shown.strip() == rendered.strip(), f"{name} in {document} is out of date."

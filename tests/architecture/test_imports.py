@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
+
+from helpers.commands import fresh_python
 
 HEAVY = (
     "torch",
@@ -23,22 +23,25 @@ HEAVY = (
 LIGHT = {
     "the package": "import rankcast",
     "records and errors": "import rankcast.records, rankcast.errors",
-    "the radio": "import rankcast.link.capacity, rankcast.link.payload, rankcast.link.fading",
+    "the radio": "import rankcast.link.capacity, rankcast.link.costs, rankcast.link.processes",
+    "the settings of a run": "from rankcast.presets import load_preset; load_preset('tiny')",
+    "a link from settings": (
+        "from rankcast.config import LinkConfig\n"
+        "from rankcast.link.build import snr_process\n"
+        "snr_process(LinkConfig())"
+    ),
     "allocators": (
-        "import rankcast.allocation.baselines, rankcast.allocation.solve, "
-        "rankcast.allocation.utility"
+        "import rankcast.allocation.baselines, rankcast.allocation.waterfilling, "
+        "rankcast.allocation.beliefs"
     ),
-    "a device": (
-        "import rankcast.delivery.edge.client, rankcast.delivery.edge.vllm, "
-        "rankcast.run.edge_commands"
-    ),
-    "the synthetic utility": "import rankcast.finetune.synthetic",
+    "a device": "import rankcast.edge.sync, rankcast.edge.engines.vllm, rankcast.cli.edge",
+    "the synthetic utility": "import rankcast.learner.synthetic",
     "signing, publishing and trust": (
-        "import rankcast.delivery.publishing, rankcast.delivery.trust, rankcast.run.publishing"
+        "import rankcast.release.publish, rankcast.release.verify, rankcast.cli.publish"
     ),
     "the command line": (
         "import contextlib, io\n"
-        "from rankcast.cli import main\n"
+        "from rankcast.cli.main import main\n"
         "sys.argv = ['rankcast', '--help']\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
         "    main()"
@@ -49,24 +52,14 @@ LIGHT = {
 @pytest.mark.parametrize("what", LIGHT)
 def test_imports_nothing_heavy(what: str) -> None:
     report = f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
-    done = subprocess.run(  # noqa: S603 - our own words, no shell
-        [sys.executable, "-c", f"import json, sys\n{LIGHT[what]}\n{report}"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    done = fresh_python(f"import json, sys\n{LIGHT[what]}\n{report}", check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
 
 
 def test_the_check_would_notice_torch() -> None:
     """The list of heavy modules names what `sys.modules` really calls them."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, rankcast.policy.gae; print('torch' in sys.modules)"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    done = fresh_python("import sys, rankcast.policy.ppo; print('torch' in sys.modules)")
     assert done.stdout.strip() == "True"
 
 
@@ -75,20 +68,17 @@ def test_a_device_on_a_plain_link_needs_no_scipy() -> None:
     script = (
         "import sys; sys.modules['scipy'] = None\n"
         f"{LIGHT['a device']}; {LIGHT['signing, publishing and trust']}\n"
-        "import rankcast.run.exporting, rankcast.delivery.edge.activation\n"
-        "from rankcast.delivery.edge.advice import RadioLink\n"
+        "import rankcast.packaging.export, rankcast.edge.engines.folder\n"
+        "from rankcast.edge.advice import RadioLink\n"
         "from rankcast.errors import ConfigError\n"
         "assert RadioLink(5.0, 1e6).throughput_bps(1.0) > 1e6\n"
         "try:\n    RadioLink(5.0, 1e6, 'rayleigh_ergodic').throughput_bps(1.0)\n"
         "except ConfigError as error:\n    assert \"'rankcast[link]'\" in str(error)\n"
         "else:\n    raise AssertionError\n"
-        "from rankcast.cli import main\n"
+        "from rankcast.cli.main import main\n"
         "main(['allocate', '--run', 'none', '--snr-db', '5', '--bandwidth-hz', '1e6',"
         " '--deadline-s', '1'])"
     )
-    done = subprocess.run(  # noqa: S603 - our own words, no shell
-        [sys.executable, "-c", script], check=False, capture_output=True, text=True
-    )
-    assert (done.returncode, "pip install 'rankcast[link]'" in done.stderr) == (2, True), (
-        done.stderr
-    )
+    done = fresh_python(script, check=False)
+    right = done.returncode == 2 and "pip install 'rankcast[link]'" in done.stderr
+    assert right, done.stderr

@@ -1,1 +1,1 @@
-"""What is sent: low-rank adapters in SVD form whose ranks change between any two steps."""
+"""Low-rank adapters in SVD form whose ranks change between any two steps."""

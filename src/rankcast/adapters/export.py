@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from rankcast.adapters.arrays import array_of
+from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.adapters.fingerprint import base_fingerprint, tensors_by_name
 from rankcast.adapters.projections import find_projections
-from rankcast.adapters.svd import ElasticAdapter
-from rankcast.errors import CheckpointError, ConfigError, ModelError
+from rankcast.codec.formats.native import DESCRIPTION, ORIGINAL, WEIGHTS, Description
+from rankcast.codec.formats.peft import write_peft
+from rankcast.codec.tensors import AdapterTensors, Factors
+from rankcast.errors import CheckpointError, CodecError, ConfigError, ModelError
+from rankcast.files import new_folder
 from rankcast.records import AdapterLayout, Projection
-
-_FORMAT_VERSION = 1
-_ORIGINAL = "original."
-_WEIGHTS, _DESCRIPTION = "rankcast_adapter.safetensors", "rankcast_adapter.json"
 
 
 def export_lora(
@@ -33,41 +29,52 @@ def export_lora(
     ranks: ArrayLike | None = None,
     base_model_name: str | None = None,
 ) -> Path:
-    """Write the components in force as a plain LoRA directory for `PeftModel.from_pretrained`.
+    """Write the active components as a plain LoRA directory for `PeftModel.from_pretrained`.
 
-    Λ and the scale go into B, so that `lora_alpha = r` and `alpha_pattern = rank_pattern` give a
-    factor of 1 everywhere. Projections of rank 0 are left out. Modules saved in full come along.
+    Λ and the scale go into B, so that a scale of 1 is right (`write_peft`). Modules saved in full
+    come along.
 
     Args:
         adapter: what to export.
         directory: made if absent; files of the same names in it are replaced.
-        ranks: (N,) ranks to export; None takes those in force.
+        ranks: (N,) ranks to export; None takes the active ones.
         base_model_name: written into the configuration; None takes it from the model.
 
     Raises:
         ConfigError: every rank is 0, so there is no LoRA to write; or a rank out of range.
         ModelError: not one rank per projection.
     """
-    from safetensors.torch import save_file  # noqa: PLC0415 late, as is peft
-
     with adapter.at_ranks(adapter.ranks if ranks is None else ranks):
-        config = _lora_config(adapter, base_model_name)
-        tensors = _lora_tensors(adapter)
-    target = Path(directory)
-    with _new_files(target) as folder:
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(folder)
-    return target
+        if not any(adapter.rank_list):
+            beside = "; only the head was trained" if adapter.extra_modules() else ""
+            raise ConfigError(
+                f"Every rank is 0, so there is nothing to export as LoRA{beside}. Choose ranks "
+                f"with at least one above 0."
+            )
+        factors = []
+        for i, r in enumerate(adapter.rank_list):
+            P, lam, Q = adapter.components(i)
+            factors.append(Factors(array_of(adapter.scale * P[:, :r] * lam[:r]), array_of(Q[:r])))
+    modules = {name: array_of(tensor) for name, tensor in adapter.extra_tensors().items()}
+    projections = adapter.layout.projections
+    return write_peft(
+        AdapterTensors(projections, tuple(factors), modules, dict.fromkeys(modules, "full")),
+        directory,
+        base_model_name=base_model_name or _base_name(adapter),
+        task_type=_task_type(adapter),
+        fan_in_fan_out=adapter.model.peft_config["default"].fan_in_fan_out,
+    )
 
 
 def save_adapter(
     adapter: ElasticAdapter,
     directory: str | os.PathLike[str],
     *,
-    coding: Mapping[str, Any] | None = None,
+    exponent: int | None = None,
+    offsets: Sequence[int] = (),
     gains: ArrayLike | None = None,
 ) -> Path:
-    """Write all components, the ranks in force and the layout, to be read by `load_adapter`.
+    """Write all components, the active ranks and the layout, to be read by `load_adapter`.
 
     Of modules that the base model has, such as a pooler, its own tensors are written, too, so that
     they can travel as a difference.
@@ -75,34 +82,30 @@ def save_adapter(
     Args:
         adapter: what to write.
         directory: made if absent; files of the same names in it are replaced.
-        coding: at which steps it is to be coded, `exponent` and `offsets`; for `rankcast pack`.
-        gains: (N, r_max) loss that each component was found to remove; likewise.
+        exponent: of the step at which `rankcast pack` is to code it; None if any will do.
+        offsets: what is added to it for each projection; likewise.
+        gains: (N, r_max) loss that each component removes; likewise.
     """
     from safetensors.torch import save_file  # noqa: PLC0415 late, as is peft
 
-    config = adapter.model.peft_config["default"]
-    description = {
-        "format_version": _FORMAT_VERSION,
-        "r_max": adapter.layout.r_max,
-        "alpha": adapter.scale * adapter.layout.r_max,
-        "dropout": config.lora_dropout,
-        "task_type": None
-        if config.task_type is None
-        else str(getattr(config.task_type, "value", config.task_type)),
-        "modules_to_save": sorted(adapter.extra_modules()),
-        "ranks": adapter.ranks.tolist(),
-        "projections": [asdict(p) for p in adapter.layout.projections],
-        "base_model": getattr(adapter.model.get_base_model(), "name_or_path", None) or None,
-        "base_fingerprint": base_fingerprint(adapter.model),
-        "coding": None if coding is None else dict(coding),
-        "gains": None
-        if gains is None
-        else [[float(f"{gain:.6g}") for gain in row] for row in np.asarray(gains)],
-    }
+    description = Description(
+        projections=adapter.layout.projections,
+        r_max=adapter.layout.r_max,
+        alpha=adapter.scale * adapter.layout.r_max,
+        dropout=adapter.model.peft_config["default"].lora_dropout,
+        task_type=_task_type(adapter),
+        modules_to_save=sorted(adapter.extra_modules()),
+        ranks=adapter.ranks.tolist(),
+        base_model=_base_name(adapter),
+        base_fingerprint=base_fingerprint(adapter.model),
+        exponent=exponent,
+        offsets=tuple(offsets),
+        gains=None if gains is None else np.asarray(gains),
+    )
     target = Path(directory)
-    with _new_files(target) as folder:
-        save_file(adapter.state_dict() | _originals(adapter), folder / _WEIGHTS)
-        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    with new_folder(target) as folder:
+        save_file(adapter.state_dict() | _originals(adapter), folder / WEIGHTS)
+        (folder / DESCRIPTION).write_text(description.to_json(), "utf-8")
     return target
 
 
@@ -114,109 +117,50 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> Elastic
         ModelError: the adapter was made for another model; names the first difference.
     """
     folder = Path(directory)
-    description = _read_description(folder)
-    tensors = _read_tensors(folder)
-    layout = description["layout"]
+    try:
+        saved = Description.read(folder)
+    except CodecError as error:
+        raise CheckpointError(str(error)) from error
+    tensors = _read_tensors(folder / WEIGHTS)
+    layout = AdapterLayout(saved.projections, saved.r_max)
     _check_layout(model, layout)
     adapter = ElasticAdapter.attach(
         model,
         r_max=layout.r_max,
         kinds=layout.kinds,
-        alpha=description["alpha"],
-        dropout=description["dropout"],
-        modules_to_save=description["modules_to_save"],
-        task_type=description["task_type"],
+        alpha=saved.alpha,
+        dropout=saved.dropout,
+        modules_to_save=saved.modules_to_save,
+        task_type=saved.task_type,
     )
-    adapter.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(_ORIGINAL)})
-    adapter.set_ranks(description["ranks"])
+    adapter.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(ORIGINAL)})
+    adapter.set_ranks(saved.ranks)
     return adapter
+
+
+def _base_name(adapter: ElasticAdapter) -> str | None:
+    """Return the hub id or path of the base model, if it knows one."""
+    return getattr(adapter.model.get_base_model(), "name_or_path", None) or None
+
+
+def _task_type(adapter: ElasticAdapter) -> str | None:
+    """Return PEFT's word for the task; PEFT itself holds an enumeration or a text."""
+    task: Any = adapter.model.peft_config["default"].task_type
+    return None if task is None else str(getattr(task, "value", task))
 
 
 def _originals(adapter: ElasticAdapter) -> dict[str, Tensor]:
     """Return the base model's own tensors of the modules that are trained in full."""
     own = tensors_by_name(adapter.model)
-    names = [
-        f"{name}.{part}"
-        for name, module in adapter.extra_modules().items()
-        for part in module.state_dict()
-    ]
-    return {_ORIGINAL + name: own[name].detach().clone() for name in names if name in own}
+    names = [name for name in adapter.extra_tensors() if name in own]
+    return {ORIGINAL + name: own[name].detach().clone() for name in names}
 
 
-def _lora_config(adapter: ElasticAdapter, base_model_name: str | None) -> Any:
-    """Return PEFT's description of the components in force."""
-    from peft import LoraConfig  # noqa: PLC0415 takes seconds
-
-    names = [p.name for p in adapter.layout.projections]
-    pattern = {n: r for n, r in zip(names, adapter.rank_list, strict=True) if r}
-    if not pattern:
-        beside = "; only the head was trained" if adapter.extra_modules() else ""
-        raise ConfigError(
-            f"Every rank is 0, so there is nothing to export as LoRA{beside}. Choose ranks with at "
-            f"least one above 0."
-        )
-    largest = max(pattern.values())
-    base = adapter.model.get_base_model()
-    own = adapter.model.peft_config["default"]
-    patterns = {} if set(pattern.values()) == {largest} else pattern
-    return LoraConfig(
-        task_type=own.task_type,
-        base_model_name_or_path=base_model_name or getattr(base, "name_or_path", None) or None,
-        r=largest,
-        lora_alpha=largest,
-        rank_pattern=dict(patterns),
-        alpha_pattern=dict(patterns),
-        target_modules=list(pattern),
-        modules_to_save=sorted(adapter.extra_modules()) or None,
-        fan_in_fan_out=own.fan_in_fan_out,
-        inference_mode=True,
-    )
-
-
-def _lora_tensors(adapter: ElasticAdapter) -> dict[str, Tensor]:
-    """Return A = Q[:r] and B = s·P[:, :r] Λ[:r] of each projection, and the modules in full."""
-    tensors: dict[str, Tensor] = {}
-    for i, (p, r) in enumerate(zip(adapter.layout.projections, adapter.rank_list, strict=True)):
-        if r == 0:
-            continue
-        P, lam, Q = adapter.components(i)
-        prefix = f"base_model.model.{p.name}"
-        tensors[f"{prefix}.lora_A.weight"] = Q[:r]
-        tensors[f"{prefix}.lora_B.weight"] = adapter.scale * P[:, :r] * lam[:r]
-    for name, module in adapter.extra_modules().items():
-        for part, tensor in module.state_dict().items():
-            tensors[f"base_model.model.{name}.{part}"] = tensor
-    return {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    """Return what `save_adapter` wrote beside the tensors, with the layout restored."""
-    path = folder / _DESCRIPTION
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-        if raw["format_version"] != _FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has format {raw['format_version']}, this version reads {_FORMAT_VERSION}."
-            )
-        projections = tuple(Projection(**p) for p in raw["projections"])
-        keys = ("alpha", "dropout", "task_type", "modules_to_save", "ranks")
-        layout = AdapterLayout(projections, raw["r_max"])
-        return {key: raw[key] for key in keys} | {"layout": layout}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is no readable adapter description ({error!r}); save the adapter again."
-        ) from error
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors that `save_adapter` wrote."""
     from safetensors import SafetensorError  # noqa: PLC0415 late, as is peft
     from safetensors.torch import load_file  # noqa: PLC0415
 
-    path = folder / _WEIGHTS
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -245,21 +189,3 @@ def _check_layout(model: nn.Module, layout: AdapterLayout) -> None:
 def _words(p: Projection) -> str:
     """Describe a projection in a message."""
     return f"{p.name} ({p.kind} of layer {p.layer}, {p.d_in} to {p.d_out})"
-
-
-@contextmanager
-def _new_files(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; on success its files appear in `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        if not target.exists():
-            folder.rename(target)
-            return
-        for file in sorted(folder.iterdir()):
-            file.replace(target / file.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

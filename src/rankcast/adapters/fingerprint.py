@@ -1,4 +1,4 @@
-"""Which base model this is, and whether an adapter on it answers as it should."""
+"""Fingerprints: of a base model's weights, and of the logits that an adapter on it gives."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def check_base(model: nn.Module, expected: str | None, name: str | None) -> None
     """
     if expected is None:
         return
-    found = base_fingerprint(model)
-    if found != expected:
+    actual = base_fingerprint(model)
+    if actual != expected:
         own = getattr(model, "name_or_path", "") or type(model).__name__
         raise ModelError(
             f"The adapter was made for {name or 'another model'} (fingerprint {expected[:12]}…), "
-            f"this is {own} ({found[:12]}…). Load the base model that it names, in the same "
+            f"this is {own} ({actual[:12]}…). Load the base model that it names, in the same "
             f"version and precision."
         )
 
@@ -65,8 +65,8 @@ def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Return the frozen parameters by name, with and without the model's prefix."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
     prefix = getattr(base, "base_model_prefix", "")
-    found = dict(base_tensors(model))
-    return found | {f"{prefix}.{name}": tensor for name, tensor in found.items() if prefix}
+    plain = dict(base_tensors(model))
+    return plain | {f"{prefix}.{name}": tensor for name, tensor in plain.items() if prefix}
 
 
 @torch.no_grad()

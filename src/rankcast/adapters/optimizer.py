@@ -1,43 +1,26 @@
-"""AdamW that steps only the components in force and leaves the rest exactly as they were."""
+"""AdamW that steps only the active components and leaves the rest exactly as they were."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankcast.adapters.svd import ElasticAdapter
+from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.errors import CheckpointError, ConfigError
 
 Views = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(slots=True)
-class _Work:
-    """Aligned lists for one call of the fused kernel; all on one device, of one dtype."""
-
-    parameters: list[Tensor] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
-    means: list[Tensor] = field(default_factory=list)
-    squares: list[Tensor] = field(default_factory=list)
-    steps: list[Tensor] = field(default_factory=list)
-
-    def add(self, views: Views, gradient: Tensor, step: Tensor) -> None:
-        """Append one block of numbers that share a step count."""
-        self.parameters.append(views[0])
-        self.gradients.append(gradient)
-        self.means.append(views[1])
-        self.squares.append(views[2])
-        self.steps.append(step)
+"""A block of a parameter and of both its moments."""
+Work = list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+"""Parameter, both moments, gradient and step count of blocks on one device and of one dtype."""
 
 
 class PrefixAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019) over the first r components of each projection.
 
-    Components beyond the rank in force at `step()` keep their values, moments and step counts, and
+    Components beyond the active rank at `step()` keep their values, moments and step counts, and
     their weights do not decay; bias correction counts the steps that a component took part in.
     What is trained beside the adapters, such as a classification head, gets ordinary AdamW as the
     second parameter group. Moments are kept component by component, hence P's transposed.
@@ -80,7 +63,7 @@ class PrefixAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take one step with the ranks in force."""
+        """Take one step with the active ranks."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -94,7 +77,7 @@ class PrefixAdamW(torch.optim.Optimizer):
         return loss
 
     def reset_state(self) -> None:
-        """Forget moments and step counts of all components, as after `canonicalise`."""
+        """Forget moments and step counts of all components."""
         for parameter in self.param_groups[0]["params"]:
             self.state.pop(parameter, None)
         self._counts = [[0] * len(row) for row in self._counts]
@@ -127,16 +110,16 @@ class PrefixAdamW(torch.optim.Optimizer):
 
     def _gather_prefixes(
         self, parameters: list[nn.Parameter], scalars: dict[tuple[int, torch.device], Tensor]
-    ) -> dict[tuple[torch.device, torch.dtype], _Work]:
-        """Count the step of every component in force and list their blocks of memory."""
-        jobs: dict[tuple[torch.device, torch.dtype], _Work] = {}
+    ) -> dict[tuple[torch.device, torch.dtype], Work]:
+        """Count the step of every active component and list their blocks of memory."""
+        jobs: dict[tuple[torch.device, torch.dtype], Work] = {}
         for i, rank in enumerate(self.adapter.rank_list):
             Q, lam, P = parameters[3 * i : 3 * i + 3]
             if rank == 0 or Q.grad is None or P.grad is None:
                 continue
             counts = self._counts[i]
             counts[:rank] = [count + 1 for count in counts[:rank]]
-            job = jobs.setdefault((Q.device, Q.dtype), _Work())
+            job = jobs.setdefault((Q.device, Q.dtype), [])
             gradients = (Q.grad, lam.grad, P.grad.t())  # Λ has none while weights are rounded
             for start, stop in _runs(counts, rank):
                 step = self._scalar(counts[start], Q.device, scalars)
@@ -146,14 +129,14 @@ class PrefixAdamW(torch.optim.Optimizer):
                     views = self._views.get((3 * i + j, start, stop))
                     if views is None:
                         views = self._make_views(parameters, 3 * i + j, start, stop)
-                    job.add(views, gradient[start:stop].contiguous(), step)
+                    job.append((*views, gradient[start:stop].contiguous(), step))
         return jobs
 
     def _gather_whole(
         self, parameters: list[nn.Parameter], scalars: dict[tuple[int, torch.device], Tensor]
-    ) -> dict[tuple[torch.device, torch.dtype], _Work]:
+    ) -> dict[tuple[torch.device, torch.dtype], Work]:
         """List the tensors that are no adapter components."""
-        jobs: dict[tuple[torch.device, torch.dtype], _Work] = {}
+        jobs: dict[tuple[torch.device, torch.dtype], Work] = {}
         for p in parameters:
             if p.grad is None:
                 continue
@@ -162,8 +145,8 @@ class PrefixAdamW(torch.optim.Optimizer):
                 state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
             state["step"] += 1
             step = self._scalar(state["step"], p.device, scalars)
-            job = jobs.setdefault((p.device, p.dtype), _Work())
-            job.add((p, state["exp_avg"], state["exp_avg_sq"]), p.grad, step)
+            job = jobs.setdefault((p.device, p.dtype), [])
+            job.append((p, state["exp_avg"], state["exp_avg_sq"], p.grad, step))
         return jobs
 
     def _make_views(
@@ -204,7 +187,7 @@ class PrefixAdamW(torch.optim.Optimizer):
 def _runs(counts: list[int], rank: int) -> list[tuple[int, int]]:
     """Split 0..rank into runs of components with equal step counts.
 
-    A later component is never in force without the earlier ones, so counts never rise.
+    A later component is never active without the earlier ones, so counts never rise.
     """
     if counts[0] == counts[rank - 1]:
         return [(0, rank)]
@@ -223,15 +206,20 @@ def _rows(parameter: nn.Parameter, *, transposed: bool) -> Tensor:
     return rows.t()
 
 
-def _fused_adamw(work: _Work, group: dict[str, Any]) -> None:
-    """Run torch's fused kernel, which reads and does not advance the step counts."""
-    torch._fused_adamw_(  # the public torch.optim.adamw would advance the shared counts
-        work.parameters,
-        work.gradients,
-        work.means,
-        work.squares,
+def _fused_adamw(work: Work, group: dict[str, Any]) -> None:
+    """Run torch's fused AdamW kernel, its only private function that is used here.
+
+    The public `torch.optim.adamw` advances the step counts that it is given; blocks of components
+    share theirs, which must be read only.
+    """
+    parameters, means, squares, gradients, steps = map(list, zip(*work, strict=True))
+    torch._fused_adamw_(
+        parameters,
+        gradients,
+        means,
+        squares,
         [],
-        work.steps,
+        steps,
         lr=float(group["lr"]),
         beta1=group["betas"][0],
         beta2=group["betas"][1],

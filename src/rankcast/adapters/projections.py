@@ -31,20 +31,20 @@ def find_projections(
     """
     if r_max < 1:
         raise ConfigError(f"r_max must be at least 1, got {r_max}.")
-    found = _discover(model)
-    if not found:
+    projections = _discover(model)
+    if not projections:
         raise ModelError(
             f"{type(model).__name__} has no linear projection inside a numbered list of layers, "
             f"so there is nothing to adapt. Give it a transformer such as BERT, OPT or Llama."
         )
     if kinds is not None:
-        found = _keep(found, (kinds,) if isinstance(kinds, str) else tuple(kinds))
-    return AdapterLayout(projections=tuple(found), r_max=r_max)
+        projections = _keep(projections, (kinds,) if isinstance(kinds, str) else tuple(kinds))
+    return AdapterLayout(projections=tuple(projections), r_max=r_max)
 
 
-def _keep(found: list[Projection], kinds: tuple[str, ...]) -> list[Projection]:
+def _keep(projections: list[Projection], kinds: tuple[str, ...]) -> list[Projection]:
     """Return the projections whose kind was asked for."""
-    known = tuple(dict.fromkeys(p.kind for p in found))
+    known = tuple(dict.fromkeys(p.kind for p in projections))
     for kind in kinds:
         if kind not in known:
             raise ConfigError(
@@ -53,7 +53,7 @@ def _keep(found: list[Projection], kinds: tuple[str, ...]) -> list[Projection]:
             )
     if not kinds:
         raise ConfigError(f"No kind of projection was asked for. The model has {', '.join(known)}.")
-    return [p for p in found if p.kind in kinds]
+    return [p for p in projections if p.kind in kinds]
 
 
 def _discover(model: nn.Module) -> list[Projection]:
@@ -61,15 +61,15 @@ def _discover(model: nn.Module) -> list[Projection]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
     assert isinstance(base, nn.Module)
     layers: dict[str, int] = {}
-    found: list[Projection] = []
+    projections: list[Projection] = []
     for name, d_in, d_out in _linear_maps(base):
         layer = _layer_of(base, name)
         if layer is None:
             continue
         index = layers.setdefault(layer, len(layers))
-        found.append(Projection(name, index, kind_of(name), d_in, d_out))
+        projections.append(Projection(name, index, kind_of(name), d_in, d_out))
     place = {kind: i for i, kind in enumerate(ORDER)}
-    return sorted(found, key=lambda p: (p.layer, place.get(p.kind, len(place))))
+    return sorted(projections, key=lambda p: (p.layer, place.get(p.kind, len(place))))
 
 
 def _linear_maps(base: nn.Module) -> Iterator[tuple[str, int, int]]:

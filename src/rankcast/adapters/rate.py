@@ -1,4 +1,4 @@
-"""How many bits an adapter in training will take, as something that can be differentiated."""
+"""Bits that an adapter in training will take once it is coded, differentiably."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rankcast.adapters.svd import ElasticAdapter
+from rankcast.adapters.elastic import ElasticAdapter
 
 _WIDEST = 2.5
 """Spreads up to here are summed cell by cell; the entropy of wider ones is that of the density."""
@@ -20,11 +20,11 @@ _TINY = 1e-24
 
 
 def coded_bits(adapter: ElasticAdapter, steps: Sequence[float]) -> Tensor:
-    """Return the bits of the components in force, differentiably.
+    """Return the bits of the active components, differentiably.
 
     The coder models every column of P and row of Q as rounded Gaussian numbers; this is the entropy
     of that model at the strips' own spreads. Side information and what other modules take is left
-    out. The adapter has to be balanced (`canonical.balance`).
+    out. The adapter has to be balanced (as `arrays.load_tensors` leaves it).
 
     Args:
         adapter: whose components are counted.

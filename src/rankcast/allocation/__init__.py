@@ -1,1 +1,1 @@
-"""Everything that answers "which ranks?" behind one protocol."""
+"""Choosing ranks for a link: the problem, its solvers, and beliefs about what a rank is worth."""

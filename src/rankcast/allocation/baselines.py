@@ -1,4 +1,4 @@
-"""The simple answers: one rank for all, random ranks, and the solvers on what is believed."""
+"""The allocators to compare with: one rank for all, random ranks, and the exact solver."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankcast.allocation.base import AllocationProblem
-from rankcast.allocation.solve import knapsack, waterfill
-from rankcast.allocation.utility import LearnedUtility
+from rankcast.allocation.beliefs import LearnedUtility
+from rankcast.allocation.problem import AllocationProblem
+from rankcast.allocation.waterfilling import waterfill
 from rankcast.errors import ConfigError
-from rankcast.records import FloatArray, IntArray, Observation
+from rankcast.records import IntArray, Observation
 
 
 @dataclass(frozen=True)
@@ -70,28 +70,8 @@ class RandomAllocator:
 
 
 @dataclass(frozen=True)
-class KnownUtilityAllocator:
-    """The oracle: water-filling on gains that are known.
-
-    Attributes:
-        problem: layout, λ and deadline.
-        gains: (N, R) true gains, decreasing along R.
-        name: for tables.
-    """
-
-    problem: AllocationProblem
-    gains: FloatArray
-    name: str = "oracle"
-
-    def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
-        """Return the (B, N) optimum; `rng` is not used."""
-        del rng
-        return waterfill(self.gains, self.problem, observation.link)
-
-
-@dataclass(frozen=True)
 class BeliefAllocator:
-    """The exact solver on a learned utility.
+    """Water-filling on a learned utility.
 
     Attributes:
         problem: layout, λ and deadline.
@@ -111,36 +91,3 @@ class BeliefAllocator:
         link, drawn = observation.link, None if self.width == 0.0 else rng
         gains = self.utility.gains_at(self.problem, link, drawn, self.width)
         return waterfill(gains, self.problem, link)
-
-
-@dataclass(frozen=True)
-class KnapsackAllocator:
-    """The exact knapsack on a utility: no gap where the deadline binds, and gains in any order.
-
-    Attributes:
-        problem: layout, λ and deadline.
-        utility: a belief, whose expected gains count and which goes on learning outside, or (N, R)
-            gains that are known.
-        name: for tables.
-    """
-
-    problem: AllocationProblem
-    utility: LearnedUtility | FloatArray
-    name: str = "knapsack"
-
-    def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
-        """Return the (B, N) optimum; `rng` is not used."""
-        del rng
-        known, link = self.utility, observation.link
-        if isinstance(known, np.ndarray):
-            return knapsack(_values(known), self.problem, link)
-        plans = [
-            knapsack(_values(gains), self.problem, link.select(np.arange(link.size) == k))
-            for k, gains in enumerate(known.gains_at(self.problem, link))
-        ]
-        return np.concatenate(plans)
-
-
-def _values(gains: FloatArray) -> FloatArray:
-    """Return (N, R + 1) loss removed at each rank by (N, R) gains."""
-    return np.pad(gains.cumsum(axis=1), ((0, 0), (1, 0)))

@@ -1,10 +1,10 @@
-"""What a plan is worth where gains saturate: a belief over a loss that decays exponentially.
+"""The worth of a plan where gains saturate: a belief over a loss that decays exponentially.
 
 U(r | H, ρ) = b·(1, H, ρ) + A·exp(-s(r)), s(r) = Σ_m Σ_{i ≤ r_m} g_{m,i}, g = exp(u) > 0, with a
 Gaussian belief over b, log A and u by Laplace's approximation. On a fine-tuned model the first
-components remove most of the loss and whatever comes after them little: probes of a real model
-choose this form by cross-validation (`rankcast.finetune.monotone_fit`), and an additive belief
-spreads a gain that belongs to rank 1 over all ranks.
+components remove most of the loss and later ones little: probes of a real model choose this form by
+cross-validation (`studies/calibration`), and an additive belief spreads a gain that belongs to
+rank 1 over all ranks.
 
 The prior learns from all projections at once how gains fall along the rank: u is the sum of a level
 and a slope in log2 of the rank, both common to all, a level of each projection, and a rest.
@@ -17,18 +17,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve
 
-from rankcast.allocation.base import AllocationProblem
-from rankcast.allocation.marginal import marginal_gains
-from rankcast.allocation.rank_bins import RankBins
-from rankcast.allocation.utility import (
+from rankcast.allocation.beliefs import (
     N_BASELINE,
     BayesianUtility,
     LearnedUtility,
-    UtilityConfig,
+    RankBins,
     baseline_features,
+    drawn,
 )
+from rankcast.allocation.problem import AllocationProblem
+from rankcast.config.policy import UtilityConfig
 from rankcast.errors import CheckpointError
 from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, TextStats
 
@@ -47,6 +47,8 @@ ENOUGH = 0.01
 """Misfit [nats] below which a step ends the fit: the belief is wider than what is left to gain."""
 
 _HEAD = N_BASELINE + 1
+_TINY, _MARGIN = 1e-300, 1e-9
+_LEAST_FACTOR = 1e-100  # without a price everything is worth sending, however little is left
 
 
 def make_utility(layout: AdapterLayout, config: UtilityConfig) -> LearnedUtility:
@@ -88,7 +90,7 @@ class SaturatingUtility:
         text: TextStats,
         reference_loss: FloatArray | None = None,
     ) -> None:
-        """Learn from the losses of (B, N) plans; see `BayesianUtility.update`."""
+        """Remember the losses of (B, N) plans, for the next fit."""
         losses = np.asarray(task_loss, dtype=np.float64)
         paired = reference_loss is not None
         target = losses - reference_loss if paired else losses
@@ -105,14 +107,6 @@ class SaturatingUtility:
         total = g.sum()
         return g * np.exp(self._theta[N_BASELINE]) * -np.expm1(-total) / total
 
-    def sample_gains(self, rng: np.random.Generator, size: int, width: float = 1.0) -> FloatArray:
-        """Return (size, N, R) draws, each summing to what full rank removes under it."""
-        theta = self._draw(rng, size, width)
-        g = self._to_gains(theta)
-        total = g.sum(axis=(1, 2))
-        scale = np.exp(theta[:, N_BASELINE]) * -np.expm1(-total) / total
-        return g * scale[:, None, None]
-
     def gains_at(
         self,
         problem: AllocationProblem,
@@ -120,23 +114,16 @@ class SaturatingUtility:
         rng: np.random.Generator | None = None,
         width: float = 1.0,
     ) -> FloatArray:
-        """Return (B, N, R) marginal gains at the best plan of each link; see `LearnedUtility`."""
+        """Return (B, N, R) marginal gains at the best plan of each link."""
         if rng is None:
             self._fit()
             theta = self._theta[None]
         else:
             theta = self._draw(rng, link.size, width)
         gains, amplitude = self._to_gains(theta), np.exp(theta[:, N_BASELINE])
-        if rng is None:
+        if rng is None:  # one belief for every link
             gains, amplitude = (np.repeat(x, link.size, axis=0) for x in (gains, amplitude))
         return marginal_gains(gains, amplitude, problem, link)
-
-    def predict(self, ranks: IntArray, text: TextStats) -> FloatArray:
-        """Return (B,) expected task loss."""
-        self._fit()
-        s = self._bins.counts(ranks) @ np.exp(self._theta[_HEAD:])
-        baseline = baseline_features(text) @ self._theta[:N_BASELINE]
-        return baseline + np.exp(self._theta[N_BASELINE] - s)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to continue."""
@@ -268,14 +255,67 @@ class SaturatingUtility:
         """Return (size, D) draws; `width` scales their distance from the mode."""
         self._fit()
         assert self._factor is not None
-        normal = rng.standard_normal((len(self._theta), size))
-        spread = solve_triangular(self._factor, normal, lower=True, trans=1)
-        theta = self._theta + width * spread.T
+        theta = drawn(self._theta, self._factor, rng, size, width)
         theta[:, _HEAD:] = np.minimum(theta[:, _HEAD:], LARGEST_LOG_GAIN)
         return theta
 
     def _to_gains(self, theta: FloatArray) -> FloatArray:
         return self._bins.to_ranks(np.exp(theta[:, _HEAD:]))
+
+
+def marginal_gains(
+    gains: FloatArray, amplitude: FloatArray, problem: AllocationProblem, link: LinkState
+) -> FloatArray:
+    """Return gains that make an additive problem of a saturating one, with the same best plan.
+
+    Components enter in order of gain per bit, after those of the minimum rank. The best plan is the
+    prefix k of that order with the least A·exp(-s) + λη. The factor that is returned on g lies
+    between the prices per gain of the components k and k + 1, so that water-filling stops there;
+    where many are equal, as within a bin, those sent are lifted above their price and the others
+    held below it.
+
+    Args:
+        gains: (B, N, R) g, decreasing along R.
+        amplitude: (B,) A.
+        problem: λ, minimum rank and link costs.
+        link: B links.
+
+    Returns:
+        (B, N, R) m·g with one m for each link, but for components of equal price per gain.
+    """
+    prices = problem.link_weight * problem.component_costs(link)
+    priority = gains / np.maximum(prices, _TINY)
+    priority[:, :, : problem.min_rank] = np.inf
+    prices, flat = (x.reshape(len(gains), -1) for x in (prices, gains))
+    order = np.argsort(-priority.reshape(flat.shape), axis=1, kind="stable")
+    g = np.take_along_axis(flat, order, axis=1)
+    c = np.take_along_axis(prices, order, axis=1)
+    left, k = _best_prefix(g, c, amplitude, gains.shape[1] * problem.min_rank)
+    ratio = c / np.maximum(g, _TINY)  # m above it: the component is sent
+    position = np.arange(g.shape[1])
+    last, following = (position == at[:, None] for at in (k - 1, k))
+    free = position >= gains.shape[1] * problem.min_rank
+    below = np.where(last & free, ratio, 0.0).max(axis=1)
+    above = np.where(following & (c > 0), ratio, np.inf).min(axis=1)
+    factor = np.clip(left, below * (1 + _MARGIN), above * (1 - _MARGIN))
+    worth = np.maximum(factor, _LEAST_FACTOR)[:, None] * flat
+    sent = np.zeros(flat.shape, dtype=bool)
+    np.put_along_axis(sent, order, position < k[:, None], axis=1)
+    lifted = np.maximum(worth, prices * (1 + _MARGIN))
+    held = np.where(prices > 0, np.minimum(worth, prices * (1 - _MARGIN)), worth)
+    return np.where(sent, lifted, held).reshape(gains.shape)
+
+
+def _best_prefix(
+    g: FloatArray, c: FloatArray, amplitude: FloatArray, least: int
+) -> tuple[FloatArray, IntArray]:
+    """Return (B,) A·exp(-s) at the best prefix of (B, N·R) components in order, and its length."""
+    none = np.zeros((len(g), 1))
+    total = np.concatenate([none, g.cumsum(axis=1)], axis=1)
+    left = amplitude[:, None] * np.exp(-total)
+    spent = np.concatenate([none, c.cumsum(axis=1)], axis=1)
+    k = (left + spent)[:, least:].argmin(axis=1) + least
+    return left[np.arange(len(g)), k], k
 
 
 def _append(kept: Any, new: Any) -> Any:

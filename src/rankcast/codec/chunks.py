@@ -1,55 +1,47 @@
-"""One chunk of the stream: the first components of every projection, brought to one step.
+"""An adapter to chunks and back: the bytes of the stream (docs/format.md).
 
-A chunk says of each group how many of its blocks take part (the ranks of a plan) and to which step
-exponent it brings them (its precision). Blocks that were absent appear; blocks that were coarser
-gain digits; nothing is said twice. Its bytes: exponent (int16), table of differences (uint8: which
-of `FALLS`, plus 128 if new blocks have offsets or lead digits), then the symbols.
+`encode` quantises every weight once, to the finest step that the chunks reach, and cuts the digits
+into chunks; `Decoder` takes chunks in order and gives, at any time, the adapter that those received
+amount to. What the symbols of a chunk say is in `blocks`.
 
-Passes go from coarse to fine. Pass t brings every block to within t digits of its aim: a new block
-appears in the pass whose number is its lead digits, blocks above it gain a digit.
+Bytes of a chunk: exponent (int16), table of differences (uint8: which of `FALLS`, plus 128 if
+offsets or lead digits of new blocks follow), then the symbols through constriction's ANS coder.
+That is a stack: the symbol coded last is read first. A writer therefore collects its symbols and
+codes them backwards when asked for bytes; a reader gets them in the order in which they were
+written.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from rankcast.codec.gaussian import (
-    CONTEXTS,
-    ESCAPE,
-    FRESH_CLASSES,
-    class_of,
-    digit_model,
-    finer_class,
-    fresh_model,
-)
-from rankcast.codec.quantise import LARGEST_INDEX, PER_RADIX, RADIX, Indices, coarser, finer
-from rankcast.codec.state import Block, GroupShape, StreamState, Strip, digits_between, width_shift
-from rankcast.codec.symbols import (
-    SymbolPort,
-    SymbolReader,
-    SymbolWriter,
-    code_excess,
+from rankcast.codec.blocks import (
+    GroupShape,
+    StreamState,
+    code_blocks,
     code_uniform,
+    lead_digits,
 )
+from rankcast.codec.entropy_model import FALLS, ans, near_bits, near_model
+from rankcast.codec.header import Header
+from rankcast.codec.quantiser import Float32Array, Indices, quantise
+from rankcast.codec.tensors import AdapterTensors, Factors, group_shapes, rows_of
 from rankcast.errors import CodecError
+from rankcast.records import IntArray
 
 _HEAD = struct.Struct("<hB")
 _WITH_OFFSETS = 128
-LARGEST_OFFSET = 60
-_TYPICAL_CLASS = 6
-MOST_LEAD = 24
-"""Digits with which a new block may continue at once, where a step is fine beside its weights."""
-_APPEARS_BELOW = 2.5
-"""Root mean square in steps of the widest strip of a block at which it appears."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
-    """What a chunk brings.
+    """Content of a chunk: which blocks take part, and how precise they become.
 
     Attributes:
         exponent: of the step to which it brings its blocks, before their offsets.
@@ -61,41 +53,131 @@ class ChunkPlan:
     counts: tuple[int, ...]
 
 
-def encode_chunk(state: StreamState, plan: ChunkPlan) -> bytes:
-    """Return the bytes of a chunk and bring `state` to where a decoder will be after it.
+def encode(
+    tensors: AdapterTensors, plans: Sequence[ChunkPlan], offsets: Sequence[IntArray] | None = None
+) -> list[bytes]:
+    """Return the chunks of an adapter.
 
     Args:
-        state: with goals.
-        plan: what the chunk is to bring.
+        tensors: with the components of each projection in order of importance; see
+            `Factors.balanced`, which makes one step fit both factors.
+        plans: what each chunk brings, every one a refinement of those before it.
+        offsets: for each group an (n_blocks,) array of exponents that are added to the plans';
+            None for none.
 
     Raises:
-        CodecError: a plan that does not fit the adapter, or is no refinement of what was sent.
+        CodecError: NaN or infinite weights, or plans that do not fit the adapter or do not refine.
     """
-    _check(state, plan)
-    writer = SymbolWriter()
-    for n, shape in zip(plan.counts, state.shapes, strict=True):
-        code_uniform(writer, np.array([n], dtype=np.int32), 1, shape.blocks + 1)
-    new = [block for _, block in state.chosen(plan.counts) if block.exponent is None]
-    for block in new:
-        block.lead = _lead(block, plan.exponent + block.offset)
-    offsets = any(block.offset or block.lead for block in new)
-    _code_blocks(state, plan, writer, offsets=offsets)
-    fall = writer.best_fall()
-    head = _HEAD.pack(plan.exponent, fall + _WITH_OFFSETS * offsets)
-    return head + writer.to_bytes(fall)
+    state, chunks = _with_goals(tensors, plans, offsets), []
+    sizes = [shape.blocks for shape in state.shapes]
+    for plan in plans:
+        fits = len(plan.counts) == len(sizes)
+        if not fits or any(not 0 <= n <= m for n, m in zip(plan.counts, sizes, strict=True)):
+            raise CodecError(f"A chunk counts {plan.counts} blocks where there are {sizes}.")
+        writer = SymbolWriter()
+        for n, size in zip(plan.counts, sizes, strict=True):
+            code_uniform(writer, np.array([n], dtype=np.int32), 1, size + 1)
+        new = [block for _, block in state.chosen(plan.counts) if block.exponent is None]
+        for block in new:
+            block.lead = lead_digits(block, plan.exponent + block.offset)
+        has_offsets = any(block.offset or block.lead for block in new)
+        code_blocks(state, plan.counts, plan.exponent, writer, offsets=has_offsets)
+        fall = writer.best_fall()
+        head = _HEAD.pack(plan.exponent, fall + _WITH_OFFSETS * has_offsets)
+        chunks.append(head + writer.to_bytes(fall))
+    return chunks
 
 
-def decode_chunk(state: StreamState, data: bytes) -> ChunkPlan:
-    """Refine `state` by a chunk and return what it brought.
+class Decoder:
+    """The adapter that the chunks received so far amount to.
 
-    Raises:
-        CodecError: bytes that are no such chunk. The state is then of no use.
+    Args:
+        header: of the container that they come from.
     """
-    plan, reader, offsets = _begun(state.shapes, data)
-    _check(state, plan)
-    _code_blocks(state, plan, reader, offsets=offsets)
-    reader.close()
-    return plan
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        shapes = [m.shape for m in header.modules]
+        self._state = StreamState(group_shapes(header.projections, header.ranks, shapes))
+        self._damaged = False
+
+    def add(self, chunk: bytes) -> ChunkPlan:
+        """Take the next chunk and return what it brought.
+
+        Raises:
+            CodecError: no such chunk. The decoder is of no use afterwards.
+        """
+        self._refuse_damaged()
+        self._damaged = True  # until the chunk has been read to its end
+        plan, reader, offsets = _opened(self._state.shapes, chunk)
+        code_blocks(self._state, plan.counts, plan.exponent, reader, offsets=offsets)
+        reader.close()
+        self._damaged = False
+        return plan
+
+    def tensors(self) -> AdapterTensors:
+        """Return the adapter of the chunks received; what has not arrived is zero or absent.
+
+        A component counts as present if both its factors have weights other than zero. Modules
+        that travel in full are left out until something of them has arrived; of those that travel
+        as a difference, the difference is zero until then.
+
+        Raises:
+            CodecError: a damaged chunk was met.
+        """
+        self._refuse_damaged()
+        header, n = self.header, len(self.header.projections)
+        factors = tuple(
+            _factors(self._state.values(g), p.d_out, p.d_in)
+            for g, p in enumerate(header.projections)
+        )
+        modules, carriage = {}, {}
+        for g, module in enumerate(header.modules, start=n):
+            blocks = self._state.values(g)
+            if blocks:
+                modules[module.name] = np.stack(blocks[0]).reshape(module.shape)
+            elif module.carriage == "difference":
+                modules[module.name] = np.zeros(module.shape, dtype=np.float32)
+            else:
+                continue
+            carriage[module.name] = module.carriage
+        return AdapterTensors(header.projections, factors, modules, carriage)
+
+    def _refuse_damaged(self) -> None:
+        if self._damaged:
+            raise CodecError("This decoder met a damaged chunk; begin again with a new one.")
+
+
+def _with_goals(
+    tensors: AdapterTensors, plans: Sequence[ChunkPlan], offsets: Sequence[IntArray] | None
+) -> StreamState:
+    """Return an encoder's state: every block with the indices that it is to reach."""
+    shapes = [m.shape for m in tensors.modules.values()]
+    state = StreamState(group_shapes(tensors.projections, tensors.ranks.tolist(), shapes))
+    factors = [(np.ascontiguousarray(f.left.T), f.right) for f in tensors.factors]
+    rows = [tuple(rows_of(m)[:, None]) for m in tensors.modules.values()]  # one block of rows
+    for g, (blocks, strips) in enumerate(zip(state.groups, [*factors, *rows], strict=True)):
+        for k, block in enumerate(blocks):
+            reached = [plan.exponent for plan in plans if plan.counts[g] > k]
+            if reached:
+                block.offset = 0 if offsets is None else int(offsets[g][k])
+                block.finest = min(reached) + block.offset
+        for exponent in {b.finest for b in blocks if b.finest is not None}:
+            goals = [quantise(strip, exponent) for strip in strips]
+            for k, block in enumerate(blocks):
+                if block.finest == exponent:
+                    for strip, goal in zip(block.strips, goals, strict=True):
+                        strip.goal = goal[k]
+    return state
+
+
+def _factors(blocks: list[list[Float32Array]], d_out: int, d_in: int) -> Factors:
+    """Return the components that are other than zero."""
+    alive = [(left, right) for left, right in blocks if left.any() and right.any()]
+    if not alive:
+        return Factors(np.zeros((d_out, 0), np.float32), np.zeros((0, d_in), np.float32))
+    lefts, rights = zip(*alive, strict=True)
+    return Factors(np.stack(lefts, axis=1), np.stack(rights))
 
 
 def plan_of_chunk(shapes: Sequence[GroupShape], data: bytes) -> ChunkPlan:
@@ -104,10 +186,10 @@ def plan_of_chunk(shapes: Sequence[GroupShape], data: bytes) -> ChunkPlan:
     Raises:
         CodecError: bytes that do not begin like a chunk; what follows is not looked at.
     """
-    return _begun(shapes, data)[0]
+    return _opened(shapes, data)[0]
 
 
-def _begun(shapes: Sequence[GroupShape], data: bytes) -> tuple[ChunkPlan, SymbolReader, bool]:
+def _opened(shapes: Sequence[GroupShape], data: bytes) -> tuple[ChunkPlan, SymbolReader, bool]:
     """Return a chunk's plan, the reader behind it, and whether offsets follow."""
     if len(data) < _HEAD.size:
         raise CodecError(f"A chunk has at least {_HEAD.size} bytes, got {len(data)}.")
@@ -117,180 +199,83 @@ def _begun(shapes: Sequence[GroupShape], data: bytes) -> tuple[ChunkPlan, Symbol
     return ChunkPlan(exponent, tuple(counts)), reader, bool(tables & _WITH_OFFSETS)
 
 
-def _check(state: StreamState, plan: ChunkPlan) -> None:
-    sizes = [shape.blocks for shape in state.shapes]
-    fits = len(plan.counts) == len(sizes)
-    if not fits or any(not 0 <= n <= m for n, m in zip(plan.counts, sizes, strict=True)):
-        raise CodecError(f"A chunk counts {plan.counts} blocks where there are {sizes}.")
+class SymbolWriter:
+    """Collects symbols."""
 
+    def __init__(self) -> None:
+        self._written: list[tuple[Indices, Callable[[int], Any]]] = []
+        self._differences: list[tuple[int, int, int]] = []
 
-def _lead(block: Block, aim: int) -> int:
-    """Return the digits with which a new block should continue to reach an exponent."""
-    assert block.finest is not None
-    skipped = digits_between(aim, block.finest)
-    widest = max((_root_mean_square(s.goal) for s in block.strips), default=0.0) / RADIX**skipped
-    lead = 0
-    while widest > _APPEARS_BELOW * RADIX**lead and lead < MOST_LEAD:
-        lead += 1
-    return lead
-
-
-def _root_mean_square(indices: Indices | None) -> float:
-    if indices is None or not indices.size:
-        return 0.0
-    values = indices.astype(np.float64)
-    return float(np.sqrt(values @ values / values.size))
-
-
-def _code_blocks(state: StreamState, plan: ChunkPlan, port: SymbolPort, *, offsets: bool) -> None:
-    """Code what becomes of every block, pass by pass."""
-    chosen = list(state.chosen(plan.counts))
-    if offsets:
-        _code_offsets([block for _, block in chosen if block.exponent is None], port)
-    first = [_first_pass(block, plan) for _, block in chosen]
-    for t in range(max(first, default=-1), -1, -1):
-        acting = [pair for pair, start in zip(chosen, first, strict=True) if start >= t]
-        _code_pass(state, acting, plan.exponent + PER_RADIX * t, port)
-
-
-def _first_pass(block: Block, plan: ChunkPlan) -> int:
-    """Return the number of the pass in which a block first acts."""
-    if block.exponent is None:
-        return block.lead
-    return digits_between(block.exponent, plan.exponent + block.offset) - 1
-
-
-def _code_offsets(blocks: list[Block], port: SymbolPort) -> None:
-    """Code the offset and the lead digits of each new block, predicted from the block before."""
-    offset, lead = LARGEST_OFFSET, 0
-    for block in blocks:
-        offset = port.near(block.offset + LARGEST_OFFSET, offset, 2 * LARGEST_OFFSET + 1)
-        lead = port.near(block.lead, lead, MOST_LEAD + 1)
-        block.offset, block.lead = offset - LARGEST_OFFSET, lead
-
-
-def _code_pass(
-    state: StreamState, acting: list[tuple[int, Block]], exponent: int, port: SymbolPort
-) -> None:
-    """Let blocks appear or gain a digit, so that they are known to `exponent` and their offset."""
-    wants = _wants(acting, exponent)
-    found = _code_classes(state, acting, wants, port)
-    new = [s for _, b in acting if b.exponent is None for s in b.strips]
-    known = [s for _, b in acting if b.exponent is not None for s in b.strips]
-    for strip, spread_class in found:
-        strip.spread_class = spread_class
-    _code_new([s for s in new if s.spread_class], wants, port)
-    _code_digits([s for s in known if s.spread_class], wants, port)
-    for _, block in acting:
-        block.exponent = exponent + block.offset
-
-
-def _wants(acting: list[tuple[int, Block]], exponent: int) -> dict[int, Indices]:
-    """Return what an encoder wants of each strip, by the strip's id; nothing for a decoder."""
-    wants = {}
-    for _, block in acting:
-        if block.finest is not None:
-            digits = digits_between(exponent + block.offset, block.finest)
-            for strip in block.strips:
-                assert strip.goal is not None
-                wants[id(strip)] = coarser(strip.goal, digits)
-    return wants
-
-
-def _code_classes(
-    state: StreamState,
-    acting: list[tuple[int, Block]],
-    wants: dict[int, Indices],
-    port: SymbolPort,
-) -> list[tuple[Strip, int]]:
-    """Return the class that each strip has after this pass, coded where it was 0.
-
-    The first strip is predicted from that of the block before, the second strip of a component from
-    the first, a row of a tensor from the row before.
-    """
-    found = []
-    before = _TYPICAL_CLASS
-    for g, block in acting:
-        shape = state.shapes[g]
-        shift = width_shift(shape) if shape.paired else 0
-        for place, strip in enumerate(block.strips):
-            predicted = before
-            if shape.paired and place:
-                predicted = before + shift if before else 0
-            if strip.spread_class:
-                now = finer_class(strip.spread_class)
-            else:
-                want = wants.get(id(strip))
-                now = class_of(want) if want is not None else 0
-                now = port.near(now, min(max(predicted, 0), FRESH_CLASSES), FRESH_CLASSES + 1)
-            found.append((strip, now))
-            if not (shape.paired and place):
-                before = now
-    return found
-
-
-def _code_new(strips: list[Strip], wants: dict[int, Indices], port: SymbolPort) -> None:
-    """Code the indices of strips that were absent, class by class."""
-    by_class: dict[int, list[Strip]] = {}
-    for strip in strips:
-        by_class.setdefault(strip.spread_class, []).append(strip)
-    for spread_class, members in sorted(by_class.items()):
-        want = _joined(members, wants)
-        symbols = None if want is None else np.clip(want, -ESCAPE, ESCAPE) + ESCAPE
-        sizes = [len(s.indices) for s in members]
-        coded = port.many(symbols, sum(sizes), fresh_model(spread_class)) - ESCAPE
-        coded = _code_escapes(coded, want, port)
-        _share_out(coded, members)
-
-
-def _code_escapes(coded: Indices, want: Indices | None, port: SymbolPort) -> Indices:
-    """Return the indices with the excess of the outermost symbols added."""
-    (far,) = np.nonzero(np.abs(coded) == ESCAPE)
-    if not len(far):
-        return coded
-    excess = code_excess(port, None if want is None else np.abs(want[far]) - ESCAPE, len(far))
-    result = coded.copy()
-    result[far] += np.sign(coded[far]) * excess
-    return result
-
-
-def _code_digits(strips: list[Strip], wants: dict[int, Indices], port: SymbolPort) -> None:
-    """Code one more digit of strips, by class and by the magnitude above the digit."""
-    if not strips:
-        return
-    sizes = [len(s.indices) for s in strips]
-    old = np.concatenate([s.indices for s in strips])
-    magnitude = np.abs(old)
-    if magnitude.max() > LARGEST_INDEX // RADIX - 1:
-        raise CodecError("A chunk refines weights beyond 2^24 steps.")
-    towards = np.sign(old) + (old == 0)  # away from zero
-    first = np.array([s.spread_class * CONTEXTS for s in strips], dtype=np.uint8)
-    models = np.repeat(first, sizes) + np.minimum(magnitude, CONTEXTS - 1).astype(np.uint8)
-    order = np.argsort(models, kind="stable")
-    want = _joined(strips, wants)
-    symbols = None if want is None else ((want - RADIX * old) * towards + 1)[order]
-    pieces, start = [], 0
-    for model, count in enumerate(np.bincount(models).tolist()):
+    def many(self, symbols: Indices | None, count: int, model: Any) -> Indices:
+        """Append `count` symbols, integers from 0, each with the same model, and return them."""
+        assert symbols is not None
+        assert len(symbols) == count
         if count:
-            known = None if symbols is None else symbols[start : start + count]
-            pieces.append(port.many(known, count, digit_model(*divmod(model, CONTEXTS))))
-            start += count
-    digits = np.empty_like(old)
-    digits[order] = np.concatenate(pieces)
-    _share_out(finer(old, (digits - 1) * towards), strips)
+            array = np.ascontiguousarray(symbols, dtype=np.int32)
+            self._written.append((array, lambda _: model))
+        return symbols
+
+    def near(self, symbol: int, predicted: int, size: int) -> int:
+        """Append a symbol of 0..size - 1 that is likely near `predicted`, and return it."""
+        self._differences.append((symbol, predicted, size))
+        array = np.array([symbol], dtype=np.int32)
+        self._written.append((array, lambda fall: near_model(predicted, size, fall)))
+        return symbol
+
+    def best_fall(self) -> int:
+        """Return which of `FALLS` codes the differences in the fewest bits."""
+        seen = Counter(self._differences).items()
+        bits = [
+            sum(n * near_bits(symbol, p, size, fall) for (symbol, p, size), n in seen)
+            for fall in range(len(FALLS))
+        ]
+        return int(np.argmin(bits))
+
+    def to_bytes(self, fall: int) -> bytes:
+        """Return everything written, in whole 32-bit words."""
+        coder = ans.stack.AnsCoder()
+        for symbols, model in reversed(self._written):
+            coder.encode_reverse(symbols, model(fall))
+        return coder.get_compressed().astype("<u4").tobytes()
 
 
-def _share_out(indices: Indices, strips: list[Strip]) -> None:
-    """Give each strip its part of joined indices."""
-    start = 0
-    for strip in strips:
-        end = start + len(strip.indices)
-        strip.indices = indices[start:end]
-        start = end
+class SymbolReader:
+    """Reads what a `SymbolWriter` wrote.
 
+    Args:
+        data: what `to_bytes` returned.
+        fall: which of `FALLS` it was given.
 
-def _joined(strips: list[Strip], wants: dict[int, Indices]) -> Indices | None:
-    """Return what an encoder wants of strips, one after the other; None for a decoder."""
-    if not wants:
-        return None
-    return np.concatenate([wants[id(strip)] for strip in strips])
+    Raises:
+        CodecError: no whole number of words, no end that the coder could have written, or no such
+            fall.
+    """
+
+    def __init__(self, data: bytes, fall: int) -> None:
+        if len(data) % 4:
+            raise CodecError(f"A chunk's symbols come in words of 4 bytes, got {len(data)} bytes.")
+        if not 0 <= fall < len(FALLS):
+            raise CodecError(f"A chunk names table {fall} of differences; there are {len(FALLS)}.")
+        self._fall = fall
+        try:
+            words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
+            self._coder = ans.stack.AnsCoder(words)
+        except ValueError as error:
+            raise CodecError(f"A chunk's symbols are damaged: {error}") from error
+
+    def many(self, symbols: Indices | None, count: int, model: Any) -> Indices:
+        """Return the next `count` symbols; `symbols` is disregarded."""
+        del symbols
+        if not count:
+            return np.zeros(0, dtype=np.int32)
+        return self._coder.decode(model, count)
+
+    def near(self, symbol: int, predicted: int, size: int) -> int:
+        """Return the next symbol that is likely near `predicted`; `symbol` is disregarded."""
+        del symbol
+        return int(self._coder.decode(near_model(predicted, size, self._fall), 1)[0])
+
+    def close(self) -> None:
+        """Raise CodecError unless everything was read."""
+        if not self._coder.is_empty():
+            raise CodecError("A chunk holds more symbols than its plan calls for.")

@@ -1,6 +1,4 @@
-"""The file: a header that says what it adapts, a table of chunks, and the chunks (docs/format.md).
-
-    magic (8) · version (u16) · header length (u32) · header · SHA-256 of all before (32) · chunks
+"""A `.rcast` file: a header and the chunks that it lists, every prefix of which is an adapter.
 
 The header names the SHA-256 of every chunk, so that a file is either whole and unchanged, or ends
 at the boundary of a chunk and says so, or is refused.
@@ -9,25 +7,49 @@ at the boundary of a chunk and says so, or is refused.
 from __future__ import annotations
 
 import hashlib
-import struct
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
 
-from rankcast.codec.header import ChunkEntry, Header, pack_header, unpack_header
-from rankcast.errors import CodecError
+from rankcast.codec.chunks import ChunkPlan, Decoder, encode
+from rankcast.codec.formats.gguf import read_base_config, write_gguf
+from rankcast.codec.formats.peft import write_peft
+from rankcast.codec.header import LARGEST_PARAMS, Header, header_bytes, read_header
+from rankcast.codec.packing import Source, block_offsets, chunk_plans
+from rankcast.codec.tensors import AdapterTensors
+from rankcast.errors import CodecError, ConfigError, check_choice
+from rankcast.files import put_file
 
-MAGIC = b"\x89RCAST\r\n"
-VERSION = 1
-LARGEST_HEADER = 2**20
-"""Bytes, compressed."""
-LARGEST_PARAMS = 2**28
-"""Numbers that an adapter may have unless the caller allows more: 1 GiB in float32."""
-_PREFIX = struct.Struct("<8sHI")
-_DIGEST = 32
+Format = Literal["peft", "vllm", "gguf", "merged", "rcast"]
+"""`peft`: a LoRA with a rank for each projection. `vllm`: the same padded to one rank, as vLLM and
+SGLang need it. `gguf`: for llama.cpp. `merged`: the whole model. `rcast`: as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Cost and worth of the first chunks of a file.
+
+    Attributes:
+        n_chunks: how many.
+        n_bytes: of the header and these chunks.
+        loss: measured with them [nats]; None if nobody measured.
+        accuracy: likewise, a share.
+    """
+
+    n_chunks: int
+    n_bytes: int
+    loss: float | None
+    accuracy: float | None
 
 
 @dataclass(frozen=True)
 class Container:
-    """A header and as many of its chunks as there are."""
+    """A header and as many of its chunks as there are.
+
+    `rankcast.load` reads one from a file, `rankcast.pack` makes one of an adapter.
+    """
 
     header: Header
     chunks: tuple[bytes, ...]
@@ -37,21 +59,129 @@ class Container:
         """Whether every chunk is there."""
         return len(self.chunks) == len(self.header.chunks)
 
+    @property
+    def n_bits(self) -> int:
+        """Bits of the file."""
+        return 8 * (len(header_bytes(self.header)) + sum(map(len, self.chunks)))
+
+    @property
+    def ladder(self) -> tuple[Prefix, ...]:
+        """The prefixes of one chunk and more, with their bytes and what was measured of them."""
+        n_bytes, prefixes = len(header_bytes(self.header)), []
+        for n, entry in enumerate(self.header.chunks[: len(self.chunks)], start=1):
+            n_bytes += entry.n_bytes
+            prefixes.append(Prefix(n, n_bytes, entry.loss, entry.accuracy))
+        return tuple(prefixes)
+
+    def prefix(self, n_chunks: int) -> Container:
+        """Return the same file cut after its first chunks.
+
+        Raises:
+            CodecError: more chunks than are there, or fewer than none.
+        """
+        here = len(self.chunks)
+        if not 0 <= n_chunks <= here:
+            raise CodecError(f"The file has {here} complete chunks, so it cannot give {n_chunks}.")
+        return replace(self, chunks=self.chunks[:n_chunks])
+
+    def tensors(self) -> AdapterTensors:
+        """Return the adapter that the chunks amount to.
+
+        Raises:
+            CodecError: damaged chunks.
+        """
+        decoder = Decoder(self.header)
+        for chunk in self.chunks:
+            decoder.add(chunk)
+        return decoder.tensors()
+
+    def decoded(self) -> Iterator[tuple[ChunkPlan, AdapterTensors]]:
+        """Yield what each chunk brings and the adapter of the prefix that ends with it.
+
+        Raises:
+            CodecError: damaged chunks.
+        """
+        decoder = Decoder(self.header)
+        for chunk in self.chunks:
+            plan = decoder.add(chunk)
+            yield plan, decoder.tensors()
+
     def to_bytes(self) -> bytes:
         """Return the file."""
         return header_bytes(self.header) + b"".join(self.chunks)
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file, whole or not at all, and folders on the way; return its path."""
+        file = Path(path)
+        put_file(file, self.to_bytes())
+        return file
 
-def entry_of(chunk: bytes, loss: float | None = None, accuracy: float | None = None) -> ChunkEntry:
-    """Return the entry of a chunk in the table."""
-    return ChunkEntry(len(chunk), hashlib.sha256(chunk).hexdigest(), loss, accuracy)
+    def export(
+        self,
+        format: Format,  # noqa: A002 the word for it
+        output: str | os.PathLike[str],
+        *,
+        base_model: str | os.PathLike[str] | None = None,
+        tensors: AdapterTensors | None = None,
+    ) -> Path:
+        """Write the adapter for another program, without torch.
+
+        What needs the base model's weights (`merged`, and modules that travel as a difference) is
+        in `rankcast.packaging.export.export`.
+
+        Args:
+            format: see `Format`.
+            output: folder to write; for `gguf` and `rcast` the file.
+            base_model: folder of the base model, for `gguf`, which needs its config.json.
+            tensors: the adapter, where it has been decoded already.
+
+        Raises:
+            CodecError: damaged chunks, or an adapter that the format cannot carry.
+            ConfigError: no such format, or one that needs the base model.
+        """
+        check_choice("format", format, get_args(Format))
+        if format == "rcast":
+            return self.save(output)
+        if format == "merged":
+            raise ConfigError(
+                "Merged weights need the base model: rankcast export --format merged --base-model "
+                "FOLDER, or rankcast.packaging.export.export."
+            )
+        tensors = self.tensors() if tensors is None else tensors
+        if format == "gguf":
+            config = None if base_model is None else read_base_config(base_model)
+            return write_gguf(tensors, output, config)
+        return write_peft(
+            tensors,
+            output,
+            base_model_name=self.header.base.name,
+            task_type=self.header.task.get("task_type"),
+            uniform_rank=format == "vllm",
+        )
 
 
-def header_bytes(header: Header) -> bytes:
-    """Return what stands before the first chunk."""
-    packed = pack_header(header)
-    front = _PREFIX.pack(MAGIC, VERSION, len(packed)) + packed
-    return front + hashlib.sha256(front).digest()
+def pack_at_exponent(
+    source: Source, exponent: int, n_steps: int | None = None, n_parts: int = 3
+) -> Container:
+    """Return an adapter as a container whose last chunk reaches a step exponent.
+
+    Args:
+        source: what to pack.
+        exponent: of the finest step; see `packing.exponent_of_quality`.
+        n_steps: precisions, each three times finer than the one before; None for as many as leave
+            weights other than zero.
+        n_parts: chunks of each precision.
+
+    Raises:
+        CodecError: NaN or infinite weights.
+    """
+    tensors = source.tensors
+    plans = chunk_plans(tensors, exponent, n_steps, n_parts, offsets=source.offsets)
+    chunks = encode(tensors, plans, block_offsets(tensors, source.offsets))
+    base = source.base
+    if base.name is not None and Path(base.name).is_absolute():
+        base = replace(base, name=Path(base.name).name)  # says nothing of this machine's folders
+    return Container(Header.of(tensors, chunks, base, source.task), tuple(chunks))
 
 
 def read_container(
@@ -87,36 +217,23 @@ def read_container(
     elif not allow_prefix:
         raise CodecError(
             f"The file ends within chunk {len(chunks)} of {len(header.chunks)}: it was cut short. "
-            f"Fetch the rest, or use what is complete with --prefix."
+            f"Fetch the rest, or use what is complete with --prefix (prefix=True in Python)."
         )
     return Container(header, tuple(chunks))
 
 
-def read_header(
-    data: bytes | memoryview, *, largest_params: int = LARGEST_PARAMS
-) -> tuple[Header, int]:
-    """Return the header of a file and where the first chunk begins.
+def load(path: str | os.PathLike[str], *, prefix: bool = False) -> Container:
+    """Return the container in a file.
+
+    Args:
+        path: of the `.rcast` file.
+        prefix: accept a file that was cut short, with the chunks that are complete in it.
 
     Raises:
-        CodecError: as `read_container`.
+        CodecError: the file cannot be read, is no container, is damaged or was cut short.
     """
-    if len(data) < _PREFIX.size:
-        raise CodecError("This is no .rcast file: it is shorter than its header.")
-    magic, version, length = _PREFIX.unpack_from(data)
-    if magic != MAGIC:
-        raise CodecError("This is no .rcast file: it does not begin with the magic number.")
-    if version != VERSION:
-        raise CodecError(f"The file has format version {version}; this program reads {VERSION}.")
-    end = _PREFIX.size + length
-    if length > LARGEST_HEADER or len(data) < end + _DIGEST:
-        raise CodecError("The header is cut short or its length is damaged; fetch it again.")
-    front = bytes(data[:end])
-    if hashlib.sha256(front).digest() != bytes(data[end : end + _DIGEST]):
-        raise CodecError("The header is damaged: its SHA-256 does not match. Fetch it again.")
-    header = unpack_header(front[_PREFIX.size :])
-    if header.n_params > largest_params:
-        raise CodecError(
-            f"The adapter has {header.n_params:,} numbers, more than the {largest_params:,} that "
-            f"this device accepts."
-        )
-    return header, end + _DIGEST
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise CodecError(f"{path} cannot be read: {error.strerror}.") from error
+    return read_container(data, allow_prefix=prefix)

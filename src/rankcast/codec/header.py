@@ -1,27 +1,39 @@
-"""What stands before the chunks of a file: what it adapts, its tensors and the table of chunks.
+"""Everything before the chunks of a file: what it adapts, its tensors, the table of chunks.
 
-On the wire it is zlib-compressed JSON (docs/format.md). Every field that comes from outside is
-checked before anything is allocated for it.
+    magic (8) · version (u16) · length (u32) · header · SHA-256 of all before (32)
+
+The header is zlib-compressed JSON (docs/format.md). Every field that comes from outside is checked
+before memory is taken for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankcast.codec.tensors import Carriage
+from rankcast.codec.tensors import AdapterTensors, Carriage
 from rankcast.errors import CodecError
 from rankcast.records import Projection
 
+MAGIC = b"\x89RCAST\r\n"
+VERSION = 1
+LARGEST_HEADER = 2**20
+"""Bytes, compressed."""
 LARGEST_JSON = 2**23
-"""Bytes of the header once it is decompressed."""
+"""Bytes once it is decompressed."""
+LARGEST_PARAMS = 2**28
+"""Numbers that an adapter may have unless the caller allows more: 1 GiB in float32."""
 MOST_CHUNKS = 4096
 LARGEST_WIDTH = 2**24
 MOST_AXES = 8
+_FRONT = struct.Struct("<8sHI")
+_DIGEST = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +80,13 @@ class ChunkEntry:
     loss: float | None = None
     accuracy: float | None = None
 
+    @classmethod
+    def of(
+        cls, chunk: bytes, loss: float | None = None, accuracy: float | None = None
+    ) -> ChunkEntry:
+        """Return the entry of a chunk."""
+        return cls(len(chunk), hashlib.sha256(chunk).hexdigest(), loss, accuracy)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -79,8 +98,9 @@ class Header:
         ranks: most components of each projection.
         modules: tensors beside them.
         chunks: the table.
-        task: what the adapter is for: `task_type`, `labels`, …; for people and exporters.
-        fingerprint: logits that the whole adapter gives for a fixed input; see `adapters`.
+        task: what the adapter is for, such as `task_type`; for people and exporters.
+        fingerprint: logits that the whole adapter gives for a fixed input; see
+            `rankcast.adapters.fingerprint`.
     """
 
     base: BaseModel
@@ -91,6 +111,27 @@ class Header:
     task: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: Mapping[str, Any] | None = None
 
+    @classmethod
+    def of(
+        cls,
+        tensors: AdapterTensors,
+        chunks: Sequence[bytes],
+        base: BaseModel,
+        task: Mapping[str, Any],
+    ) -> Header:
+        """Return the header of an adapter that was just coded, of which nothing was measured."""
+        return cls(
+            base=base,
+            projections=tensors.projections,
+            ranks=tuple(tensors.ranks.tolist()),
+            modules=tuple(
+                ModuleShape(name, values.shape, tensors.carriage[name])
+                for name, values in tensors.modules.items()
+            ),
+            chunks=tuple(map(ChunkEntry.of, chunks)),
+            task=task,
+        )
+
     @property
     def n_params(self) -> int:
         """Numbers that the whole adapter has."""
@@ -99,20 +140,52 @@ class Header:
         )
         return components + sum(math.prod(module.shape) for module in self.modules)
 
+    @property
+    def float32_bits(self) -> int:
+        """Bits that they would take in float32."""
+        return 32 * self.n_params
 
-def pack_header(header: Header) -> bytes:
-    """Return the header as compressed JSON."""
+
+def header_bytes(header: Header) -> bytes:
+    """Return what stands before the first chunk."""
     text = json.dumps(_to_plain(header), separators=(",", ":"), allow_nan=False)
-    return zlib.compress(text.encode("ascii"), 9)
+    packed = zlib.compress(text.encode("ascii"), 9)
+    front = _FRONT.pack(MAGIC, VERSION, len(packed)) + packed
+    return front + hashlib.sha256(front).digest()
 
 
-def unpack_header(packed: bytes) -> Header:
-    """Return the header of compressed JSON.
+def read_header(
+    data: bytes | memoryview, *, largest_params: int = LARGEST_PARAMS
+) -> tuple[Header, int]:
+    """Return the header of a file and where the first chunk begins.
+
+    Args:
+        data: the file, or its beginning.
+        largest_params: refuse an adapter of more numbers than that.
 
     Raises:
-        CodecError: it is damaged, grows beyond its limit, or a field is missing or wrong.
+        CodecError: no such file, another version, a damaged header, or one of a larger adapter.
     """
-    return _from_plain(_inflated(packed))
+    if len(data) < _FRONT.size:
+        raise CodecError("This is no .rcast file: it is shorter than its header.")
+    magic, version, length = _FRONT.unpack_from(data)
+    if magic != MAGIC:
+        raise CodecError("This is no .rcast file: it does not begin with the magic number.")
+    if version != VERSION:
+        raise CodecError(f"The file has format version {version}; this program reads {VERSION}.")
+    end = _FRONT.size + length
+    if length > LARGEST_HEADER or len(data) < end + _DIGEST:
+        raise CodecError("The header is cut short or its length is damaged; fetch it again.")
+    front = bytes(data[:end])
+    if hashlib.sha256(front).digest() != bytes(data[end : end + _DIGEST]):
+        raise CodecError("The header is damaged: its SHA-256 does not match. Fetch it again.")
+    header = _from_plain(_inflated(front[_FRONT.size :]))
+    if header.n_params > largest_params:
+        raise CodecError(
+            f"The adapter has {header.n_params:,} numbers, more than the {largest_params:,} that "
+            f"this device accepts."
+        )
+    return header, end + _DIGEST
 
 
 def _inflated(packed: bytes) -> Any:
@@ -147,15 +220,18 @@ def _to_plain(header: Header) -> dict[str, Any]:
 def _from_plain(raw: Any) -> Header:
     """Return the header of a JSON value, every field checked."""
     try:
-        projections = [_projection(item) for item in _items(raw["projections"])]
+        projections = [_projection(item) for item in _typed(raw["projections"], list, "a list")]
+        base, fingerprint = raw["base"], raw["fingerprint"]
         return Header(
-            base=BaseModel(_text(raw["base"]["name"]), _digest(raw["base"]["fingerprint"])),
+            base=BaseModel(
+                _typed(base["name"], str | None, "a text"), _digest(base["fingerprint"])
+            ),
             projections=tuple(p for p, _ in projections),
             ranks=tuple(r for _, r in projections),
-            modules=tuple(_module(item) for item in _items(raw["modules"])),
-            chunks=_entries(_items(raw["chunks"])),
-            task=_mapping(raw["task"]),
-            fingerprint=None if raw["fingerprint"] is None else _mapping(raw["fingerprint"]),
+            modules=tuple(_module(item) for item in _typed(raw["modules"], list, "a list")),
+            chunks=_entries(_typed(raw["chunks"], list, "a list")),
+            task=_typed(raw["task"], dict, "an object"),
+            fingerprint=_typed(fingerprint, dict | None, "an object"),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, CodecError):
@@ -183,44 +259,32 @@ def _entries(items: Sequence[Any]) -> tuple[ChunkEntry, ...]:
     if len(items) > MOST_CHUNKS:
         raise CodecError(f"The header lists {len(items)} chunks; {MOST_CHUNKS} are the most.")
     return tuple(
-        ChunkEntry(_count(n, 0, 2**40), _digest(sha) or "", _number(loss), _number(accuracy))
+        ChunkEntry(
+            _count(n, 0, 2**40),
+            _digest(sha) or "",
+            _typed(loss, int | float | None, "a number"),
+            _typed(accuracy, int | float | None, "a number"),
+        )
         for n, sha, loss, accuracy in items
     )
 
 
-def _items(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise CodecError("The header has something else where a list belongs.")
-    return value
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise CodecError("The header has something else where an object belongs.")
+def _typed(value: Any, kind: Any, words: str) -> Any:
+    """Return a JSON value if it is of a kind; a truth value is no number."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise CodecError(f"The header has {value!r:.60} where {words} belongs.")
     return value
 
 
 def _count(value: Any, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not low <= _typed(value, int, "a whole number") <= high:
         raise CodecError(f"The header has {value!r} where a whole number in {low}..{high} belongs.")
-    return value
-
-
-def _number(value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise CodecError(f"The header has {value!r} where a number belongs.")
-    return value
-
-
-def _text(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise CodecError(f"The header has {value!r} where a text belongs.")
     return value
 
 
 def _name(value: Any) -> str:
     """Return a dotted module path; nothing that could be a path of files."""
-    if not isinstance(value, str) or not value or set(value) & set("/\\\0"):
+    if not _typed(value, str, "a name") or set(value) & set("/\\\0"):
         raise CodecError(f"The header has {value!r} where the name of a module belongs.")
     return value
 
@@ -228,6 +292,6 @@ def _name(value: Any) -> str:
 def _digest(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
+    if len(_typed(value, str, "a SHA-256")) != 64 or set(value) - set("0123456789abcdef"):
         raise CodecError("The header has something else where a SHA-256 belongs.")
     return value

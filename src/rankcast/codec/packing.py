@@ -1,33 +1,36 @@
-"""From an adapter's folder to a container and back: what `rankcast pack` and `unpack` do."""
+"""How an adapter is packed: the steps of its weights, and the chunks that it is cut into.
+
+One step for all components is reverse water-filling: whatever lies below the step vanishes, so the
+ranks of a prefix follow from its precision. The chunks go from a coarse step to a fine one, one
+ternary digit at a time, and within a step from the strongest components of the adapter to the
+weakest that survive it. This costs nothing against coding the finest step at once, because no
+weight is sent twice.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from rankcast.codec.container import Container, entry_of, header_bytes
-from rankcast.codec.header import BaseModel, Header, ModuleShape
-from rankcast.codec.ladder import (
-    block_offsets,
-    exponent_of_quality,
-    finest_within,
-    ladder_to,
-)
-from rankcast.codec.lora_files import is_peft_directory, read_peft
-from rankcast.codec.native_files import is_native_directory, read_native
-from rankcast.codec.stream import Decoder, encode
+from rankcast.codec.chunks import ChunkPlan
+from rankcast.codec.header import BaseModel
+from rankcast.codec.quantiser import EXPONENTS, PER_RADIX, RADIX, exponent_near, step_of
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError
-from rankcast.records import FloatArray
+from rankcast.records import FloatArray, IntArray
 
 Quality = Literal["fine", "good", "small"]
 RELATIVE_STEPS: Mapping[Quality, float] = {"fine": 0.5, "good": 1.0, "small": 2.0}
-"""Step of the last rung as a multiple of the weights' root mean square."""
+"""Step of the last chunk as a multiple of the weights' root mean square."""
+MODULE_OFFSET = -2 * PER_RADIX
+"""Tensors beside the projections get steps nine times finer: they are few and matter much."""
+WIDEST_OFFSET = 2 * PER_RADIX
+"""Steps of projections are at most nine times finer or coarser than the common one."""
+COARSEST = 6.6
+"""Steps of more root mean squares than this leave hardly a weight other than zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +42,9 @@ class Source:
         base: the model that it adapts, as far as the folder says.
         task: what exporters need to know: `task_type`.
         offsets: what is added to the step exponent of each projection; empty for nothing. See
-            `ladder.offsets_of_sensitivity`.
+            `offsets_of_sensitivity`.
         exponent: of the step to which it was trained to be rounded; None if it was not.
-        gains: (N, R) loss that each component was found to remove; None if nobody looked.
+        gains: (N, R) loss that each component removes, as learned in training; None if unknown.
     """
 
     tensors: AdapterTensors
@@ -52,165 +55,150 @@ class Source:
     gains: FloatArray | None = None
 
 
-def read_adapter(path: str | os.PathLike[str]) -> Source:
-    """Return the adapter in a run's folder, in a folder of `save_adapter`, or in one of PEFT's.
+def offsets_of_sensitivity(sensitivity: FloatArray, power: float = 0.5) -> tuple[int, ...]:
+    """Return step offsets of projections whose weights matter more or less than others'.
 
-    Raises:
-        CodecError: no adapter there, or one that cannot be carried.
-    """
-    folder = Path(path)
-    for candidate in (folder, folder / "adapter"):
-        if is_native_directory(candidate):
-            tensors, raw = read_native(candidate)
-            base = BaseModel(raw.get("base_model"), raw.get("base_fingerprint"))
-            offsets, exponent = _coding(raw, candidate)
-            gains = None if raw.get("gains") is None else np.array(raw["gains"], dtype=np.float64)
-            return Source(tensors, base, _task(raw), offsets, exponent, gains)
-        if is_peft_directory(candidate):
-            tensors, raw = read_peft(candidate)
-            return Source(tensors, BaseModel(raw.get("base_model_name_or_path")), _task(raw))
-    raise CodecError(
-        f"There is no adapter in {folder}: neither a run of rankcast (adapter/) nor an adapter "
-        f"that PEFT saved (adapter_config.json)."
-    )
-
-
-def pack(source: Source, exponent: int, n_rungs: int | None = None, n_parts: int = 3) -> Container:
-    """Return an adapter as a container whose last chunk reaches a step exponent.
+    Where the loss rises by F·Δ² / 24 for each weight (F its curvature) and every step costs the
+    same bits, the best steps are as F^(-1/2), power 1. At a step of several root mean squares most
+    weights are rounded to zero whatever their step, and half of that is better.
 
     Args:
-        source: what to pack.
-        exponent: of the finest step; see `exponent_for`.
-        n_rungs: precisions, each three times finer than the one before; None for as many as say
-            something.
-        n_parts: chunks of each rung.
+        sensitivity: (N,) curvature of the loss along a weight, such as the mean of squared
+            gradients, in any unit; zero where it is not known.
+        power: 0 for equal steps.
 
     Raises:
-        CodecError: NaN or infinite weights.
+        CodecError: negative or not finite.
     """
-    tensors = source.tensors
-    ladder = ladder_to(tensors, exponent, n_rungs, n_parts, offsets=source.offsets)
-    chunks = encode(tensors, ladder, block_offsets(tensors, source.offsets))
-    header = Header(
-        base=_published(source.base),
-        projections=tensors.projections,
-        ranks=tuple(tensors.ranks.tolist()),
-        modules=tuple(
-            ModuleShape(name, np.shape(values), tensors.carriage[name])
-            for name, values in tensors.modules.items()
-        ),
-        chunks=tuple(entry_of(chunk) for chunk in chunks),
-        task=source.task,
-    )
-    return Container(header, tuple(chunks))
+    values = np.asarray(sensitivity, dtype=np.float64)
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise CodecError("The sensitivity of a projection must be at least 0 and finite.")
+    known = values[values > 0]
+    if not known.size:
+        return (0,) * len(values)
+    relative = np.where(values > 0, values, 1.0) / np.exp(np.log(known).mean())
+    exponents = -0.5 * power * PER_RADIX * np.log(relative) / np.log(RADIX)
+    limited = np.clip(np.rint(np.where(values > 0, exponents, 0.0)), -WIDEST_OFFSET, WIDEST_OFFSET)
+    return tuple(limited.astype(int).tolist())
 
 
-def pack_within(
-    source: Source, budget_bits: float, n_rungs: int | None = None, n_parts: int = 3
-) -> Container:
-    """Return an adapter at the finest steps whose whole file fits a budget.
-
-    The finest common step that fits, and for as many projections as fit one step finer, those whose
-    components have the most energy first.
+def exponent_of_quality(tensors: AdapterTensors, quality: float) -> int:
+    """Return the exponent whose step is `quality` times the weights' root mean square.
 
     Raises:
-        InfeasibleDeadlineError: not even the coarsest step fits.
-        CodecError: as `pack`.
+        CodecError: quality not positive, or an adapter of zeros.
     """
-
-    def size_bits(exponent: int) -> int:
-        return 8 * len(pack(source, exponent, n_rungs, n_parts).to_bytes())
-
-    coarsest = exponent_of_quality(source.tensors, 30.0)
-    finest = exponent_of_quality(source.tensors, 1e-3)
-    exponent = finest_within(budget_bits, size_bits, finest, coarsest)
-    order = _by_energy(source.tensors)
-
-    def filled(n_finer: int) -> Container:
-        offsets = list(source.offsets or (0,) * len(order))
-        for i in order[:n_finer]:
-            offsets[i] -= 1
-        return pack(replace(source, offsets=tuple(offsets)), exponent, n_rungs, n_parts)
-
-    fits, more = filled(0), len(order)
-    low = 0
-    while low < more:
-        middle = (low + more + 1) // 2
-        tried = filled(middle)
-        if 8 * len(tried.to_bytes()) <= budget_bits:
-            fits, low = tried, middle
-        else:
-            more = middle - 1
-    return fits
-
-
-def _by_energy(tensors: AdapterTensors) -> list[int]:
-    """Return projections by the squared norm of their factors, greatest first."""
-    energy = [float(np.square(f.left).sum() + np.square(f.right).sum()) for f in tensors.factors]
-    return sorted(range(len(energy)), key=lambda i: -energy[i])
-
-
-def pack_at(
-    source: Source, quality: Quality, n_rungs: int | None = None, n_parts: int = 3
-) -> Container:
-    """Return an adapter at a step that suits its weights.
-
-    Raises:
-        CodecError: as `pack`, or an adapter of zeros.
-    """
-    exponent = exponent_of_quality(source.tensors, RELATIVE_STEPS[quality])
-    return pack(source, exponent, n_rungs, n_parts)
-
-
-def unpack(container: Container, n_chunks: int | None = None) -> AdapterTensors:
-    """Return the adapter of the first chunks; of all that are there if None.
-
-    Raises:
-        CodecError: damaged chunks, or more chunks asked for than there are.
-    """
-    there = len(container.chunks)
-    wanted = there if n_chunks is None else n_chunks
-    if not 0 <= wanted <= there:
-        raise CodecError(f"The file has {there} complete chunks, so it cannot give {n_chunks}.")
-    decoder = Decoder(container.header)
-    for chunk in container.chunks[:wanted]:
-        decoder.add(chunk)
-    return decoder.tensors()
-
-
-def chunks_within(container: Container, budget_bits: float) -> int:
-    """Return how many chunks arrive with the header within a budget."""
-    sent = 8 * len(header_bytes(container.header))
-    for n, entry in enumerate(container.header.chunks):
-        sent += 8 * entry.n_bytes
-        if sent > budget_bits:
-            return n
-    return len(container.header.chunks)
-
-
-def _published(base: BaseModel) -> BaseModel:
-    """Return the base model by a name that says nothing of this machine's folders."""
-    if base.name is None or not Path(base.name).is_absolute():
-        return base
-    return replace(base, name=Path(base.name).name)
-
-
-def _coding(raw: Mapping[str, Any], folder: Path) -> tuple[tuple[int, ...], int | None]:
-    """Return the step offsets and the exponent that a description asks for, if it does.
-
-    Raises:
-        CodecError: something else stands there.
-    """
-    coding = raw.get("coding")
-    if coding is None:
-        return (), None
-    try:
-        return tuple(int(x) for x in coding["offsets"]), int(coding["exponent"])
-    except (KeyError, TypeError, ValueError) as error:
+    total = sum(float(np.square(x).sum()) for f in tensors.factors for x in (f.left, f.right))
+    count = sum(f.left.size + f.right.size for f in tensors.factors)
+    if not (quality > 0 and total > 0 and np.isfinite(total)):
         raise CodecError(
-            f"{folder} describes its coding in a way not known ({error!r})."
-        ) from error
+            f"A relative step must be positive, of an adapter with finite weights other than zero; "
+            f"got {quality}."
+        )
+    low, high = EXPONENTS
+    return int(np.clip(exponent_near(quality * np.sqrt(total / count)), low, high))
 
 
-def _task(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: raw[key] for key in ("task_type",) if raw.get(key) is not None}
+def block_offsets(tensors: AdapterTensors, offsets: Sequence[int] = ()) -> list[IntArray]:
+    """Return the offsets of every block: those of its projection, `MODULE_OFFSET` for tensors.
+
+    Args:
+        tensors: what is coded.
+        offsets: one for each projection; empty for none.
+
+    Raises:
+        CodecError: offsets of another number of projections.
+    """
+    each = _each_projection(tensors, offsets)
+    components = [np.full(r, o, dtype=np.int64) for r, o in zip(tensors.ranks, each, strict=True)]
+    return components + [np.array([MODULE_OFFSET])] * len(tensors.modules)
+
+
+def chunk_plans(
+    tensors: AdapterTensors,
+    finest: int,
+    n_steps: int | None = None,
+    n_parts: int = 3,
+    *,
+    offsets: Sequence[int] = (),
+) -> list[ChunkPlan]:
+    """Return the chunks that lead to a step exponent, coarse to fine and strong to weak.
+
+    Args:
+        tensors: balanced, components in order of importance.
+        finest: exponent of the last chunk.
+        n_steps: precisions, each a digit finer than the one before; None begins at the coarsest
+            step that leaves weights other than zero (`COARSEST` root mean squares).
+        n_parts: chunks of each precision, as far as there are components to share out.
+        offsets: what is added to the exponent of each projection; empty for nothing.
+
+    Raises:
+        CodecError: fewer than one step or part, or offsets of another number of projections.
+    """
+    if n_steps is None:
+        n_steps = _useful_steps(tensors, finest)
+    if n_steps < 1 or n_parts < 1:
+        raise CodecError(
+            f"An adapter is cut into at least one step and part, got {n_steps} and {n_parts}."
+        )
+    weights = _norms(tensors)
+    each = _each_projection(tensors, offsets)
+    plans: list[ChunkPlan] = []
+    for digits in range(n_steps - 1, -1, -1):
+        exponent = finest + PER_RADIX * digits
+        alive = _surviving(tensors, exponent + each)
+        for counts in _parts(alive, weights, n_parts):
+            plan = ChunkPlan(exponent, (*counts, *(1 for _ in tensors.modules)))
+            if not plans or plans[-1] != plan:
+                plans.append(plan)
+    return plans
+
+
+def _useful_steps(tensors: AdapterTensors, finest: int) -> int:
+    """Return how many precisions lead from a step of at most `COARSEST` to the finest one."""
+    if not tensors.ranks.any():
+        return 1
+    coarsest = exponent_of_quality(tensors, COARSEST)
+    return max((coarsest - finest) // PER_RADIX + 1, 1)
+
+
+def _norms(tensors: AdapterTensors) -> list[FloatArray]:
+    """Return ‖left column‖·‖right row‖ of each component."""
+    return [
+        np.linalg.norm(f.left.astype(np.float64), axis=0)
+        * np.linalg.norm(f.right.astype(np.float64), axis=1)
+        for f in tensors.factors
+    ]
+
+
+def _each_projection(tensors: AdapterTensors, offsets: Sequence[int]) -> IntArray:
+    """Return (N,) offsets."""
+    n = len(tensors.projections)
+    if len(offsets) not in (0, n):
+        raise CodecError(f"There are {len(offsets)} step offsets for {n} projections.")
+    return np.array(offsets if len(offsets) else [0] * n, dtype=np.int64)
+
+
+def _surviving(tensors: AdapterTensors, exponents: IntArray) -> list[int]:
+    """Return how many components of each projection survive its step, up to the last one."""
+    counts = []
+    for f, exponent in zip(tensors.factors, exponents.tolist(), strict=True):
+        half = float(step_of(exponent)) / 2
+        alive = (np.abs(f.left).max(axis=0, initial=0) >= half) & (
+            np.abs(f.right).max(axis=1, initial=0) >= half
+        )
+        counts.append(int(np.max(np.nonzero(alive)[0], initial=-1)) + 1)
+    return counts
+
+
+def _parts(counts: list[int], weights: Sequence[FloatArray], n_parts: int) -> list[list[int]]:
+    """Return growing counts that share the surviving components out by importance."""
+    surviving = [w[:n] for n, w in zip(counts, weights, strict=True)]
+    strongest_first = np.sort(np.concatenate(surviving))[::-1]
+    parts = []
+    for part in range(1, n_parts):
+        if not len(strongest_first):
+            break
+        floor = strongest_first[max(len(strongest_first) * part // n_parts - 1, 0)]
+        parts.append([int((w >= floor).sum()) for w in surviving])
+    return [*parts, counts]

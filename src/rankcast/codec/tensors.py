@@ -1,4 +1,4 @@
-"""An adapter as arrays: factors of every projection, and tensors that travel in full."""
+"""An adapter as arrays: factors of every projection, and the tensors beside them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from rankcast.codec.quantise import Float32Array
-from rankcast.codec.state import GroupShape
+from rankcast.codec.blocks import GroupShape
+from rankcast.codec.quantiser import Float32Array
 from rankcast.errors import CodecError
 from rankcast.records import IntArray, Projection
 
@@ -51,10 +51,23 @@ class Factors:
             (right / ratio[:, None] * alive[:, None]).astype(np.float32),
         )
 
+    def sorted(self) -> Factors:
+        """Return the same ΔW = U·S·Vᵀ as U√S and √S·Vᵀ: orthogonal, strongest component first."""
+        if not self.rank:
+            return self
+        left, left_core = np.linalg.qr(self.left.astype(np.float64))
+        right, right_core = np.linalg.qr(self.right.astype(np.float64).T)
+        u, s, vt = np.linalg.svd(left_core @ right_core.T)
+        n, root = len(s), np.sqrt(s)
+        return Factors(
+            ((left @ u[:, :n]) * root).astype(np.float32),
+            (root[:, None] * (vt[:n] @ right.T)).astype(np.float32),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class AdapterTensors:
-    """What is coded, and what a decoder returns.
+    """An adapter to be coded, or as it was decoded.
 
     Attributes:
         projections: the linear maps that are adapted, in the order of their groups.

@@ -1,14 +1,18 @@
-"""The MDP of Sec. IV-A as Gymnasium environments: one link, or B links stepped as one operation."""
+"""The MDP of Sec. IV-A: as the training loop steps it, and as Gymnasium environments."""
 
-from rankcast.env.config import EnvConfig, Payment
-from rankcast.env.observing import N_STATE, observation_space, to_vector
-from rankcast.env.single import RankAllocationEnv, register, synthetic_learner
-from rankcast.env.vector import RankAllocationVectorEnv
+from rankcast.env.gym import (
+    RankAllocationEnv,
+    RankAllocationVectorEnv,
+    observation_space,
+    register,
+    synthetic_learner,
+    to_vector,
+)
+from rankcast.env.mdp import AllocationMdp, Outcome
 
 __all__ = [
-    "N_STATE",
-    "EnvConfig",
-    "Payment",
+    "AllocationMdp",
+    "Outcome",
     "RankAllocationEnv",
     "RankAllocationVectorEnv",
     "observation_space",

@@ -1,1 +1,1 @@
-"""The radio: what a link state carries, what a plan costs on it, how it changes."""
+"""A radio link: how its SNR moves, what it carries, and what a plan costs on it."""

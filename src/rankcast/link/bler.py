@@ -1,45 +1,110 @@
-"""How often a code block is lost: BLER against SNR, fitted to simulated blocks.
+"""Block error rates of 5G NR's codes against SNR, fitted to simulated blocks.
 
 A waterfall is Φ((m - s)/w): a normal distribution function of the SNR s [dB] with the SNR m at
 which half of the blocks are lost and the width w. Both come from simulations with Sionna
-(`experiments/bler`), of blocks of a few sizes, and are interpolated between them on the scale of
+(`studies/bler`), of blocks of a few sizes, and are interpolated between them on the scale of
 1/√k, on which the distance to capacity falls (Y. Polyanskiy, H. V. Poor and S. Verdú, Channel
 coding rate in the finite blocklength regime, IEEE Trans. Inf. Theory 56(5), 2010). Outside the
 simulated sizes the nearest one holds; below a BLER of about 1 % the fit extrapolates.
+
+Blocks that are sent more than once, and resource elements of unequal SNR, add up in the mutual
+information of their QAM symbols (mutual-information effective SNR mapping, MIESM: K. Brueninghaus
+et al., Link performance models for system level simulations of broadband radio access systems,
+PIMRC 2005), with Gray mapping and bit-interleaved coded modulation over additive white Gaussian
+noise (G. Caire, G. Taricco and E. Biglieri, Bit-interleaved coded modulation, IEEE Trans. Inf.
+Theory 44(3), 1998).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from rankcast.errors import ConfigError, LinkError
-from rankcast.link.late import scipy
+from rankcast.errors import ConfigError
+from rankcast.link.capacity import scipy
 from rankcast.link.nr import Mcs
-from rankcast.records import FloatArray
+from rankcast.records import FloatArray, IntArray
 
-_NARROWEST_DB = 0.01
+ORDERS = (2, 4, 6, 8)
+"""Bits of a symbol: QPSK, 16QAM, 64QAM, 256QAM."""
+_GRID_DB = np.arange(-20.0, 40.25, 0.25)
+_NODES = 32  # of Gauss and Hermite
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """Blocks that were simulated at one SNR.
+def mutual_information(bits_per_symbol: int, snr_db: FloatArray) -> FloatArray:
+    """Return the bits that each symbol carries at Es/N0 [dB], same shape.
 
-    Attributes:
-        snr_db: Es/N0 of every symbol [dB].
-        n_blocks: sent.
-        n_lost: not decoded.
+    Proportional to the SNR below the tabulated range, Q_m above it.
+
+    Raises:
+        ConfigError: not 2, 4, 6 or 8 bits a symbol.
     """
+    table = _table(bits_per_symbol)
+    snr_db = np.asarray(snr_db, dtype=np.float64)
+    below = table[0] * 10.0 ** ((np.minimum(snr_db, _GRID_DB[0]) - _GRID_DB[0]) / 10.0)
+    return np.where(snr_db < _GRID_DB[0], below, np.interp(snr_db, _GRID_DB, table))
 
-    snr_db: float
-    n_blocks: int
-    n_lost: int
+
+def effective_snr_db(bits_per_symbol: int, information: FloatArray) -> FloatArray:
+    """Return the SNR [dB] at which one symbol carries so many bits, same shape.
+
+    Clipped to the tabulated range: as good as never, and as good as always.
+
+    Raises:
+        ConfigError: not 2, 4, 6 or 8 bits a symbol.
+    """
+    table = _table(bits_per_symbol)
+    rising = np.concatenate([[True], np.diff(table) > 0])
+    return np.interp(np.asarray(information, dtype=np.float64), table[rising], _GRID_DB[rising])
+
+
+@cache
+def _table(bits_per_symbol: int) -> FloatArray:
+    """Return mutual information on the grid: twice that of a quadrature, which is a Gray PAM."""
+    if bits_per_symbol not in ORDERS:
+        raise ConfigError(f"A QAM symbol of NR has {ORDERS} bits, got {bits_per_symbol}.")
+    n_bits = bits_per_symbol // 2
+    size = 2**n_bits
+    gray = np.arange(size) ^ (np.arange(size) >> 1)
+    levels = np.arange(1 - size, size, 2) / np.sqrt(2.0 * (size**2 - 1) / 3.0)
+    labels = (gray[:, None] >> np.arange(n_bits)) & 1
+    nodes, weights = np.polynomial.hermite.hermgauss(_NODES)
+    weights = weights / np.sqrt(np.pi)
+    snrs = 10.0 ** (_GRID_DB / 10.0)
+    each = [_pam_information(levels, labels, nodes, weights, float(snr)) for snr in snrs]
+    table = np.clip(2.0 * np.array(each), 0.0, bits_per_symbol)
+    table = np.maximum.accumulate(table)
+    table.setflags(write=False)
+    return table
+
+
+def _pam_information(
+    levels: FloatArray, labels: IntArray, nodes: FloatArray, weights: FloatArray, snr: float
+) -> float:
+    """Return Σ over bits of 1 - E[log2(1 + p(y | other bit) / p(y | this bit))].
+
+    Args:
+        levels: (M,) amplitudes with mean power 1/2.
+        labels: (M, m) bits of each.
+        nodes: (J,) of the quadrature over a standard normal noise times √2.
+        weights: (J,) summing to one.
+        snr: Es/N0, linear; the noise of a quadrature has variance 1/(2·snr).
+    """
+    received = levels[:, None] + nodes / np.sqrt(snr)  # (M, J)
+    metric = -snr * np.square(received[:, :, None] - levels)  # (M, J, M')
+    total = np.logaddexp.reduce(metric, axis=2)
+    information = 0.0
+    for bit in labels.T:
+        same = np.where(bit[:, None] == bit, 0.0, -np.inf)  # (M, M')
+        agree = np.logaddexp.reduce(metric + same[:, None, :], axis=2)
+        information += 1.0 - float(((total - agree) * weights).sum(axis=1).mean()) / np.log(2.0)
+    return information
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +142,6 @@ class BlerTable:
     waterfalls: Mapping[tuple[int, float], tuple[Waterfall, ...]]
     source: str
 
-    def bler(self, mcs: Mcs, n_info_bits: int, snr_db: FloatArray) -> FloatArray:
-        """Return the share of code blocks that are lost at each SNR [dB], same shape.
-
-        Raises:
-            ConfigError: a scheme that was not simulated.
-        """
-        curve = self.waterfall(mcs, n_info_bits)
-        return scipy("special").ndtr((curve.middle_db - np.asarray(snr_db)) / curve.width_db)
-
     def waterfall(self, mcs: Mcs, n_info_bits: int) -> Waterfall:
         """Return the waterfall of blocks of a size, interpolated.
 
@@ -107,27 +163,15 @@ class BlerTable:
         )
         return Waterfall(n_info_bits, *values)
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return the table as plain data, for a file."""
-        schemes = [
-            {
-                "bits_per_symbol": order,
-                "rate_x1024": rate,
-                "waterfalls": [asdict(c) for c in curves],
-            }
-            for (order, rate), curves in self.waterfalls.items()
-        ]
-        return {"source": self.source, "schemes": schemes}
-
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> BlerTable:
-        """Rebuild a table from `to_plain()` or its file."""
-        found: dict[tuple[int, float], tuple[Waterfall, ...]] = {}
+        """Return the table in a file of `studies.bler.make_table`."""
+        waterfalls: dict[tuple[int, float], tuple[Waterfall, ...]] = {}
         for entry in plain["schemes"]:
             curves = sorted((Waterfall(**c) for c in entry["waterfalls"]),
                             key=lambda c: c.n_info_bits)  # fmt: skip
-            found[entry["bits_per_symbol"], float(entry["rate_x1024"])] = tuple(curves)
-        return cls(found, plain["source"])
+            waterfalls[entry["bits_per_symbol"], float(entry["rate_x1024"])] = tuple(curves)
+        return cls(waterfalls, plain["source"])
 
 
 @cache
@@ -135,48 +179,3 @@ def nr_bler() -> BlerTable:
     """Return the table that comes with rankcast: ideal receiver, additive white Gaussian noise."""
     text = resources.files("rankcast.link").joinpath("nr_bler.json").read_text("utf-8")
     return BlerTable.from_plain(json.loads(text))
-
-
-def fit_waterfall(n_info_bits: int, counts: Sequence[Count]) -> Waterfall:
-    """Return the waterfall of greatest likelihood (probit regression on dB).
-
-    Raises:
-        LinkError: counts that decide nothing: without one lost and one decoded block, without one
-            lost at a higher SNR than one decoded, or with no fewer losses at higher SNR.
-    """
-    snr_db = np.array([c.snr_db for c in counts], dtype=np.float64)
-    lost = np.array([c.n_lost for c in counts], dtype=np.float64)
-    kept = np.array([c.n_blocks for c in counts], dtype=np.float64) - lost
-    if lost.sum() == 0 or kept.sum() == 0:
-        raise LinkError("A waterfall needs blocks that were lost and blocks that were not.")
-    if snr_db[lost > 0].max() <= snr_db[kept > 0].min():
-        raise LinkError(
-            "A waterfall needs a block that was lost above the SNR of one that was not."
-        )
-    if np.average(snr_db, weights=lost) >= np.average(snr_db, weights=kept):
-        raise LinkError("A waterfall needs blocks that are lost less often at higher SNR.")
-
-    def cost(x: FloatArray) -> float:
-        z = (x[0] - snr_db) / (np.exp(x[1]) + _NARROWEST_DB)
-        return -float(
-            (lost * scipy("special").log_ndtr(z) + kept * scipy("special").log_ndtr(-z)).sum()
-        )
-
-    start = np.array([np.average(snr_db, weights=lost * kept + 1e-6), np.log(0.2)])
-    best = scipy("optimize").minimize(cost, start, method="Nelder-Mead",
-                             options={"xatol": 1e-6, "fatol": 1e-9, "maxiter": 4000})  # fmt: skip
-    middle, width = float(best.x[0]), float(np.exp(best.x[1]) + _NARROWEST_DB)
-    errors = np.sqrt(np.diag(np.linalg.pinv(_information(middle, width, snr_db, lost + kept))))
-    return Waterfall(n_info_bits, middle, width, float(errors[0]), float(errors[1]))
-
-
-def _information(
-    middle: float, width: float, snr_db: FloatArray, n_blocks: FloatArray
-) -> FloatArray:
-    """Return the (2, 2) Fisher information about middle and width."""
-    z = (middle - snr_db) / width
-    share = np.clip(scipy("special").ndtr(z), 1e-9, 1 - 1e-9)
-    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    weight = n_blocks * density**2 / (share * (1 - share)) / width**2
-    gradient = np.stack([np.ones_like(z), -z])
-    return (gradient * weight) @ gradient.T

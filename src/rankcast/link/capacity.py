@@ -1,4 +1,4 @@
-"""What a link carries: spectral efficiency [bit/s/Hz] against mean SNR [dB] (Eq. 5).
+"""The rate of a link: spectral efficiency [bit/s/Hz] against mean SNR [dB] (Eq. 5).
 
 Eq. 5 is C = E_h[W·log2(1 + |h|²·P/σ²)]. Three readings of it, each a `RateModel`:
 
@@ -9,26 +9,27 @@ Eq. 5 is C = E_h[W·log2(1 + |h|²·P/σ²)]. Three readings of it, each a `Rate
 | `Outage` | |h|² is constant over the transfer and unknown to the sender | mean |
 
 Differs from the paper: it writes the expectation (ergodic) but calls the fading slow, and its
-experiments are plain AWGN. `rankcast.link.fading.coherence_time_s` tells which one applies.
+experiments are plain AWGN. `rankcast.link.processes.coherence_time_s` tells which one applies.
 
-The distributions of |h|² have unit mean (`rankcast.link.gains`). The ergodic closed forms are those
-of M.-S. Alouini and A. J. Goldsmith, Capacity of Rayleigh fading channels under different adaptive
-transmission and diversity-combining techniques, IEEE Trans. Veh. Technol. 48(4), 1999 (receiver
-side information; m-branch combining has the same gain distribution as Nakagami m).
+The distributions of |h|², all of unit mean, are those of M. K. Simon and M.-S. Alouini, Digital
+Communication over Fading Channels, 2nd ed., table 2.2, with the mean SNR divided out. The ergodic
+closed forms are those of M.-S. Alouini and A. J. Goldsmith, Capacity of Rayleigh fading channels
+under different adaptive transmission and diversity-combining techniques, IEEE Trans. Veh. Technol.
+48(4), 1999 (receiver side information; m-branch combining has the same gain distribution as
+Nakagami m).
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, runtime_checkable
+from functools import cache, cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from rankcast.errors import ConfigError, LinkError
-from rankcast.link.gains import Fading, Nakagami, Rayleigh
-from rankcast.link.late import scipy
 from rankcast.records import FloatArray, LinkState
 
 _LN2 = math.log(2.0)
@@ -39,9 +40,130 @@ _NODES = 400  # error below 1e-12 for m = 0.5 to 1,000 and K = 0 to 10,000
 _LARGEST_CLOSED_FORM = 64  # terms of the Nakagami sum; quadrature is cheaper above
 
 
+@cache
+def scipy(part: str) -> Any:
+    """Return a module of SciPy, such as `special`; loaded late, as a plain link does without it.
+
+    Raises:
+        ConfigError: SciPy is not installed.
+    """
+    try:
+        return importlib.import_module(f"scipy.{part}")
+    except ImportError as error:
+        raise ConfigError("This needs SciPy: pip install 'rankcast[link]'.") from error
+
+
+class Fading(Protocol):
+    """Distribution of the power gain |h|² with unit mean."""
+
+    def pdf(self, gain: FloatArray) -> FloatArray:
+        """Return the density at positive gains, same shape."""
+        ...
+
+    def ppf(self, probability: FloatArray) -> FloatArray:
+        """Return F⁻¹: the gain that is undershot with this probability, same shape."""
+        ...
+
+    def sample(self, rng: np.random.Generator, size: int) -> FloatArray:
+        """Draw (size,) independent gains."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rayleigh:
+    """No line of sight: |h|² is exponential."""
+
+    def pdf(self, gain: FloatArray) -> FloatArray:
+        """Return e^{-x}."""
+        return np.exp(-np.asarray(gain, dtype=np.float64))
+
+    def ppf(self, probability: FloatArray) -> FloatArray:
+        """Return -ln(1 - p)."""
+        return -np.log1p(-np.asarray(probability, dtype=np.float64))
+
+    def sample(self, rng: np.random.Generator, size: int) -> FloatArray:
+        """Draw (size,) independent gains."""
+        return rng.standard_exponential(size)
+
+
+@dataclass(frozen=True)
+class Rician:
+    """A line of sight among scatterers: 2(1 + K)|h|² is noncentral χ² with 2 degrees of freedom.
+
+    Attributes:
+        k_factor: K ≥ 0, power of the direct path over that of the scattered ones, linear (not dB).
+            0 is Rayleigh.
+
+    Raises:
+        LinkError: K is negative or not finite.
+    """
+
+    k_factor: float
+
+    def __post_init__(self) -> None:
+        """Refuse a K-factor that no channel has."""
+        if not (math.isfinite(self.k_factor) and self.k_factor >= 0):
+            raise LinkError(
+                f"The Rician K-factor is a linear power ratio of at least 0, got {self.k_factor}; "
+                f"convert from dB with 10 ** (K_db / 10)."
+            )
+
+    def pdf(self, gain: FloatArray) -> FloatArray:
+        """Return (1 + K)·e^{-K - (1 + K)x}·I0(2·√(K(1 + K)x))."""
+        k = self.k_factor
+        amplitude = np.sqrt((1.0 + k) * np.asarray(gain, dtype=np.float64))
+        # I0 is scaled by e^{-2·√K·amplitude}, which completes the square and cannot overflow.
+        bessel = scipy("special").i0e(2.0 * math.sqrt(k) * amplitude)
+        return (1.0 + k) * np.exp(-((amplitude - math.sqrt(k)) ** 2)) * bessel
+
+    def ppf(self, probability: FloatArray) -> FloatArray:
+        """Return the noncentral χ² quantile over 2(1 + K)."""
+        k = self.k_factor
+        return np.asarray(scipy("stats").ncx2.ppf(probability, 2, 2.0 * k)) / (2.0 * (1.0 + k))
+
+    def sample(self, rng: np.random.Generator, size: int) -> FloatArray:
+        """Draw (size,) independent gains."""
+        k = self.k_factor
+        scattered = rng.standard_normal((2, size)) / math.sqrt(2.0)
+        return ((math.sqrt(k) + scattered[0]) ** 2 + scattered[1] ** 2) / (1.0 + k)
+
+
+@dataclass(frozen=True)
+class Nakagami:
+    """Measured fading of any depth: |h|² is Gamma with shape m and scale 1/m.
+
+    Attributes:
+        m: shape, at least 0.5 (the deepest fading); 1 is Rayleigh.
+
+    Raises:
+        LinkError: m is below 0.5 or not finite.
+    """
+
+    m: float
+
+    def __post_init__(self) -> None:
+        """Refuse a shape outside the distribution's definition."""
+        if not (math.isfinite(self.m) and self.m >= 0.5):
+            raise LinkError(f"The Nakagami shape m must be at least 0.5, got {self.m}.")
+
+    def pdf(self, gain: FloatArray) -> FloatArray:
+        """Return m^m·x^{m-1}·e^{-mx} / Γ(m)."""
+        gain = np.asarray(gain, dtype=np.float64)
+        log_scale = self.m * math.log(self.m) - math.lgamma(self.m)
+        return np.exp(log_scale + scipy("special").xlogy(self.m - 1.0, gain) - self.m * gain)
+
+    def ppf(self, probability: FloatArray) -> FloatArray:
+        """Return the Gamma quantile over m."""
+        return np.asarray(scipy("special").gammaincinv(self.m, probability)) / self.m
+
+    def sample(self, rng: np.random.Generator, size: int) -> FloatArray:
+        """Draw (size,) independent gains."""
+        return rng.gamma(self.m, 1.0 / self.m, size)
+
+
 @runtime_checkable
 class RateModel(Protocol):
-    """A reading of Eq. 5."""
+    """Turns SNR into rate (Eq. 5)."""
 
     def spectral_efficiency(self, snr_db: FloatArray) -> FloatArray:
         """Return C/W [bit/s/Hz] at each SNR [dB], same shape.
@@ -116,7 +238,7 @@ class Outage:
     epsilon: float
 
     def __post_init__(self) -> None:
-        """Refuse a probability that promises everything or nothing."""
+        """Refuse a probability of 0 or 1, or beyond."""
         if not 0.0 < self.epsilon < 1.0:
             raise LinkError(f"The outage probability must lie in (0, 1), got {self.epsilon}.")
 
@@ -169,15 +291,24 @@ def rate_bps(model: RateModel, link: LinkState) -> FloatArray:
     return link.bandwidth_hz * model.spectral_efficiency(link.snr_db)
 
 
-def _log_snr(snr_db: FloatArray) -> FloatArray:
-    """Return ln SNR, or raise `LinkError`."""
+def checked_snr_db(snr_db: FloatArray) -> FloatArray:
+    """Return SNRs [dB] as an array of floats.
+
+    Raises:
+        LinkError: NaN, infinite or absurdly large SNR.
+    """
     snr_db = np.asarray(snr_db, dtype=np.float64)
     if not (np.abs(snr_db) <= LARGEST_SNR_DB).all():
         raise LinkError(
             f"SNR must be a number of dB within ±{LARGEST_SNR_DB:g}, got {snr_db.tolist()}; "
             f"convert a linear ratio with 10 * log10(snr)."
         )
-    return snr_db * (math.log(10.0) / 10.0)
+    return snr_db
+
+
+def _log_snr(snr_db: FloatArray) -> FloatArray:
+    """Return ln SNR, or raise `LinkError`."""
+    return checked_snr_db(snr_db) * (math.log(10.0) / 10.0)
 
 
 def _integer_order(fading: Fading) -> int | None:

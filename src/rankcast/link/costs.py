@@ -1,36 +1,78 @@
-"""What a plan costs on the air: bits, seconds and the link cost η (Eq. 6-8).
+"""The cost of a plan on the air: bits, seconds and the link cost η (Eq. 6-8).
 
 Shapes: `N` projections, `R` = r_max, `B` links; `ranks` (..., N) with any leading batch axes. A
 component is one unit of rank of one projection.
 
 Differs from the paper: the components of a projection may cost differently, as they do once they
-are coded. With the paper's accounting each costs its parameters times b_t.
+are coded; with the paper's accounting each costs its parameters times b_t. And b_t, there the
+length of a codeword, is the number of bits that carry one parameter, which is how Eq. 6 uses it
+and the only reading that gives seconds.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Self, get_args
 
 import numpy as np
 
-from rankcast.errors import ConfigError
+from rankcast.config.link import Accounting
+from rankcast.errors import ConfigError, LinkError, check_choice
 from rankcast.link.capacity import RateModel, rate_bps
-from rankcast.link.payload import (
-    Accounting,
-    budget_bits,
-    check_bits_per_param,
-    link_cost,
-    params_per_rank,
-    transmission_time_s,
-)
-from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Plan
+from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Plan, Projection
+
+
+def params_per_rank(layout: AdapterLayout, accounting: Accounting = "exact") -> IntArray:
+    """Return (N,) parameters transmitted per unit of rank (the factor 2·d_h + 1 of Eq. 6).
+
+    Differs from the paper: the default counts the true widths of each projection.
+
+    Raises:
+        ConfigError: unknown accounting.
+    """
+    check_choice("payload accounting", accounting, get_args(Accounting))
+    if accounting == "exact":
+        return layout.params_per_rank.copy()
+    of_layer: defaultdict[int, list[Projection]] = defaultdict(list)
+    for projection in layout.projections:
+        of_layer[projection.layer].append(projection)
+    hidden = {layer: _hidden_width(members) for layer, members in of_layer.items()}
+    singular_values = int(accounting == "paper_with_singular_values")
+    return np.array(
+        [2 * hidden[p.layer] + singular_values for p in layout.projections], dtype=np.int64
+    )
+
+
+def budget_bits(rate_bps: FloatArray | float, deadline_s: FloatArray | float) -> FloatArray:
+    """Return C·T_max, the bits that arrive before the deadline (Eq. 7).
+
+    Raises:
+        LinkError: a rate or deadline that is not positive and finite.
+    """
+    for name, value in (("Rate [bit/s]", rate_bps), ("Deadline [s]", deadline_s)):
+        numbers = np.asarray(value, dtype=np.float64)
+        if not (np.isfinite(numbers) & (numbers > 0)).all():
+            raise LinkError(f"{name} must be positive and finite, got {numbers.tolist()}.")
+    return np.asarray(rate_bps, dtype=np.float64) * deadline_s
+
+
+def _hidden_width(members: list[Projection]) -> int:
+    """Return d_h of one layer: the input of its query, else its most common width.
+
+    A tie goes to the narrower width, since feed-forward layers widen.
+    """
+    for projection in members:
+        if projection.kind == "q":
+            return projection.d_in
+    counts = Counter(width for p in members for width in (p.d_in, p.d_out))
+    return min(counts, key=lambda width: (-counts[width], width))
 
 
 @dataclass(frozen=True, eq=False)
 class LinkCostModel:
-    """Everything that turns ranks and a link into η.
+    """Turns ranks and a link into η.
 
     Costs are counted in whole units, which add up without rounding, so that "fits" means the same
     to everyone who asks.
@@ -53,7 +95,10 @@ class LinkCostModel:
 
     def __post_init__(self) -> None:
         """Take a private copy of the costs and check them."""
-        check_bits_per_param(self.bits_per_unit)
+        if not (np.isfinite(self.bits_per_unit) and self.bits_per_unit > 0):
+            raise ConfigError(
+                f"A unit must take a positive, finite number of bits, got {self.bits_per_unit}."
+            )
         given = np.asarray(self.component_units)
         whole = given.ndim == 2 and given.size > 0 and bool((given == np.rint(given)).all())
         if not whole or (given < 0).any() or (given.sum(axis=1) <= 0).any():
@@ -170,10 +215,10 @@ class LinkCostModel:
                 f"Ranks must have shape ({link.size}, {self.n_projections}) for {link.size} "
                 f"links, got {np.shape(ranks)}."
             )
-        return link_cost(bits, self.rate_bps(link), link.deadline_s)
+        return bits / self.budget_bits(link)
 
     def plan(self, ranks: IntArray, link: LinkState) -> Plan:
-        """Return (N,) ranks with what they cost on a single link.
+        """Return (N,) ranks with what they cost on a single link (Eq. 6-8).
 
         Raises:
             ConfigError: impossible ranks, or more than one link.
@@ -189,8 +234,8 @@ class LinkCostModel:
             ranks=ranks.astype(np.int64),
             payload_bits=bits.item(),
             rate_bps=rate.item(),
-            transmission_time_s=transmission_time_s(bits, rate).item(),
-            link_cost=link_cost(bits, rate, link.deadline_s).item(),
+            transmission_time_s=(bits / rate).item(),
+            link_cost=(bits / budget_bits(rate, link.deadline_s)).item(),
         )
 
     @cached_property

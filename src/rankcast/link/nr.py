@@ -77,8 +77,8 @@ class Carrier:
             overhead of TS 38.306.
 
     Raises:
-        LinkError: a spacing that NR lacks, no resource block, or more of them than the band or a
-            carrier of NR holds.
+        LinkError: a spacing that NR does not have, no resource block, or more of them than the band
+            or a carrier of NR holds.
     """
 
     bandwidth_hz: float
@@ -153,14 +153,14 @@ class Carrier:
     def efficiency(self) -> float:
         """Data-carrying resource elements per second and hertz of the channel, below 1.
 
-        What guard bands, cyclic prefixes, control and pilots leave of Shannon's W.
+        The rest of Shannon's W is taken by guard bands, cyclic prefixes, control and pilots.
         """
         return self.data_elements / self.slot_s / self.bandwidth_hz
 
 
 @dataclass(frozen=True, slots=True)
 class TransportBlock:
-    """What one slot carries.
+    """A transport block: the bits of one slot.
 
     Attributes:
         mcs: its scheme.

@@ -1,4 +1,4 @@
-"""Replay of a measured trace, of SNR or of throughput.
+"""Replay a measured trace, of SNR or of throughput.
 
 A measured throughput has no SNR. It travels through the system as the *equivalent* SNR: that at
 which an ideal AWGN link of the same bandwidth W carries exactly the measured C,
@@ -16,10 +16,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rankcast.config.link import TraceKind
 from rankcast.errors import LinkError
 from rankcast.link.capacity import LARGEST_SNR_DB
-from rankcast.link.process import SnrState, check_finite, checked_size
-from rankcast.link.traces import LONGEST_GAP_S, Trace, TraceKind
+from rankcast.link.processes import SnrState, check_finite, checked_size
+from rankcast.link.traces import LONGEST_GAP_S, Trace
 from rankcast.records import FloatArray, IntArray
 
 LOWEST_EQUIVALENT_DB = -60.0

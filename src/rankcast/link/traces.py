@@ -1,33 +1,48 @@
-"""Measured traces: values at times, and one value for each decision.
+"""Measured traces: read from files, and sampled once for each decision.
 
 SNR and throughput are different things: neither is ever computed from the other. How a trace
-becomes a process is in `rankcast.link.replay`, how files become traces in
-`rankcast.link.trace_files`.
+becomes a process is in `rankcast.link.replay`.
+
+| file | a line | example |
+|---|---|---|
+| CSV (`read_csv`) | time stamp and value under a header | `2020.01.16_10.43.34,…,9.0,…,17027` |
+| rows (`read_throughput_rows`) | throughput and its unit, one line a second | `0.27,Mbits/sec` |
+| Mahimahi (`read_mahimahi`) | millisecond at which a 1,500-byte packet may leave | `119996` |
+
+Every line that cannot be read is refused by file and line.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
-from rankcast.errors import LinkError
+from rankcast.config.link import TraceConfig, TraceKind
+from rankcast.errors import LinkError, nearest
 from rankcast.records import FloatArray, IntArray
 
-TraceKind = Literal["snr", "throughput"]
-"""What was measured: SNR [dB], or throughput [bit/s]."""
 LARGEST_MEASURED_DB = 100.0
 """No receiver reports more; what does is another column or another unit."""
-LONGEST_GAP_S = 5.0
+LONGEST_GAP_S = TraceConfig.max_gap_s
 """Where values are further apart, something is missing, unless one says otherwise."""
+PACKET_BITS = 12_000
+"""Of a Mahimahi packet: 1,500 bytes."""
+UNITS_BPS = {"bits/sec": 1.0, "kbits/sec": 1e3, "mbits/sec": 1e6, "gbits/sec": 1e9}
+"""Units of throughput rows, in lower case; a file may change between them from row to row."""
+_MISSING = ("", "-")
 _ROUNDING = 1e-9  # of a step: times that are equal but for rounding count as equal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """What was measured, and when.
+    """Measured values at their times.
 
     A value holds from its time until the next one, the last until `duration_s`; a throughput is
     the mean over that time.
@@ -63,9 +78,12 @@ class Trace:
                 f"{self.name}: a trace needs as many times as values and at least one, "
                 f"got {time_s.shape} and {values.shape}."
             )
-        _check_times(self.name, time_s)
+        if not np.isfinite(time_s).all() or time_s[0] != 0.0 or not (np.diff(time_s) > 0).all():
+            raise LinkError(
+                f"{self.name}: times must start at 0 s and increase from value to value."
+            )
         for place, value in enumerate(values):
-            check_value(self.kind, float(value), f"{self.name}, value {place + 1}")
+            _check_value(self.kind, float(value), f"{self.name}, value {place + 1}")
         if len(time_s) == 1 and not self.duration_s:
             raise LinkError(f"{self.name}: give the duration of a trace of a single value.")
         end_s = self.duration_s or float(time_s[-1] + np.median(np.diff(time_s)))
@@ -138,7 +156,7 @@ class Trace:
         return values
 
     def _last_values(self, at: IntArray, end_s: float, step_s: float) -> FloatArray:
-        """Return the value in force at every step of a stretch."""
+        """Return the last value before every step of a stretch."""
         time_s = self.time_s[at]
         n_steps = max(math.ceil((end_s - time_s[0]) / step_s - _ROUNDING), 1)
         moments = time_s[0] + step_s * (np.arange(n_steps) + _ROUNDING)
@@ -153,17 +171,8 @@ class Trace:
         return np.maximum(np.diff(carried), 0.0) / step_s
 
 
-def check_value(kind: TraceKind, value: float, where: str) -> None:
-    """Refuse what cannot have been measured.
-
-    Args:
-        kind: what the value is.
-        value: SNR [dB] or throughput [bit/s].
-        where: file and line, for the message.
-
-    Raises:
-        LinkError: not a finite number, a negative throughput, or an SNR beyond 100 dB.
-    """
+def _check_value(kind: TraceKind, value: float, where: str) -> None:
+    """Refuse what cannot have been measured; `where` names file and line."""
     if not math.isfinite(value):
         raise LinkError(f"{where}: a {kind} must be a finite number, got {value}.")
     if kind == "throughput" and value < 0:
@@ -175,6 +184,191 @@ def check_value(kind: TraceKind, value: float, where: str) -> None:
         )
 
 
-def _check_times(name: str, time_s: FloatArray) -> None:
-    if not np.isfinite(time_s).all() or time_s[0] != 0.0 or not (np.diff(time_s) > 0).all():
-        raise LinkError(f"{name}: times must start at 0 s and increase from value to value.")
+def read_csv(
+    path: Path,
+    kind: TraceKind,
+    time_column: str,
+    value_column: str,
+    *,
+    scale: float = 1.0,
+    time_format: str | None = None,
+) -> Trace:
+    """Read a table with a header and a time stamp in every row.
+
+    Rows with the same stamp become one with the mean of their values (of SNR, the mean in dB).
+    Rows whose value or stamp is empty or `-` are skipped and counted. Stamps that skip leave gaps,
+    for which see `Trace.sampled`.
+
+    Args:
+        path: the file, UTF-8.
+        kind: what the column holds.
+        time_column: name of the column of time stamps.
+        value_column: name of the column of SNR [dB] or throughput.
+        scale: what a value is multiplied with to give dB or bit/s, such as 1e3 for kbit/s.
+        time_format: of the stamps, for `datetime.strptime`; None for seconds.
+
+    Raises:
+        LinkError: no such file, or none of text; a column that is not there; a stamp or value that
+            cannot be read or lies before the one above it; fewer than two different stamps.
+    """
+    stamps_s: list[float] = []
+    values: list[float] = []
+    skipped, last_s = 0, -math.inf
+    for where, stamp, cell in _cells(path, time_column, value_column):
+        if stamp not in _MISSING:
+            now_s = _seconds(stamp, time_format, where)
+            if now_s < last_s:
+                raise LinkError(f"{where}: {stamp} is before the row above; sort the rows by time.")
+            last_s = now_s
+        if stamp in _MISSING or cell in _MISSING:
+            skipped += 1
+            continue
+        stamps_s.append(last_s)
+        values.append(_value(kind, cell, scale, where))
+    return _averaged(path, kind, stamps_s, values, skipped)
+
+
+def read_throughput_rows(path: Path) -> Trace:
+    """Read rows of `number,unit`, one a second; each row names its own unit.
+
+    Rows without a number (empty or `-`) are skipped and counted, and their time passes.
+
+    Args:
+        path: the file, UTF-8.
+
+    Raises:
+        LinkError: no such file, or none of text; a row that is no number with a unit of
+            `UNITS_BPS`; no row.
+    """
+    lines = [line.strip() for line in _text(path).rstrip().split("\n")]
+    at, values = [], []
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        cell, comma, unit = (part.strip() for part in line.partition(","))
+        if cell in _MISSING and line:
+            continue
+        if not comma or unit.lower() not in UNITS_BPS:
+            raise LinkError(
+                f"{where}: {line[:40]!r} is no throughput with one of the units "
+                f"{', '.join(UNITS_BPS)}."
+            )
+        at.append(number - 1)
+        values.append(_value("throughput", cell, UNITS_BPS[unit.lower()], where))
+    if not values:
+        raise LinkError(f"{path} holds no throughput at all.")
+    duration_s = float(at[-1] - at[0] + 1)
+    skipped = len(lines) - len(values)
+    time_s = np.array(at, dtype=np.float64) - at[0]
+    return Trace(time_s, np.array(values), "throughput", duration_s, str(path), skipped)
+
+
+def read_mahimahi(path: Path) -> Trace:
+    """Read a packet schedule: each line a millisecond at which 1,500 bytes may leave.
+
+    The schedule starts again at its last stamp, which is therefore the trace's duration. The trace
+    has one value for each millisecond; packets of the last stamp count in the last one.
+
+    Args:
+        path: the file.
+
+    Raises:
+        LinkError: no such file, or none of text; a line that is no whole number of milliseconds or
+            lies before the one above it; a schedule without duration.
+    """
+    stamps_ms: list[int] = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        text, where = line.strip(), f"{path}, line {number}"
+        if not text:
+            continue
+        if not (text.isascii() and text.isdigit() and len(text) < 16):
+            raise LinkError(f"{where}: {text[:40]!r} is no whole number of milliseconds.")
+        if stamps_ms and int(text) < stamps_ms[-1]:
+            raise LinkError(f"{where}: {text} ms is before the line above.")
+        stamps_ms.append(int(text))
+    if not stamps_ms or not stamps_ms[-1]:
+        raise LinkError(f"{path}: the last stamp of a packet schedule must be above 0 ms.")
+    end_ms = stamps_ms[-1]
+    packets = np.bincount(np.minimum(stamps_ms, end_ms - 1), minlength=end_ms)
+    starts_s = np.arange(end_ms) / 1e3
+    rate_bps = packets * PACKET_BITS / np.diff(starts_s, append=end_ms / 1e3)
+    return Trace(starts_s, rate_bps, "throughput", end_ms / 1e3, str(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise LinkError(f"The trace {path} cannot be read: {error.strerror}.") from error
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise LinkError(f"{path}, line {line}: this is no text in UTF-8.") from error
+
+
+def _cells(path: Path, time_column: str, value_column: str) -> Iterator[tuple[str, str, str]]:
+    """Yield where each row stands and its cells of two columns."""
+    rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    at: list[int] = []
+    header: list[str] = []
+    try:
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            if not at:
+                header = [name.strip() for name in row]
+                at = [_column(where, header, name) for name in (time_column, value_column)]
+            elif row:
+                if len(row) != len(header):
+                    raise LinkError(f"{where}: {len(row)} cells under {len(header)} columns.")
+                yield where, row[at[0]].strip(), row[at[1]].strip()
+    except csv.Error as error:
+        raise LinkError(f"{path}, line {rows.line_num}: this is no CSV ({error}).") from error
+
+
+def _column(where: str, header: list[str], name: str) -> int:
+    if name not in header:
+        names = ", ".join(header)[:200] or "nothing"
+        raise LinkError(
+            f"{where}: there is no column {name!r}{nearest(name, header)}; the header has {names}."
+        )
+    return header.index(name)
+
+
+def _seconds(stamp: str, time_format: str | None, where: str) -> float:
+    try:
+        if time_format is None:
+            now_s = float(stamp)
+        else:
+            moment = datetime.strptime(stamp, time_format)  # noqa: DTZ007 - differences matter
+            now_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except ValueError as error:
+        wanted = "a number of seconds" if time_format is None else f"of the form {time_format}"
+        raise LinkError(f"{where}: the time stamp {stamp[:40]!r} is not {wanted}.") from error
+    if not math.isfinite(now_s):
+        raise LinkError(f"{where}: the time stamp {stamp[:40]!r} is no finite number.")
+    return now_s
+
+
+def _value(kind: TraceKind, cell: str, scale: float, where: str) -> float:
+    try:
+        value = scale * float(cell)
+    except ValueError as error:
+        raise LinkError(f"{where}: {cell[:40]!r} is no number.") from error
+    _check_value(kind, value, where)
+    return value
+
+
+def _averaged(
+    path: Path, kind: TraceKind, stamps_s: list[float], values: list[float], skipped: int
+) -> Trace:
+    """Return the trace with one value, the mean, for each time stamp."""
+    time_s, which, counts = np.unique(
+        np.array(stamps_s, dtype=np.float64), return_inverse=True, return_counts=True
+    )
+    if len(time_s) < 2:
+        raise LinkError(
+            f"{path}: a trace needs values at two different times at least, got {len(values)} "
+            f"values at {len(time_s)} ({skipped} rows without one)."
+        )
+    means = np.bincount(which, weights=values) / counts
+    return Trace(time_s - time_s[0], means, kind, name=str(path), skipped=skipped)

@@ -1,7 +1,7 @@
-"""Bytes over a link, block by block: what was sent, what arrived, and how long it took.
+"""Send bytes over a link, block by block.
 
-Every transport gives the same `Delivery`, whether blocks are lost by the toss of a coin
-(`AbstractChannel`) or because noise was too strong for a decoder (`rankcast.phy.channel`). The
+Every channel gives the same `Delivery`, whether blocks are lost by chance (`AbstractChannel`) or
+because noise was too strong for a decoder (`rankcast.phy.channel`). The
 sender picks a scheme from the last reported SNR, sends one transport block per slot, and repeats
 it with other redundancy until it arrives or has been sent often enough. Round trips are hidden
 behind other blocks (several HARQ processes), so that a slot is all that a transmission costs.
@@ -13,16 +13,61 @@ there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from rankcast.errors import ConfigError, LinkError
-from rankcast.link.abstraction import NrLink, OuterLoop
-from rankcast.link.slots import Reports
+from rankcast.link.nr_link import NrLink, OuterLoop
+from rankcast.link.processes import SnrProcess, check_finite
 from rankcast.records import FloatArray
+
+
+class Reports:
+    """The slots that are left, and the SNR that the sender knows.
+
+    Args:
+        snr_db: of one slot after another [dB].
+        delay: age of the SNR that the sender knows, in slots.
+        n_slots: slots in all; None for as many as there are SNRs.
+    """
+
+    def __init__(self, snr_db: Iterable[float], delay: int, n_slots: int | None) -> None:
+        self._left = islice(snr_db, n_slots)
+        self._recent: deque[float] = deque(maxlen=delay + 1)  # up to the next slot
+        self.used = 0
+        self._n_seen = 0
+
+    def report(self) -> float | None:
+        """Return the last SNR that the sender was told, or None when no slot is left."""
+        return self._recent[0] if self._has_next() else None
+
+    def slot(self) -> float | None:
+        """Use the next slot and return its SNR, or None when no slot is left."""
+        if not self._has_next():
+            return None
+        self.used += 1
+        return self._recent[-1]
+
+    def _has_next(self) -> bool:
+        """Look at the next slot, unless that has been done."""
+        if self.used == self._n_seen and (snr_db := next(self._left, None)) is not None:
+            check_finite("SNR", snr_db)
+            self._recent.append(snr_db)
+            self._n_seen += 1
+        return self.used < self._n_seen
+
+
+def slots(process: SnrProcess, rng: np.random.Generator) -> Iterator[float]:
+    """Yield the SNR [dB] of one slot after another; the process's step is a slot."""
+    state = process.start(rng, 1)
+    while True:
+        yield float(state.snr_db[0])
+        state = process.advance(state, rng)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +89,7 @@ class BlockReport:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of a transfer.
+    """A transfer: what was sent, what arrived, and how long it took.
 
     Attributes:
         received: bytes that arrived before the first loss, or the deadline.
@@ -90,7 +135,7 @@ class Attempt(Protocol):
 
 @runtime_checkable
 class BlockChannel(Protocol):
-    """What carries transport blocks."""
+    """Carries transport blocks, or loses them."""
 
     def begin(self, scheme: int, payload: bytes, rng: np.random.Generator) -> Attempt:
         """Return a block to be transmitted.
@@ -117,7 +162,7 @@ class AbstractChannel:
     link: NrLink
 
     def begin(self, scheme: int, payload: bytes, rng: np.random.Generator) -> Attempt:
-        """Return a block whose fate is one uniform number."""
+        """Return a block whose loss is decided by one uniform number."""
         return _AbstractAttempt(self.link, scheme, payload, float(rng.uniform()))
 
 
@@ -157,7 +202,7 @@ class Sender:
     report_delay_slots: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no receiver could report."""
+        """Refuse a report from the future."""
         if self.report_delay_slots < 0:
             raise ConfigError(
                 f"Reports are 0 or more slots old, got {self.report_delay_slots} slots."
@@ -189,11 +234,11 @@ class Sender:
         if not deadline_s > 0:
             raise LinkError(f"The deadline must be positive, got {deadline_s} s.")
         slot_s = self.link.carrier.slot_s
-        n_slots = math.inf if math.isinf(deadline_s) else math.floor(deadline_s / slot_s + 1e-9)
-        known = Reports(iter(snr_db), self.report_delay_slots, n_slots)
+        n_slots = None if math.isinf(deadline_s) else math.floor(deadline_s / slot_s + 1e-9)
+        known = Reports(snr_db, self.report_delay_slots, n_slots)
         received, blocks, loop = bytearray(), [], self.adaptation
-        while len(received) < len(data) and (seen := known.report()) is not None:
-            scheme = loop.scheme(self.link, seen)
+        while len(received) < len(data) and (reported := known.report()) is not None:
+            scheme = loop.scheme(self.link, reported)
             size = self.link.blocks[scheme].payload_bits // 8
             part = data[len(received) : len(received) + size]
             attempt = channel.begin(scheme, part.ljust(size, b"\0"), rng)
@@ -221,13 +266,16 @@ class Sender:
 
 
 def air_times_s(
-    sender: Sender, n_bytes: int, snr_db: Callable[[], Iterable[float]],
-    rng: np.random.Generator, n_runs: int = 200,
-) -> FloatArray:  # fmt: skip
-    """Return (n_runs,) air times [s] that the abstraction foretells; NaN where a block is lost."""
-    channel, found = AbstractChannel(sender.link), np.full(n_runs, np.nan)
+    sender: Sender,
+    n_bytes: int,
+    snr_db: Callable[[], Iterable[float]],
+    rng: np.random.Generator,
+    n_runs: int = 200,
+) -> FloatArray:
+    """Return (n_runs,) air times that the table predicts [s]; NaN where a block is lost."""
+    channel, times_s = AbstractChannel(sender.link), np.full(n_runs, np.nan)
     for run in range(n_runs):
         delivery = sender.send(bytes(n_bytes), snr_db(), channel, rng)
         if delivery.complete:
-            found[run] = delivery.air_time_s
-    return found
+            times_s[run] = delivery.air_time_s
+    return times_s

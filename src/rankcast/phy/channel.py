@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from sionna.phy.fec.crc import CRCDecoder, CRCEncoder
 
-from rankcast.link.abstraction import NrLink
 from rankcast.link.nr import TransportBlock, base_graph
+from rankcast.link.nr_link import NrLink
 from rankcast.phy.code_blocks import ITERATIONS, REDUNDANCY_VERSIONS, CodeBlocks, noise
 
 Gains = Callable[[int, torch.Generator], torch.Tensor]
@@ -98,31 +98,31 @@ class SimulatedAttempt:
         for size, rows, at in self._groups():
             codes = self._channel.codes(self._block, size)
             h = gains[at : at + len(rows) * size // order].reshape(len(rows), -1)
-            seen = variance.to(h.device) / h.abs().square().clamp_min(_FAINTEST)
+            noise_power = variance.to(h.device) / h.abs().square().clamp_min(_FAINTEST)
             received = codes.symbols(self._sent[rows], version) + noise(
-                h.shape, seen, self._generator
+                h.shape, noise_power, self._generator
             )
-            soft = torch.nan_to_num(codes.llrs(received, seen))
+            soft = torch.nan_to_num(codes.llrs(received, noise_power))
             self._keep(codes, rows, soft)
         whole = [part for part in self._decoded if part is not None]
         return self._crc.payload(whole) if len(whole) == len(self._decoded) else None
 
     def _groups(self) -> list[tuple[int, list[int], int]]:
         """Return coded size, code blocks and first coded symbol of each size in turn."""
-        order, at, found = self._block.mcs.bits_per_symbol, 0, []
+        order, at, groups = self._block.mcs.bits_per_symbol, 0, []
         for size in dict.fromkeys(self._sizes):
             rows = [i for i, other in enumerate(self._sizes) if other == size]
-            found.append((size, rows, at))
+            groups.append((size, rows, at))
             at += len(rows) * size // order
-        return found
+        return groups
 
     def _keep(self, codes: CodeBlocks, rows: list[int], soft: torch.Tensor) -> None:
-        """Store what was received of each code block and decode those that still lack."""
+        """Store what was received of each code block and decode those not decoded yet."""
         for row, values in zip(rows, soft, strict=True):
             self._soft[row].append(values)
-        # Without a hint the decoder answers zeros, and their checksum agrees.
-        heard = [row for row in rows if any(bool(v.any()) for v in self._soft[row])]
-        left = [row for row in heard if self._decoded[row] is None]
+        # From nothing the decoder returns zeros, whose checksum is right.
+        received = [row for row in rows if any(bool(v.any()) for v in self._soft[row])]
+        left = [row for row in received if self._decoded[row] is None]
         if not left:
             return
         stacked = [torch.stack([self._soft[row][v] for row in left])

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from rankcast.errors import ConfigError
-from rankcast.link.mutual_information import ORDERS
+from rankcast.link.bler import ORDERS
 
 try:
     from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
@@ -124,23 +124,6 @@ class CodeBlocks:
         if tuple(versions) == (0,):
             return self._decoder(llrs[0])
         return self._combining(torch.stack(list(llrs), dim=1), rv=list(versions))
-
-
-def through_awgn(
-    blocks: CodeBlocks, bits: torch.Tensor, snr_db: float, generator: torch.Generator
-) -> torch.Tensor:
-    """Return (B, k) bits after one transmission over additive white Gaussian noise at Es/N0 [dB].
-
-    Args:
-        blocks: how the bits are coded.
-        bits: (B, k).
-        snr_db: Es/N0 of every symbol [dB].
-        generator: of the noise, on the device of the bits.
-    """
-    sent = blocks.symbols(bits)
-    variance = torch.tensor(10.0 ** (-snr_db / 10.0), device=bits.device)
-    received = sent + noise(sent.shape, variance, generator)
-    return blocks.decode([blocks.llrs(received, variance)])
 
 
 def noise(shape: Sequence[int], variance: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -20,7 +20,7 @@ from rankcast.errors import ConfigError
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """What a sampler needs of a network."""
+    """A network that a sampler can call."""
 
     def __call__(
         self, x: Tensor, tau: Tensor, condition: Tensor, drop: Tensor | None = None

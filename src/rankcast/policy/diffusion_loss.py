@@ -1,9 +1,10 @@
-"""What the denoiser is trained on (Eq. 19), in the readings that have a gradient.
+"""The loss of the denoiser (Eq. 19), in the readings that have a gradient.
 
-As written, the reward term of Eq. 19 has none: R_t is observed, not computed from ψ. Two readings
-are here. `reward_weighted_loss` is the literal one, which weighs each plan's denoising error by
+As written, the reward term of Eq. 19 has none: R_t is observed, not computed from ψ. There are two
+readings. `reward_weighted_loss` is the literal one, which weighs each plan's denoising error by
 the reward that it earned; it is kept as a baseline. `utility_guided_loss` differentiates a model of
-the reward through a short DDIM chain, in the manner of Diffusion-QL (arXiv 2208.06193).
+the reward (`modelled_reward`) through a short DDIM chain, in the manner of Diffusion-QL
+(arXiv 2208.06193).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankcast.config.policy import Prediction
 from rankcast.errors import ConfigError
+from rankcast.policy.ddim import NoiseSchedule, ddim_sample, guided_predict
 from rankcast.policy.denoisers import Denoiser
-from rankcast.policy.sampler import ddim_sample, guided_predict
-from rankcast.policy.schedule import NoiseSchedule, Prediction
+from rankcast.policy.rank_code import bin_width
+from rankcast.records import FloatArray
 
 
 def denoising_loss(
@@ -105,9 +108,35 @@ def reward_weighted_loss(
     )
 
 
+def modelled_reward(gains: FloatArray, prices: FloatArray) -> Callable[[Tensor], Tensor]:
+    """Return R̂ = -Û - λη of codes (B, N), differentiable: gains interpolated between ranks.
+
+    R̂ is measured in units of the total gain, so that κ does not depend on the task.
+
+    Args:
+        gains: (N, R) expected loss that each component removes.
+        prices: (B, N, R) λη of each component in the states of a batch.
+    """
+    gain, price = (torch.tensor(x, dtype=torch.float32) for x in (gains, prices))
+    r_max, scale = gain.shape[1], gain.sum().clamp_min(1e-8)
+    removed = torch.cat([torch.zeros(len(gain), 1), gain.cumsum(dim=1)], dim=1)
+    paid = torch.cat([torch.zeros_like(price[..., :1]), price.cumsum(dim=2)], dim=2)
+
+    def reward(codes: Tensor) -> Tensor:
+        rank = ((codes + 1.0) / bin_width(r_max) - 0.5).clamp(0.0, r_max)
+        floor = rank.detach().floor().clamp(max=r_max - 1).long()
+        part = rank - floor
+        low = removed.expand(len(codes), -1, -1).gather(2, floor[..., None]).squeeze(-1)
+        slope = (gain - price).gather(2, floor[..., None]).squeeze(-1)
+        spent = paid.gather(2, floor[..., None]).squeeze(-1)
+        return (low - spent + part * slope).sum(dim=1) / scale
+
+    return reward
+
+
 @dataclass(frozen=True, slots=True)
 class GuidedLoss:
-    """The two terms of Eq. 19 and what is minimised.
+    """The two terms of Eq. 19 and their weighted sum, which is minimised.
 
     Attributes:
         total: denoising - κ·reward.

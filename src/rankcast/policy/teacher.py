@@ -1,4 +1,4 @@
-"""What the denoiser is shown: plans solved exactly from the learned utility.
+"""Lessons for the denoiser: plans solved exactly from the learned utility.
 
 Sampling a denoiser that was taught on plans solved from draws of the belief *is* amortised
 Thompson sampling: broad where the utility is uncertain, sharp where it is known. Half of the plans
@@ -7,7 +7,7 @@ vary by group, so that the denoiser learns the best plan for *every* coarse desc
 proposal keeps a meaning when the belief has become sharp.
 
 Where only the increase of rank is paid for, a price that depends on the link makes the solver wait
-for better ones (`rankcast.allocation.stopping`): sampling the denoiser is then amortised stopping.
+for better ones: sampling the denoiser is then amortised stopping.
 """
 
 from __future__ import annotations
@@ -17,45 +17,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankcast.allocation.base import AllocationProblem
-from rankcast.allocation.incremental import IncrementalProblem, plan_at_price
-from rankcast.allocation.stopping import PriceFactor
-from rankcast.allocation.utility import LearnedUtility
-from rankcast.policy.blindfold import Blindfold
-from rankcast.policy.coarse import CoarseDescription, state_features
+from rankcast.allocation.beliefs import LearnedUtility
+from rankcast.allocation.problem import AllocationProblem
+from rankcast.allocation.waterfilling import PriceFactor, plan_at_price
+from rankcast.config.policy import TeacherConfig
+from rankcast.policy.airllm import CoarseDescription, StateMask, state_features
 from rankcast.records import FloatArray, IntArray, LinkState, Observation, TextStats
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherConfig:
-    """How plans for teaching are made.
-
-    Attributes:
-        plans: plans per lesson, half of them for exploring.
-        explore_width: factor on the width of the belief from which exploring plans are drawn.
-        group_price_spread: spread (of the logarithm) of the price factors per group.
-        wide_links: share of links drawn from the whole range of `rankcast allocate`; the rest are
-            links that were met.
-        memory: how many states are remembered.
-    """
-
-    plans: int = 512
-    explore_width: float = 1.2
-    group_price_spread: float = 0.3
-    wide_links: float = 0.25
-    memory: int = 2000
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """M plans with what the denoiser and the actor are to know of them.
+    """M plans with the states that they are for.
 
     Attributes:
         ranks: (M, N) plans, feasible.
         features: (M, 4) state features, as far as the policy sees them.
         coarse: (M, K) descriptions of the plans.
         explore: (M,) whether the plan comes from a draw of the belief.
-        best_coarse: (M, K) description of the plan solved from the expected gains, what the actor
+        best_coarse: (M, K) description of the plan solved from the expected gains, which the actor
             is shown.
         link: the M true links.
         received: (M, N) ranks that the device has, as far as the policy sees them, or None where
@@ -79,8 +58,8 @@ class Teacher:
         utility: the belief.
         describe: the coarse description.
         config: how plans are made.
-        price: factor on λ·η by link; None: 1. It may be replaced as more becomes known.
-        blindfold: what the policy may see of a state; None: all. Plans follow the true state.
+        price: factor on λ·η by link; None: 1.
+        mask: hides parts of the state from the policy; None: nothing. Plans follow the true state.
     """
 
     def __init__(
@@ -91,12 +70,12 @@ class Teacher:
         config: TeacherConfig | None = None,
         price: PriceFactor | None = None,
         *,
-        blindfold: Blindfold | None = None,
+        mask: StateMask | None = None,
     ) -> None:
         self.problem, self.utility, self.describe = problem, utility, describe
         self.config = config or TeacherConfig()
         self.price = price
-        self.blindfold = blindfold or Blindfold.for_problem(problem)
+        self.mask = mask or StateMask.for_problem(problem)
         self._states: deque[tuple[float, ...]] = deque(maxlen=self.config.memory)
         self._received: deque[IntArray] = deque(maxlen=self.config.memory)
 
@@ -107,8 +86,13 @@ class Teacher:
             link.snr_db, link.bandwidth_hz, link.deadline_s, text.lexical_entropy, text.oov_rate,
         )  # fmt: skip
         self._states.extend(zip(*(c.tolist() for c in columns), strict=True))
-        if isinstance(self.problem, IncrementalProblem):
+        if self.problem.sent_stays:
             self._received.extend(observation.ranks)
+
+    def mean_text(self) -> TextStats:
+        """Return the mean statistics of the remembered texts, (1,) each."""
+        entropy, oov_rate = np.array(self._states, dtype=np.float64).reshape(-1, 5)[:, 3:].T
+        return TextStats(entropy.mean(keepdims=True), oov_rate.mean(keepdims=True))
 
     def lesson(self, rng: np.random.Generator) -> Lesson:
         """Return a fresh set of solved plans."""
@@ -125,7 +109,7 @@ class Teacher:
             self.problem, observation.link.select(explore), rng, c.explore_width
         )
         ranks = plan_at_price(gains, self.problem, observation, self.price)
-        seen = self.blindfold(observation)
+        seen = self.mask(observation)
         return Lesson(
             ranks,
             state_features(seen, self.problem),

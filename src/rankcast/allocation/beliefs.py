@@ -1,0 +1,281 @@
+"""The worth of a plan, learned from noisy losses: a Bayesian linear utility.
+
+U(r | H, ρ) = b·(1, H, ρ) - Σ_m Σ_{i ≤ r_m} g_{m,i} with a Gaussian belief over b and g. Gains are
+correlated along the rank of a projection and decrease along it; the latter is imposed by isotonic
+projection on the mean and on every draw. A draw from the belief, solved exactly, is a plan of
+Thompson sampling.
+
+The paper has no such model: it observes R_t and differentiates nothing (docs/paper-map.md, Eq. 19).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+from rankcast.allocation.problem import AllocationProblem
+from rankcast.config.policy import UtilityConfig
+from rankcast.errors import CheckpointError
+from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, TextStats
+
+N_BASELINE = 3  # intercept, lexical entropy, OOV rate
+
+
+class LearnedUtility(Protocol):
+    """A belief over what each component is worth, that learns from observed losses."""
+
+    def update(
+        self,
+        ranks: IntArray,
+        task_loss: FloatArray,
+        text: TextStats,
+        reference_loss: FloatArray | None = None,
+    ) -> None:
+        """Learn from the losses of (B, N) plans.
+
+        Args:
+            ranks: (B, N) plans.
+            task_loss: (B,) observed U(r).
+            text: (B,) statistics of the batches.
+            reference_loss: (B,) loss of the same batches under full rank. If given, the pair is
+                used: its difference holds less noise and no baseline.
+        """
+        ...
+
+    def mean_gains(self) -> FloatArray:
+        """Return (N, R) expected gains, decreasing along R and not negative."""
+        ...
+
+    def gains_at(
+        self,
+        problem: AllocationProblem,
+        link: LinkState,
+        rng: np.random.Generator | None = None,
+        width: float = 1.0,
+    ) -> FloatArray:
+        """Return (B, N, R) gains for which water-filling finds the best plan of each link.
+
+        Args:
+            problem: λ and link costs; an additive utility does not use them.
+            link: B links.
+            rng: for a draw of each link's own (Thompson sampling); None for the expected gains.
+            width: scales the draws' distance from the mean.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to continue."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        ...
+
+
+class BayesianUtility:
+    """A Gaussian belief over the gains of all components, updated with every observed loss.
+
+    Ranks above 8 share gains within doubling bins (9–16, 17–32, …), so that the belief grows with
+    log r_max. An update costs O(D²) per observation and a draw O(D³), D = 3 + N·bins.
+
+    Args:
+        layout: the projections and r_max.
+        config: prior and noise.
+    """
+
+    def __init__(self, layout: AdapterLayout, config: UtilityConfig | None = None) -> None:
+        self.layout, self.config = layout, config or UtilityConfig()
+        self._bins = RankBins(layout)
+        mean, precision = self._prior()
+        self._prior_precision = precision
+        self._prior_information = precision @ mean
+        self._precision = precision.copy()
+        self._information = self._prior_information.copy()
+        self._factor: FloatArray | None = None
+
+    def update(
+        self,
+        ranks: IntArray,
+        task_loss: FloatArray,
+        text: TextStats,
+        reference_loss: FloatArray | None = None,
+    ) -> None:
+        """Learn from the losses of (B, N) plans."""
+        active = self._bins.counts(ranks)
+        if reference_loss is None:
+            features = np.concatenate([baseline_features(text), -active], axis=1)
+            target, noise = np.asarray(task_loss), self.config.noise_std
+        else:
+            missing = self._bins.full - active
+            features = np.concatenate([np.zeros((len(ranks), N_BASELINE)), missing], axis=1)
+            target, noise = np.asarray(task_loss) - reference_loss, self.config.paired_noise_std
+        keep = self.config.forgetting ** len(ranks)
+        if keep < 1.0:
+            self._precision += (1.0 - keep) * (self._prior_precision - self._precision)
+            self._information += (1.0 - keep) * (self._prior_information - self._information)
+        self._precision += features.T @ features / noise**2
+        self._information += features.T @ target / noise**2
+        self._factor = None
+
+    def mean_gains(self) -> FloatArray:
+        """Return (N, R) expected gains, decreasing along R and not negative."""
+        return self._to_gains(self._mean()[None])[0]
+
+    def gains_at(
+        self,
+        problem: AllocationProblem,
+        link: LinkState,
+        rng: np.random.Generator | None = None,
+        width: float = 1.0,
+    ) -> FloatArray:
+        """Return (B, N, R) gains for each link: the expected ones, or a draw."""
+        del problem
+        if rng is None:
+            return np.repeat(self.mean_gains()[None], link.size, axis=0)
+        return self._to_gains(drawn(self._mean(), self._cholesky(), rng, link.size, width))
+
+    def state_dict(self) -> dict[str, FloatArray]:
+        """Return what is needed to continue."""
+        return {"precision": self._precision.copy(), "information": self._information.copy()}
+
+    def load_state_dict(self, state: dict[str, FloatArray]) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            CheckpointError: the state belongs to another layout or form of utility.
+        """
+        if "precision" not in state:
+            raise CheckpointError(
+                "The saved utility is of another form; load it with the utility.form that it was "
+                "trained with."
+            )
+        if np.shape(state["precision"]) != self._precision.shape:
+            raise CheckpointError(
+                f"The saved utility has {len(state['information'])} unknowns, this layout has "
+                f"{len(self._information)}; load it with the model and r_max it was trained with."
+            )
+        self._precision = np.array(state["precision"], dtype=np.float64)
+        self._information = np.array(state["information"], dtype=np.float64)
+        self._factor = None
+
+    def _prior(self) -> tuple[FloatArray, FloatArray]:
+        """Return mean (D,) and precision (D, D)."""
+        c, n = self.config, self.layout.n_projections
+        middle, widths = self._bins.middles - 1, self._bins.widths
+        shape = np.exp(-middle / (c.rank_decay or self.layout.r_max / 2))
+        mean = c.total_gain / (n * (shape * widths).sum()) * shape
+        distance = np.abs(np.subtract.outer(middle, middle))
+        covariance = (c.relative_std**2 * np.outer(mean, mean)) * c.rank_correlation**distance
+        block = np.linalg.inv(covariance)
+        precision = np.zeros((N_BASELINE + n * len(mean),) * 2)
+        # A wide prior on the baseline, in nats per nat of entropy and per unit of OOV rate.
+        precision[:N_BASELINE, :N_BASELINE] = np.diag([0.25, 25.0, 25.0])
+        for m in range(n):
+            at = slice(N_BASELINE + m * len(mean), N_BASELINE + (m + 1) * len(mean))
+            precision[at, at] = (block + block.T) / 2
+        baseline = np.zeros(N_BASELINE)
+        baseline[0] = 2 * c.total_gain
+        return np.concatenate([baseline, np.tile(mean, n)]), precision
+
+    def _mean(self) -> FloatArray:
+        return cho_solve((self._cholesky(), True), self._information)
+
+    def _cholesky(self) -> FloatArray:
+        """Return the lower factor L of the precision, L·Lᵀ."""
+        if self._factor is None:
+            self._factor = np.asarray(cho_factor(self._precision, lower=True)[0])
+        return self._factor
+
+    def _to_gains(self, beliefs: FloatArray) -> FloatArray:
+        return self._bins.to_ranks(beliefs[:, N_BASELINE:])
+
+
+def drawn(
+    mean: FloatArray, factor: FloatArray, rng: np.random.Generator, size: int, width: float
+) -> FloatArray:
+    """Return (size, D) draws from a Gaussian.
+
+    Args:
+        mean: (D,).
+        factor: (D, D) lower Cholesky factor of the precision.
+        rng: of the draws.
+        size: how many.
+        width: scales their distance from the mean.
+    """
+    normal = rng.standard_normal((len(mean), size))
+    return mean + width * solve_triangular(factor, normal, lower=True, trans=1).T
+
+
+def baseline_features(text: TextStats) -> FloatArray:
+    """Return (B, 3): a constant, lexical entropy and OOV rate."""
+    return np.column_stack([np.ones_like(text.oov_rate), text.lexical_entropy, text.oov_rate])
+
+
+class RankBins:
+    """Ranks 1..8 each for themselves, then doubling bins (9–16, 17–32, …) that share a gain.
+
+    Args:
+        layout: the projections and r_max.
+    """
+
+    def __init__(self, layout: AdapterLayout) -> None:
+        self._n = layout.n_projections
+        edges = np.array(_bin_edges(layout.r_max))
+        self.widths = np.diff(edges).astype(np.float64)
+        self._starts = edges[:-1]
+        self.middles = self._starts + (self.widths - 1) / 2 + 1
+        """Rank in the middle of each bin, from 1."""
+
+    @property
+    def size(self) -> int:
+        """N·bins."""
+        return self._n * len(self.widths)
+
+    @property
+    def full(self) -> FloatArray:
+        """(N·bins,) components of each bin at full rank."""
+        return np.tile(self.widths, self._n)
+
+    def counts(self, ranks: IntArray) -> FloatArray:
+        """Return (B, N·bins): how many components of each bin are active in (B, N) ranks."""
+        ranks = np.asarray(ranks)
+        active = np.clip(ranks[..., None] - self._starts, 0, self.widths)
+        return active.reshape(len(ranks), self.size).astype(np.float64)
+
+    def to_ranks(self, gains: FloatArray) -> FloatArray:
+        """Return (B, N, R) gains of single ranks, decreasing, from (B, N·bins) of bins."""
+        binned = gains.reshape(len(gains), self._n, -1)
+        decreasing = np.maximum(isotonic_decreasing(binned, self.widths), 0.0)
+        return np.repeat(decreasing, self.widths.astype(int), axis=2)
+
+
+def isotonic_decreasing(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return the weighted least-squares decreasing fit along the last axis.
+
+    By the min-max formula, fit_i = min_{a ≤ i} max_{b ≥ i} mean(values[a..b]): for the few bins
+    of a projection it is faster than pool-adjacent-violators called once per row.
+
+    Args:
+        values: (..., K).
+        weights: (K,) positive.
+    """
+    k = len(weights)
+    zero = np.zeros((*values.shape[:-1], 1))
+    sums = np.concatenate([zero, np.cumsum(values * weights, axis=-1)], axis=-1)
+    mass = np.concatenate([[0.0], np.cumsum(weights)])
+    fit = np.full(values.shape, np.inf)
+    for a in range(k):
+        means = (sums[..., a + 1 :] - sums[..., a : a + 1]) / (mass[a + 1 :] - mass[a])
+        best = np.maximum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]
+        fit[..., a:] = np.minimum(fit[..., a:], best)
+    return fit
+
+
+def _bin_edges(r_max: int) -> list[int]:
+    """Return 0, 1, …, 8, 16, 32, … up to r_max."""
+    edges = list(range(min(r_max, 8) + 1))
+    while edges[-1] < r_max:
+        edges.append(min(2 * edges[-1], r_max))
+    return edges

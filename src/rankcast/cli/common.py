@@ -1,0 +1,96 @@
+"""Option types and small habits that every command shares.
+
+Read before a command is understood: nothing heavy is imported here.
+
+Conventions: an option `output`, also `-o`, names what is written; a file or an adapter folder to
+work on is positional; a trained run is `--run DIR`; `--json` prints for machines what a person gets
+as a table; `--debug` belongs to `rankcast` itself and is no field of a command.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO
+
+import tyro
+
+from rankcast.errors import ConfigError
+
+INTERRUPTED = 130
+"""Exit status of a command that was asked to stop."""
+
+Run = Annotated[Path, tyro.conf.arg(name="run")]
+"""Folder of a trained run: `--run`. The field has another name, since `run` is the method."""
+
+OptionalRun = Annotated[Path | None, tyro.conf.arg(name="run")]
+"""The same for a command that works on files, too."""
+
+LogFormat = Literal["auto", "text", "json"]
+"""How a command logs; auto is text at a terminal and JSON lines in a pipe or a file."""
+
+
+def logs_json(log_format: LogFormat, stream: TextIO | None = None) -> bool:
+    """Return whether log lines are JSON.
+
+    Args:
+        log_format: what was asked for.
+        stream: where the lines go; standard error if left out.
+    """
+    if log_format == "auto":
+        return not (sys.stderr if stream is None else stream).isatty()
+    return log_format == "json"
+
+
+def print_json(plain: Any) -> None:
+    """Print a result for machines."""
+    print(json.dumps(plain, indent=2))
+
+
+def refuse_both(**options: Any) -> None:
+    """Refuse options of which at most one may be given.
+
+    Args:
+        options: names, with underscores, to values; None and False count as not given.
+
+    Raises:
+        ConfigError: more than one was given.
+    """
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in options.items()
+        if value is not None and value is not False
+    ]
+    if len(given) > 1:
+        raise ConfigError(f"Give one of {' and '.join(given)}, not both.")
+
+
+@contextmanager
+def stop_on_signal(after: str = "this episode") -> Iterator[Callable[[], bool]]:
+    """Yield a question "should we stop?" that the first Ctrl-C or SIGTERM answers with yes.
+
+    A second one interrupts at once.
+
+    Args:
+        after: what is finished first, for people.
+    """
+    asked: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        del frame
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print(f"rankcast: stopping after {after}; once more to stop at once.", file=sys.stderr)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,135 @@
+"""`rankcast info`: the ladder and the ranks of a `.rcast` file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from rankcast.cli.common import print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rankcast.codec.container import Container
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show what a file holds: its ranks, and the ladder of its prefixes.
+
+    rankcast info demo.rcast
+    """
+
+    file: tyro.conf.Positional[Path]
+    """File that rankcast pack wrote."""
+    prefix: bool = False
+    """Accept a file that was cut short."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Decode every prefix and print the tables."""
+        from rankcast.codec.container import load
+
+        container = load(self.file, prefix=self.prefix)
+        header, ladder, ranks = container.header, _ladder(container), _ranks(container)
+        if self.json:
+            print_json(_described(container, ladder, ranks))
+            return 0
+        from rankcast.cli.console import stdout
+
+        console = stdout()
+        console.print(
+            f"{self.file}: adapter of {header.base.name or 'a model that is not named'}, "
+            f"{header.n_params:,} numbers, {len(container.chunks)} of {len(header.chunks)} chunks."
+        )
+        console.print(_ladder_table(container, ladder))
+        console.print(_rank_table(container, ranks))
+        return 0
+
+
+def _ladder(container: Container) -> list[dict[str, Any]]:
+    """Return what each chunk brings and each prefix is, by decoding it."""
+    return [
+        {
+            "chunk": prefix.n_chunks - 1,
+            "bytes": len(chunk),
+            "bits_so_far": 8 * prefix.n_bytes,
+            "step_exponent": plan.exponent,
+            "mean_rank": float(tensors.ranks.mean()),
+            "loss": prefix.loss,
+            "accuracy": prefix.accuracy,
+        }
+        for chunk, prefix, (plan, tensors) in zip(
+            container.chunks, container.ladder, container.decoded(), strict=True
+        )
+    ]
+
+
+def _ranks(container: Container) -> list[int]:
+    """Return the components of each projection that are other than zero."""
+    return container.tensors().ranks.tolist()
+
+
+def _described(
+    container: Container, ladder: list[dict[str, Any]], ranks: list[int]
+) -> dict[str, Any]:
+    """Return everything for machines."""
+    header = container.header
+    chunk_bytes = sum(map(len, container.chunks))
+    return {
+        "base_model": header.base.name,
+        "base_fingerprint": header.base.fingerprint,
+        "n_params": header.n_params,
+        "header_bytes": container.n_bits // 8 - chunk_bytes,
+        "task": dict(header.task),
+        "ladder": ladder,
+        "ranks": {p.name: r for p, r in zip(header.projections, ranks, strict=True)},
+        "modules": {m.name: list(m.shape) for m in header.modules},
+    }
+
+
+def _ladder_table(container: Container, ladder: list[dict[str, Any]]) -> Table:
+    """Return the chunks with what each prefix costs and is worth."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, title="Chunks: every prefix is an adapter", title_justify="left")
+    for name in ("chunk", "bytes", "bits so far", "times smaller", "mean rank", "loss", "accuracy"):
+        table.add_column(name, justify="right")
+    for row in ladder:
+        loss, accuracy = row["loss"], row["accuracy"]
+        table.add_row(
+            str(row["chunk"]),
+            f"{row['bytes']:,}",
+            f"{row['bits_so_far']:,}",
+            f"{container.header.float32_bits / row['bits_so_far']:.0f}",
+            f"{row['mean_rank']:.2f}",
+            "–" if loss is None else f"{loss:.3f}",
+            "–" if accuracy is None else f"{accuracy:.1%}",
+        )
+    return table
+
+
+def _rank_table(container: Container, ranks: list[int]) -> Table:
+    """Return ranks, layers down and kinds of projection across."""
+    from rich import box
+    from rich.table import Table
+
+    header = container.header
+    kinds = list(dict.fromkeys(p.kind for p in header.projections))
+    table = Table(box=box.SIMPLE, title="Ranks, of those that were packed", title_justify="left")
+    table.add_column("layer", justify="right")
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+    packed = {
+        (p.layer, p.kind): f"{rank}/{most}"
+        for p, rank, most in zip(header.projections, ranks, header.ranks, strict=True)
+    }
+    for layer in sorted({p.layer for p in header.projections}):
+        table.add_row(str(layer), *(packed.get((layer, kind), "") for kind in kinds))
+    return table

@@ -1,0 +1,164 @@
+"""`rankcast publish`: what the owner of an adapter does for each release; torch only to plan."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from rankcast.cli.common import print_json, refuse_both
+from rankcast.cli.keys import SigningOptions
+from rankcast.errors import ConfigError, UnavailableError
+
+if TYPE_CHECKING:
+    from rankcast.codec.container import Container
+    from rankcast.release.manifest import Choice, Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publish(SigningOptions):
+    """Sign and publish a release: one file, or several of one adapter.
+
+    rankcast publish demo.rcast --name demo --store store --keys ~/keys
+
+    rankcast publish fine.rcast small.rcast --name demo --store store --keys ~/keys
+
+    rankcast publish runs/demo --name demo --store store --keys ~/keys
+
+    rankcast publish runs/demo --name demo --store store --keys ~/keys --planner policy
+    --snr-db -5 0 5 10 15
+
+    A folder is packed first, as rankcast pack does. Publishing the same again changes nothing. The
+    store can be handed out by any web server; the keys make the difference.
+    """
+
+    files: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(help_behavior_hint="(required)")
+    ]
+    """Files of rankcast pack, or folders of runs; the first is the one to prefer."""
+    name: str
+    """Name of the adapter: lower-case letters, digits, dots, dashes, underscores."""
+    planner: Literal["policy", "solver"] | None = None
+    """For one run: pack a file for each of several links and measure what it is worth. With policy,
+    the run's policy chooses ranks, and devices get the file that it chose for their link; with
+    solver, ranks and steps are chosen together by what the run has learned, and devices get the
+    best that arrives."""
+    allocator: str | None = None
+    """An allocator of your own in the place of the run's policy, as package.module:Class."""
+    snr_db: tuple[float, ...] = ()
+    """Those links [dB], with --planner or --allocator."""
+    bandwidth_hz: float | None = None
+    """Bandwidth of those links [Hz]; the run's own if left out."""
+    deadline_s: float | None = None
+    """Deadline of transfers over those links [s]; the run's own if left out."""
+    allow_new_base: bool = False
+    """Accept another base model than that of the release before."""
+    mqtt: str | None = None
+    """Broker to tell once the release is active, mqtt://HOST:PORT or mqtts:// for TLS; user and
+    password in the address, or in RANKCAST_MQTT_USER and RANKCAST_MQTT_PASSWORD."""
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Publish, tell the broker, and print what is active."""
+        from rankcast.release.publish import check_publisher, publish
+
+        if not self.files:
+            raise ConfigError("Name what to publish: rankcast publish FILE.rcast --name NAME …")
+        refuse_both(planner=self.planner, allocator=self.allocator)
+        announce = self._announcer()
+        keys, store = self.opened()
+        if self.planner or self.allocator:
+            check_publisher(store, keys, datetime.now(UTC))  # planning takes minutes
+            source, choices = self._planned()
+        else:
+            source, choices = self._as_they_are(), ()
+        manifest = publish(
+            source, self.name, store, keys, datetime.now(UTC), choices=choices,
+            allow_new_base=self.allow_new_base,
+        )  # fmt: skip
+        n_bytes, was_announced = sum(blob.n_bytes for blob in manifest.blobs), announce(manifest)
+        if self.json:
+            print_json(
+                {
+                    "name": manifest.name,
+                    "version": manifest.version,
+                    "base_model": manifest.base.name,
+                    "base_fingerprint": manifest.base.fingerprint,
+                    "ladders": len(manifest.files),
+                    "planner": manifest.planner,
+                    "bytes": n_bytes,
+                    "broker_told": was_announced,
+                }
+            )
+            return 0
+        base = manifest.base.name or f"the base model {str(manifest.base.fingerprint)[:12]}…"
+        print(
+            f"{manifest.name} version {manifest.version} is active: {n_bytes:,} bytes in "
+            f"{len(manifest.blobs)} blobs, for {base}."
+        )
+        return 0
+
+    def _as_they_are(self) -> list[Container]:
+        from rankcast.packaging.pack import load_or_pack
+
+        if self.snr_db or self.bandwidth_hz is not None or self.deadline_s is not None:
+            raise ConfigError(
+                "--snr-db, --bandwidth-hz and --deadline-s say for which links to plan; say who "
+                "plans with --planner policy, --planner solver, or --allocator."
+            )
+        return [load_or_pack(path) for path in self.files]
+
+    def _planned(self) -> tuple[Sequence[Container], Sequence[Choice]]:
+        """Return a file for each link, and what a policy or an allocator chose for which link."""
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from rankcast.packaging.planned import planned_files
+
+        if len(self.files) != 1 or not self.files[0].is_dir() or not self.snr_db:
+            raise ConfigError(
+                "--planner and --allocator take one run and its links: RUN --planner policy "
+                "--snr-db …"
+            )
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("planning and measuring", total=len(self.snr_db))
+            planned = planned_files(
+                self.files[0],
+                self.planner or "policy",
+                self.snr_db,
+                bandwidth_hz=self.bandwidth_hz,
+                deadline_s=self.deadline_s,
+                allocator=self.allocator,
+                on_link=lambda done: progress.update(task, completed=done),
+            )
+        if planned.left_out_db:
+            links = ", ".join(f"{value:g} dB" for value in planned.left_out_db)
+            print(f"rankcast: nothing arrives in time at {links}.", file=sys.stderr)
+        return planned.containers, planned.choices
+
+    def _announcer(self) -> Callable[[Manifest], bool]:
+        """Return a function that tells the broker of a release, and returns whether that worked.
+
+        Raises:
+            ConfigError: no address of a broker, or a missing extra.
+        """
+        if self.mqtt is None:
+            return lambda manifest: False  # noqa: ARG005 there is no broker
+        from rankcast.release.notify import Broker, mqtt_client, notify
+
+        broker = Broker.of(self.mqtt)
+        mqtt_client(broker)  # a missing extra is reported before anything is published
+
+        def announce(manifest: Manifest) -> bool:
+            try:
+                notify(broker, manifest.name, manifest.version)
+            except UnavailableError as error:
+                print(f"rankcast: {error}", file=sys.stderr)
+                return False
+            return True
+
+        return announce

@@ -1,0 +1,282 @@
+"""`rankcast simulate`: a roll-out on this machine, with a cloud, devices and links; no torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from rankcast.cli.common import INTERRUPTED, print_json, stop_on_signal
+from rankcast.config.link import (
+    BlockConfig,
+    FadingName,
+    GaussMarkovConfig,
+    IidConfig,
+    JakesConfig,
+    LinkConfig,
+    PathConfig,
+    ProcessName,
+    RateModelName,
+    StaticConfig,
+    TraceConfig,
+    TraceFormat,
+    TraceKind,
+)
+from rankcast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rankcast.codec.container import Container
+    from rankcast.simulation.links import Links
+
+_RESTART_AT = 0.75
+_LINKS, _RELEASES = 1, 2
+"""Streams of chance that follow from the seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulate:
+    """Simulate a roll-out: a cloud and many devices over changing links.
+
+    rankcast simulate --devices 50 --minutes 2
+
+    rankcast simulate demo.rcast --resets 0.05 --restart-server --output simulation.json
+
+    rankcast simulate --store store --name sst2 --trace drive.csv --bandwidth-hz 5e6 --radio
+
+    The server is rankcast serve, the devices are the client of rankcast edge, with real signatures;
+    each reaches the server through a port of its own, behind which bytes pass as fast as its link
+    carries them at that moment. Half-way a second version is published. Everything is signed with
+    keys made for the simulation. The exit status is 1 if a device ended without an adapter although
+    its link carried twice what the smallest prefix needs. Needs pip install 'rankcast[serve]'.
+    """
+
+    adapter: tyro.conf.Positional[Path | None] = None
+    """A file of rankcast pack, or the folder of a run; one is made up if left out."""
+    store: Path | None = None
+    """Take the adapter from a store that rankcast publish wrote."""
+    name: str | None = None
+    """Name of the adapter in the store."""
+    next: Path | None = None
+    """The second version: a file or folder; the first with weights changed a little if left out."""
+    devices: int = 50
+    """Number of devices."""
+    minutes: float = 2.0
+    """How long to simulate."""
+    deadline_s: float = 10.0
+    """Time that a device gives a transfer [s]."""
+    every_s: float = 4.0
+    """From the end of a device's sync to its next [s], drawn between a half and the whole of it."""
+    process: ProcessName = "gauss-markov"
+    """How the SNR of a link changes from step to step; each device has its own mean."""
+    snr_range_db: tuple[float, float] = (-5.0, 15.0)
+    """Mean SNR of the worst device and of the best [dB]; of iid, the values that are drawn."""
+    std_db: float = 4.0
+    """Spread of gauss-markov, and of the shadowing of jakes and path [dB]."""
+    correlation: float = 0.9
+    """Correlation of gauss-markov from one step to the next."""
+    fading: FadingName = "rayleigh"
+    """Fading of block and jakes."""
+    speed_m_s: float = 1.5
+    """Speed of the devices, of jakes and path [m/s]."""
+    step_s: float = 1.0
+    """Time after which the rate of a link changes [s]."""
+    trace: Path | None = None
+    """Measured trace that every device plays from a place of its own; sets --process trace."""
+    trace_kind: TraceKind = "snr"
+    """Kind of values in the trace."""
+    trace_format: TraceFormat = "csv"
+    """How the trace is written; rows and mahimahi hold throughput."""
+    time_column: str = "time_s"
+    """Column of the trace's time stamps."""
+    value_column: str = "snr_db"
+    """Column of its SNR or throughput."""
+    time_format: str = ""
+    """Format of its time stamps, such as %Y-%m-%d %H:%M:%S; seconds if left out."""
+    value_scale: float = 1.0
+    """Factor that makes its values dB or bit/s: 1e3 if they are kbit/s."""
+    rate_model: RateModelName = "awgn"
+    """How SNR becomes rate."""
+    bandwidth_hz: float | None = None
+    """Bandwidth of each device [Hz]; if left out, such that the median link just carries the whole
+    adapter within the deadline."""
+    radio: bool = False
+    """Devices plan with the SNR that a modem reports, not with what they measured."""
+    resets: float = 0.0
+    """Probability that a connection is reset, somewhere in its first 20 kB."""
+    restart_server: bool = False
+    """Kill the server after three quarters of the time and start it again."""
+    seed: int = 0
+    """Seed of links, pauses and faults; threads and sockets add chance of their own."""
+    work: Path | None = None
+    """Keep keys, store, logs and devices in this folder, which must be empty."""
+    output: Path | None = None
+    """Write everything as JSON."""
+    csv: Path | None = None
+    """Write a row for each device."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Simulate, print what came out, and return the exit status."""
+        import json
+
+        import fastapi  # noqa: F401 the server needs it, and here its absence is told at once
+
+        from rankcast.files import put_file
+        from rankcast.simulation.report import LiveSummary, csv_of, print_report
+        from rankcast.simulation.run import Simulation
+        from rankcast.simulation.settings import SimulationSettings
+
+        self._check()
+        name, releases = self.releases()
+        links = self.links(sum(len(chunk) for chunk in releases[0][0].chunks))
+        settings = SimulationSettings(
+            adapter=name, duration_s=60.0 * self.minutes, deadline_s=self.deadline_s,
+            every_s=self.every_s, assumed_bps=links.median_bps, resets=self.resets,
+            restart_at=_RESTART_AT if self.restart_server else None, seed=self.seed,
+        )  # fmt: skip
+        with self._folder() as folder, stop_on_signal("the transfers under way") as stopping:
+            with LiveSummary(settings.duration_s, hidden=self.json) as live:
+                simulation = Simulation(settings, links, releases, folder)
+                result = simulation.run(stopping, live.update)
+            interrupted = stopping()
+        plain = {"settings": asdict(settings), "link": self._described(links), **result.to_plain()}
+        if self.output is not None:
+            put_file(self.output, (json.dumps(plain, indent=2) + "\n").encode())
+        if self.csv is not None:
+            put_file(self.csv, csv_of(result).encode())
+        if self.json:
+            print_json(plain)
+        else:
+            print_report(result, links, self._link_words(links))
+        if interrupted:
+            return INTERRUPTED
+        return 0 if result.succeeded else 1
+
+    def releases(self) -> tuple[str, tuple[Sequence[Container], Sequence[Container]]]:
+        """Return a name, the files of the first release and those of the second.
+
+        Raises:
+            CodecError: no adapter there.
+            DeliveryError: a store that lacks it, or a file without all its chunks.
+        """
+        import numpy as np
+
+        from rankcast.packaging.pack import load_or_pack
+        from rankcast.release.store import Store
+        from rankcast.simulation import releases
+
+        seed = int(np.random.default_rng([self.seed, _RELEASES]).integers(2**31))
+        name = self.name or "simulation"
+        if self.store is not None:
+            name, first = releases.published(Store(self.store), self.name)
+        elif self.adapter is not None:
+            first = [load_or_pack(self.adapter)]
+        else:
+            first = [releases.made_up_adapter(seed)]
+        first = [releases.publishable(container) for container in first]
+        if self.next is not None:
+            second = [releases.publishable(load_or_pack(self.next))]
+        else:
+            second = [releases.next_adapter(container, seed + 1) for container in first]
+        return name, (first, second)
+
+    def links(self, adapter_bytes: int) -> Links:
+        """Return the links of all devices.
+
+        Args:
+            adapter_bytes: of the first release, to find a bandwidth that fits.
+
+        Raises:
+            ConfigError: a rate model that needs a bandwidth, or a modem without SNR.
+            LinkError: an impossible link.
+        """
+        import numpy as np
+
+        from rankcast.simulation.links import simulated_links
+
+        return simulated_links(
+            self._link_config(),
+            np.random.default_rng([self.seed, _LINKS]),
+            n_devices=self.devices,
+            duration_s=60.0 * self.minutes,
+            step_s=self.step_s,
+            snr_range_db=self.snr_range_db,
+            bandwidth_hz=self.bandwidth_hz,
+            adapter_bytes=adapter_bytes,
+            radio=self.radio,
+        )
+
+    def _link_config(self) -> LinkConfig:
+        """Return process and rate model, with a mean of 0 dB that each device moves."""
+        low, high = self.snr_range_db
+        given_hz = self.bandwidth_hz
+        values_db = tuple(low + (high - low) * share for share in (0.0, 0.25, 0.5, 0.75, 1.0))
+        if self.process == "jakes" and self.fading == "nakagami":
+            raise ConfigError("The process jakes has the fading rayleigh or rician.")
+        return LinkConfig(
+            process="trace" if self.trace is not None else self.process,
+            rate_model=self.rate_model,
+            bandwidth_hz=LinkConfig.bandwidth_hz if given_hz is None else given_hz,
+            deadline_s=self.deadline_s,
+            iid=IidConfig(values_db),
+            static=StaticConfig(0.0),
+            block=BlockConfig(0.0, self.fading),
+            gauss_markov=GaussMarkovConfig(0.0, self.std_db, self.correlation),
+            jakes=JakesConfig(
+                0.0, speed_m_s=self.speed_m_s, step_s=self.step_s, std_db=self.std_db,
+                fading="rician" if self.fading == "rician" else "rayleigh",
+            ),
+            path=PathConfig(
+                0.0, speed_m_s=self.speed_m_s, step_s=self.step_s, std_db=self.std_db
+            ),
+            trace=TraceConfig(
+                file="" if self.trace is None else str(self.trace), kind=self.trace_kind,
+                format=self.trace_format, time_column=self.time_column,
+                value_column=self.value_column, time_format=self.time_format,
+                value_scale=self.value_scale, step_s=self.step_s,
+            ),
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        if self.devices < 1 or not self.minutes > 0:
+            raise ConfigError("A simulation has at least one device and takes more than 0 minutes.")
+        if self.adapter is not None and self.store is not None:
+            raise ConfigError("Give a file or a --store, not both.")
+        if self.process == "trace" and self.trace is None:
+            raise ConfigError("The process trace needs a file: --trace FILE.")
+        if self.work is not None and self.work.exists() and any(self.work.iterdir()):
+            raise ConfigError(f"{self.work} is not empty; name a new folder with --work.")
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        if self.work is not None:
+            self.work.mkdir(parents=True, exist_ok=True)
+            yield self.work
+            return
+        with tempfile.TemporaryDirectory(prefix="rankcast-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+
+    def _described(self, links: Links) -> dict[str, Any]:
+        return {
+            "process": "trace" if self.trace is not None else self.process,
+            "trace": None if self.trace is None else self.trace.name,
+            "snr_range_db": list(self.snr_range_db),
+            "rate_model": self.rate_model,
+            "bandwidth_hz": links.bandwidth_hz,
+            "step_s": self.step_s,
+            "planned_with": "radio" if self.radio else "measured throughput",
+            "median_bps": links.median_bps,
+        }
+
+    def _link_words(self, links: Links) -> str:
+        process = "trace" if self.trace is not None else self.process
+        if links.snr_db is None:
+            return f"{process}, throughput as it was measured"
+        width_khz = links.bandwidth_hz / 1e3
+        return f"{process}, {self.rate_model}, {width_khz:,.1f} kHz for each device"

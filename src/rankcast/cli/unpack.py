@@ -1,0 +1,44 @@
+"""`rankcast unpack`: a `.rcast` file, or what has arrived of it, becomes a LoRA for PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Unpack:
+    """Write a file, or its first chunks, as a LoRA for PEFT.
+
+    rankcast unpack demo.rcast -o adapters/demo
+
+    rankcast unpack arrived-so-far.rcast -o adapters/demo --prefix
+
+    See rankcast export for other formats.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """File that rankcast pack wrote."""
+    output: Path
+    """Folder to write."""
+    chunks: int | None = None
+    """Use so many chunks; all of them if left out."""
+    prefix: bool = False
+    """Accept a file that was cut short, and use the chunks that are complete."""
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Write the folder."""
+        from rankcast.codec.container import load
+
+        whole = load(self.file, prefix=self.prefix)
+        used = whole if self.chunks is None else whole.prefix(self.chunks)
+        tensors = used.tensors()
+        used.export("peft", self.output, tensors=tensors)
+        print(
+            f"{self.output}: plain LoRA of {len(used.chunks)} of {len(whole.header.chunks)} "
+            f"chunks, mean rank {tensors.ranks.mean():.2f}."
+        )
+        return 0

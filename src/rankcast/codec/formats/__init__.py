@@ -1,0 +1,1 @@
+"""Adapters in the formats of others: PEFT, GGUF, and the lossless one of a run."""

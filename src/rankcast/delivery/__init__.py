@@ -1,1 +1,0 @@
-"""Adapters from a cloud to devices: a store, signatures, plans, and what a device does."""

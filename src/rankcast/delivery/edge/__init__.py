@@ -1,1 +1,0 @@
-"""What a device does: fetch, verify, activate, prove, keep what was before."""

@@ -1,0 +1,206 @@
+"""Choose which prefix to fetch: as the server advises, checked against the manifest, or alone.
+
+Advice can only pick among prefixes that the signed manifest names. A server that cannot be asked
+is no obstacle: the device plans for itself, from the same manifest and the same link.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeGuard
+
+import httpx2
+import numpy as np
+
+from rankcast.errors import ConfigError, InfeasibleDeadlineError, TrustError
+from rankcast.link.capacity import rate_bps
+from rankcast.link.costs import budget_bits
+from rankcast.link.rate_models import rate_model
+from rankcast.records import LinkState
+from rankcast.release.manifest import Manifest
+from rankcast.release.plan import FetchPlan, next_better, plan_fetch
+
+LARGEST_ANSWER = 2**20
+"""Bytes."""
+_WAIT_S = 10.0
+_HTTP_OK = 200
+
+PlannedBy = Literal["server", "device"]
+
+
+@dataclass(frozen=True, slots=True)
+class RadioLink:
+    """A link as the modem sees it.
+
+    Attributes:
+        snr_db: received Es/N0 [dB].
+        bandwidth_hz: [Hz].
+        rate_model: what such a link carries; see `link.rate_models`.
+    """
+
+    snr_db: float
+    bandwidth_hz: float
+    rate_model: str = "awgn"
+
+    def throughput_bps(self, deadline_s: float) -> float:
+        """Return the rate [bit/s].
+
+        Raises:
+            LinkError: an impossible link.
+        """
+        model = rate_model(self.rate_model, self.bandwidth_hz)
+        link = LinkState(
+            np.array([self.snr_db]), np.array([self.bandwidth_hz]), np.array([deadline_s])
+        )
+        return float(rate_bps(model, link)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLink:
+    """A link by what it carried.
+
+    Attributes:
+        bps: throughput [bit/s].
+    """
+
+    bps: float
+
+    def throughput_bps(self, deadline_s: float) -> float:
+        """Return the rate [bit/s]."""
+        del deadline_s
+        return self.bps
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A plan and who made it.
+
+    Attributes:
+        plan: which prefix, and what of it is missing.
+        planned_by: the server, or the device itself.
+    """
+
+    plan: FetchPlan
+    planned_by: PlannedBy
+
+
+def advise(
+    http: httpx2.Client,
+    manifest: Manifest,
+    link: RadioLink | MeasuredLink,
+    deadline_s: float,
+    held: AbstractSet[str],
+) -> Advice:
+    """Ask the server for a plan; make one if it gives none.
+
+    A link that was only measured may be better by now, and only another transfer can tell: where
+    nothing more is expected in time over it, the next better prefix is planned all the same. What
+    arrives of it until the deadline is kept.
+
+    Args:
+        http: the connection to the server.
+        manifest: what is released; trusted.
+        link: to plan for.
+        deadline_s: time for the transfer [s].
+        held: SHA-256 of the blobs that are here.
+
+    Raises:
+        TrustError: the plan names blobs that are no prefix of a file of the manifest.
+        InfeasibleDeadlineError: not even the first chunk arrives in time, as the modem sees it.
+        ConfigError: a deadline that is not positive.
+    """
+    if not deadline_s > 0:
+        raise ConfigError(f"A deadline is positive [s], got {deadline_s}.")
+    answer = _ask(http, manifest, link, deadline_s, held)
+    if answer is not None and answer.get("version") == manifest.version:
+        advice = Advice(checked_plan(answer, manifest, held), "server")
+    else:
+        advice = Advice(_own_plan(manifest, link, deadline_s, held), "device")
+    if isinstance(link, MeasuredLink) and not advice.plan.missing:
+        better = next_better(manifest, advice.plan, held)
+        return advice if better is None else Advice(better, "device")
+    return advice
+
+
+def _own_plan(
+    manifest: Manifest,
+    link: RadioLink | MeasuredLink,
+    deadline_s: float,
+    held: AbstractSet[str],
+) -> FetchPlan:
+    """Plan without the server; over a link that was only measured, for the first chunk at least."""
+    rate_bps = link.throughput_bps(deadline_s)
+    budget = float(budget_bits(rate_bps, deadline_s))
+    try:
+        return plan_fetch(manifest, budget, held, rate_bps)
+    except InfeasibleDeadlineError as error:
+        if isinstance(link, RadioLink):
+            raise
+        return plan_fetch(manifest, error.payload_bits, held)
+
+
+def checked_plan(
+    answer: Mapping[str, Any], manifest: Manifest, held: AbstractSet[str]
+) -> FetchPlan:
+    """Return a server's plan, made anew from the manifest.
+
+    Raises:
+        TrustError: it names something else than a prefix of a file of the manifest.
+    """
+    index, n_chunks = answer.get("ladder"), answer.get("n_rungs")
+    if not _is_whole(index, 0, len(manifest.files) - 1):
+        raise TrustError(_FOREIGN.format(f"file {index!r}"))
+    file = manifest.files[index]
+    if not _is_whole(n_chunks, 1, len(file.chunks)):
+        raise TrustError(_FOREIGN.format(f"{n_chunks!r} chunks of file {index}"))
+    known = {(blob.sha256, blob.n_bytes) for blob in file.blobs(n_chunks)}
+    named = answer.get("blobs")
+    for blob in named if isinstance(named, list) else [named]:
+        pair = (blob.get("sha256"), blob.get("n_bytes")) if isinstance(blob, dict) else None
+        if pair not in known:
+            raise TrustError(_FOREIGN.format(f"the blob {str(blob)[:100]}"))
+    planner = "policy" if answer.get("planner") == "policy" else "solver"
+    return FetchPlan.of(manifest, index, n_chunks, held, planner)
+
+
+_FOREIGN = (
+    "The server's plan names {}, which is no part of the prefix in the signed release. Nothing was "
+    "fetched; ask whoever runs the server."
+)
+
+
+def _ask(
+    http: httpx2.Client,
+    manifest: Manifest,
+    link: RadioLink | MeasuredLink,
+    deadline_s: float,
+    held: AbstractSet[str],
+) -> Mapping[str, Any] | None:
+    """Return the server's answer; None if it gives no plan."""
+    question = {
+        "adapter": manifest.name,
+        "base_fingerprint": manifest.base.fingerprint,
+        "link": asdict(link) if isinstance(link, RadioLink) else {"throughput_bps": link.bps},
+        "deadline_s": deadline_s,
+        "held": sorted(held),
+    }
+    try:
+        with http.stream("POST", "v1/plan", json=question, timeout=_WAIT_S) as response:
+            if response.status_code != _HTTP_OK:
+                return None
+            body = bytearray()
+            for received in response.iter_raw():
+                body += received
+                if len(body) > LARGEST_ANSWER:
+                    return None
+        answer = json.loads(bytes(body))
+    except (httpx2.HTTPError, ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

@@ -1,0 +1,438 @@
+"""Keep one adapter of one device up to date: what `rankcast edge sync` does.
+
+A sync begins by finishing what the last one left undone, and every step leaves the folder such that
+the next sync can go on: blobs are complete or partial, and the state says what is pending. Every
+byte of the active adapter was verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Protocol, Self
+
+import httpx2
+import numpy as np
+
+from rankcast.edge.activate import Activation, Activator, Candidate
+from rankcast.edge.advice import MeasuredLink, PlannedBy, RadioLink, advise
+from rankcast.edge.engines.folder import WriteAdapter
+from rankcast.edge.fetch import BlobCache, Fetched, Fetcher, FetchSettings
+from rankcast.edge.state import DeviceState, ReleasePrefix, StateFile, utc_now
+from rankcast.errors import (
+    DeliveryError,
+    InfeasibleDeadlineError,
+    ModelError,
+    RankcastError,
+    TrustError,
+    UnavailableError,
+)
+from rankcast.files import only_one
+from rankcast.release.manifest import Blob, Manifest, checked_name, checked_sha256
+from rankcast.release.verify import signed_source
+
+Outcome = Literal["activated", "up-to-date", "rolled-back", "rejected"]
+_EARLY_SHARE, _EARLY_NATS = 0.25, 0.1
+"""Of the gap in expected loss between the first chunk and the prefix that is wanted, and nats: what
+may still be missing when a device that has nothing begins."""
+_MANIFEST_TRIES = 3
+_REFUSALS = (TrustError, ModelError)
+_REPORT_WAIT_S = 5.0
+_LONGEST_MESSAGE = 500
+"""Characters of a report's message."""
+
+
+class ManifestSource(Protocol):
+    """Gives manifests that may be trusted."""
+
+    def manifest(self, name: str) -> Manifest:
+        """Return the newest release of an adapter, and never an older one than before.
+
+        Raises:
+            TrustError: what is there must not be trusted; see `verify.SeenReleases` for what
+                refuses older releases.
+            DeliveryError: nothing is there, or nobody answers.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SyncSettings:
+    """Deadline, link and patience of syncs.
+
+    Attributes:
+        deadline_s: time for a transfer [s].
+        radio: the link as the modem sees it; None to use what was measured.
+        assumed_bps: rate to plan with before anything was measured [bit/s].
+        fetch: cap, patience and pauses.
+        progressive: whether a device without an adapter begins with a prefix that is good enough as
+            soon as it is here, and takes the rest later; see `early_prefix`.
+        most_attempts: activations of one prefix that may be cut short before it is given up.
+    """
+
+    deadline_s: float = 60.0
+    radio: RadioLink | None = None
+    assumed_bps: float = 1e6
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    progressive: bool = True
+    most_attempts: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """The outcome of a sync.
+
+    Attributes:
+        outcome: `activated`; `up-to-date`; `rolled-back`: the new one failed its proof and the one
+            before is active; `rejected`: the new one failed before and was not tried again.
+        active: the prefix that is active now; None for none.
+        planned_by: who chose the prefix.
+        n_bytes: received.
+        elapsed_s: of the transfer [s].
+        throughput_bps: of the link, smoothed over syncs [bit/s]; None before the first transfer.
+        message: in words.
+    """
+
+    outcome: Outcome
+    active: ReleasePrefix | None
+    planned_by: PlannedBy
+    n_bytes: int
+    elapsed_s: float
+    throughput_bps: float | None
+    message: str
+
+    def then(self, rest: SyncResult) -> SyncResult:
+        """Return the outcome of two transfers together."""
+        return replace(
+            self if rest.outcome == "up-to-date" else rest,
+            n_bytes=self.n_bytes + rest.n_bytes,
+            elapsed_s=self.elapsed_s + rest.elapsed_s,
+        )
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Clock, chance and network of a device, so that a simulation can bring its own.
+
+    Attributes:
+        rng: draws the jitter of pauses.
+        clock: gives seconds that never run backwards.
+        sleep: waits [s].
+        now: gives date and time in UTC.
+        transport: of the connection; None for the network.
+    """
+
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], str] = utc_now
+    transport: httpx2.BaseTransport | None = None
+
+
+class EdgeClient:
+    """Keeps one adapter of a device up to date.
+
+    Args:
+        server_url: of the delivery server, or of any web server that hands out the store.
+        adapter: name of the adapter.
+        base_fingerprint: of the base model on this device.
+        folder: for blobs and state; one adapter each.
+        source: of trusted manifests; `signed_source` of the server if left out.
+        activator: makes an adapter active; writes a PEFT adapter to `folder/adapter` if left out.
+        settings: deadline, link, cap.
+        token: of this device; None for an open server.
+        health: says whether the device works with a new adapter; False or an exception brings the
+            one before back.
+        on_progress: called with a blob and the bytes of it that are here.
+        runtime: clock, chance and network.
+
+    Raises:
+        DeliveryError: a name or a fingerprint that cannot be one.
+    """
+
+    def __init__(  # noqa: PLR0917 the first six are what a client is
+        self,
+        server_url: str,
+        adapter: str,
+        base_fingerprint: str,
+        folder: Path,
+        source: ManifestSource | None = None,
+        activator: Activator | None = None,
+        *,
+        settings: SyncSettings | None = None,
+        token: str | None = None,
+        health: Callable[[], bool] | None = None,
+        on_progress: Callable[[Blob, int], None] | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.adapter = checked_name(adapter)
+        self.base_fingerprint = checked_sha256(base_fingerprint)
+        self.settings = settings or SyncSettings()
+        self.folder = folder
+        self.source = source or signed_source(server_url, folder, token=token)
+        self._runtime = runtime or Runtime()
+        self._activation = Activation(
+            StateFile(folder, self.adapter, self._runtime.now),
+            BlobCache(folder / "blobs"),
+            activator or WriteAdapter("peft", folder / "adapter"),
+            health,
+            self.settings.most_attempts,
+        )
+        self._server_url, self._token, self._on_progress = server_url, token, on_progress
+
+    def with_activator(self, activator: Activator) -> Self:
+        """Return the same client with another engine."""
+        other = copy.copy(self)
+        other._activation = replace(self._activation, activator=activator)  # noqa: SLF001 our own
+        return other
+
+    def resume(self) -> ReleasePrefix | None:
+        """Finish what was cut short, make active what should be, and return it; needs no network.
+
+        Raises:
+            DeliveryError: another process works in the folder, or the disk is full.
+        """
+        with self._alone():
+            return self._activation.resume()
+
+    def sync(self, *, radio: RadioLink | None = None, retry_rejected: bool = False) -> SyncResult:
+        """Bring the device to the best prefix of the newest release that arrives in time.
+
+        A device that has nothing begins with a shorter prefix that is good enough.
+
+        Args:
+            radio: the link as the modem sees it now; that of the settings if left out.
+            retry_rejected: try again what failed its proof before.
+
+        Raises:
+            TrustError: metadata, plan or bytes that must not be trusted; nothing was changed.
+            ModelError: another base model than the device has.
+            DeliveryError: an unreachable server, a full disk, a folder in use.
+            InfeasibleDeadlineError: not even the first chunk arrives in time.
+        """
+        activation, deadline_s = self._activation, self.settings.deadline_s
+        with self._alone(), self._connection() as http:
+            activation.resume()
+            with _errors_told(http, activation):
+                manifest = self._manifest()
+                if manifest.version != activation.state.newest_version:  # for people who look
+                    activation.states.change(newest_version=manifest.version)
+                link = radio or self.settings.radio or MeasuredLink(self._expected_bps())
+                held = activation.cache.held(manifest.blobs)
+                advice = advise(http, manifest, link, deadline_s, held)
+                wanted = ReleasePrefix.of(manifest, advice.plan.file_index, advice.plan.n_chunks)
+                update = _Update(
+                    http, self._fetcher(http), activation, manifest, advice.planned_by,
+                    retry_rejected,
+                )  # fmt: skip
+                skipped = update.skip(wanted)
+                if skipped is not None:
+                    return skipped
+                may_begin = self.settings.progressive and activation.state.active is None
+                early = early_prefix(manifest, wanted) if may_begin else None
+                if early is None:
+                    return update.install(wanted, deadline_s)
+                start_s = self._runtime.clock()
+                first = update.install(early, deadline_s)
+                left_s = deadline_s - (self._runtime.clock() - start_s)
+                return first if left_s <= 0.0 else first.then(update.install(wanted, left_s))
+
+    def _manifest(self) -> Manifest:
+        """Return the newest release, after several tries over a link that breaks.
+
+        Raises:
+            UnavailableError: none of them got through.
+            DeliveryError: nothing is there.
+            TrustError: what is there must not be trusted, or is of another adapter.
+            ModelError: it is for another base model.
+        """
+        backoff, failures = self.settings.fetch.backoff, 0
+        while True:
+            try:
+                manifest = self.source.manifest(self.adapter)
+                break
+            except UnavailableError:
+                failures += 1
+                if failures >= min(_MANIFEST_TRIES, backoff.n_tries):
+                    raise
+                self._runtime.sleep(backoff.wait_s(failures, self._runtime.rng))
+        if manifest.name != self.adapter:
+            raise TrustError(f"Asked for {self.adapter}, got a release of {manifest.name}.")
+        if manifest.base.fingerprint != self.base_fingerprint:
+            raise ModelError(
+                f"{self.adapter} adapts {manifest.base.name or 'a model'} (fingerprint "
+                f"{str(manifest.base.fingerprint)[:12]}…), this device has another base model "
+                f"({self.base_fingerprint[:12]}…). Install that model, or ask for another adapter."
+            )
+        return manifest
+
+    def _expected_bps(self) -> float:
+        """Return the rate of a link that no modem describes [bit/s]."""
+        cap, assumed = self.settings.fetch.max_bps, self.settings.assumed_bps
+        measured = self._activation.state.throughput_bps
+        return measured or (assumed if cap is None else min(cap, assumed))
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return only_one(self.folder / ".lock", f"syncing {self.folder}")
+
+    def _connection(self) -> httpx2.Client:
+        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        return httpx2.Client(
+            base_url=self._server_url.rstrip("/") + "/", headers=headers,
+            transport=self._runtime.transport, follow_redirects=False,
+        )  # fmt: skip
+
+    def _fetcher(self, http: httpx2.Client) -> Fetcher:
+        runtime = self._runtime
+        return Fetcher(
+            http, self._activation.cache, self.settings.fetch, rng=runtime.rng,
+            clock=runtime.clock, sleep=runtime.sleep, on_progress=self._on_progress,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Update:
+    """Installs prefixes of one release on the device.
+
+    Attributes:
+        http: the connection to the server.
+        fetcher: of blobs.
+        activation: of the device.
+        manifest: the release.
+        planned_by: who chose the prefix.
+        retry_rejected: whether to try again what failed its proof before.
+    """
+
+    http: httpx2.Client
+    fetcher: Fetcher
+    activation: Activation
+    manifest: Manifest
+    planned_by: PlannedBy
+    retry_rejected: bool
+
+    def install(self, wanted: ReleasePrefix, deadline_s: float) -> SyncResult:
+        """Fetch a prefix, or as much of it as arrives in time, and make it active.
+
+        Raises:
+            TrustError: other bytes than the release names.
+            DeliveryError: the server stays away or refuses, or the disk is full.
+            InfeasibleDeadlineError: the deadline passed before a first chunk was complete.
+        """
+        activation, blobs = self.activation, self.manifest.files[wanted.file_index].blobs()
+        activation.begin_fetch(self.manifest)
+        fetched = self.fetcher.fetch(blobs[: len(wanted.blobs)], deadline_s)
+        activation.end_fetch(fetched)
+        here = self._complete(wanted, fetched)
+        skipped = self.skip(here, fetched)
+        if skipped is not None:
+            return skipped
+        try:
+            candidate = Candidate.load(here, activation.cache)
+        except DeliveryError:  # a blob was damaged on this disk, and was dropped
+            activation.end_fetch(self.fetcher.fetch(blobs[: len(here.blobs)], deadline_s))
+            candidate = Candidate.load(here, activation.cache)
+        failure = activation.activate(candidate)
+        if failure is None:
+            activation.tidy(self.manifest)
+        outcome = "activated" if failure is None else "rolled-back"
+        _report(self.http, outcome, activation.state, fetched, failure or "")
+        return self._result(outcome, failure or f"{here.label} is active.", fetched)
+
+    def skip(self, wanted: ReleasePrefix, fetched: Fetched | None = None) -> SyncResult | None:
+        """Return the result of a sync that leaves a prefix alone; None if it is to be activated."""
+        state, came = self.activation.state, fetched or Fetched(0, 0.0)
+        if not _is_better(wanted, state.active):
+            self.activation.idle()
+            words = "Nothing better than the active adapter arrives in time."
+            return self._result("up-to-date", words, came)
+        if wanted.label in state.rejected and not self.retry_rejected:
+            words = (
+                f"{wanted.label} failed its proof before. It is not tried again by itself; "
+                f"rankcast edge sync does."
+            )
+            return self._result("rejected", words, came)
+        return None
+
+    def _complete(self, wanted: ReleasePrefix, fetched: Fetched) -> ReleasePrefix:
+        """Return as much of a prefix as is here."""
+        late = {blob.sha256 for blob in fetched.missing}
+        n_here = next((n for n, sha256 in enumerate(wanted.blobs) if sha256 in late), None)
+        if n_here is None:
+            return wanted
+        if n_here < 2:  # the header, and not even one chunk
+            least = self.manifest.files[wanted.file_index].blobs(1)
+            bits = 8 * sum(blob.n_bytes for blob in least)
+            raise InfeasibleDeadlineError(bits, 8 * fetched.n_bytes)
+        return ReleasePrefix.of(self.manifest, wanted.file_index, n_here - 1)
+
+    def _result(self, outcome: Outcome, message: str, fetched: Fetched) -> SyncResult:
+        state = self.activation.state
+        return SyncResult(
+            outcome, state.active, self.planned_by, fetched.n_bytes, fetched.elapsed_s,
+            state.throughput_bps, message,
+        )  # fmt: skip
+
+
+def early_prefix(manifest: Manifest, wanted: ReleasePrefix) -> ReleasePrefix | None:
+    """Return a shorter prefix that is worth beginning with; None if there is none.
+
+    A first chunk alone may be worse than no adapter at all, so it takes measured losses to tell.
+    """
+    chunks = manifest.files[wanted.file_index].chunks[: wanted.n_chunks]
+    first, last = chunks[0].loss, chunks[-1].loss
+    if first is None or last is None:
+        return None
+    enough = last + max(_EARLY_SHARE * (first - last), _EARLY_NATS)
+    n_chunks = next(
+        n for n, chunk in enumerate(chunks, 1) if chunk.loss is not None and chunk.loss <= enough
+    )
+    if n_chunks == len(chunks):
+        return None
+    return ReleasePrefix.of(manifest, wanted.file_index, n_chunks)
+
+
+def _is_better(wanted: ReleasePrefix, active: ReleasePrefix | None) -> bool:
+    """Return whether a prefix is worth more than the active one: newer, or of lower loss."""
+    if active is None or wanted.version != active.version:
+        return True
+    if wanted.loss is not None and active.loss is not None:
+        return wanted.loss < active.loss
+    return wanted.file_index == active.file_index and wanted.n_chunks > active.n_chunks
+
+
+@contextmanager
+def _errors_told(http: httpx2.Client, activation: Activation) -> Iterator[None]:
+    """Write an error into the state, and tell the server of it."""
+    try:
+        yield
+    except RankcastError as error:
+        kind = "refused" if isinstance(error, _REFUSALS) else "failed"
+        with contextlib.suppress(DeliveryError):  # the first error is the one to report
+            activation.failed(kind, error)
+        _report(http, kind, activation.state, Fetched(0, 0.0), str(error))
+        raise
+
+
+def _report(
+    http: httpx2.Client, event: str, state: DeviceState, fetched: Fetched, message: str
+) -> None:
+    """Tell the server what happened, as in docs/delivery-api.md; it need not listen."""
+    active = state.active
+    body = {
+        "adapter": state.adapter,
+        "version": state.newest_version,
+        "ladder": 0 if active is None else active.file_index,
+        "n_rungs": 0 if active is None else active.n_chunks,
+        "event": event,
+        "throughput_bps": state.throughput_bps,
+        "received_bits": 8 * fetched.n_bytes,
+        "elapsed_s": fetched.elapsed_s,
+        "message": message[:_LONGEST_MESSAGE],
+    }
+    with contextlib.suppress(httpx2.HTTPError):
+        http.post("v1/report", json=body, timeout=_REPORT_WAIT_S)

@@ -1,1 +1,0 @@
-"""What is learned from: text, objectives, and the learner behind the MDP."""

@@ -1,0 +1,415 @@
+"""The live model: a frozen transformer whose adapters train under a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankcast.adapters.elastic import ElasticAdapter
+from rankcast.adapters.rate import coded_bits
+from rankcast.config.learner import FinetuneConfig
+from rankcast.errors import CheckpointError, DataError, ModelError, RankcastError
+from rankcast.learner.base_models import load_model
+from rankcast.learner.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
+from rankcast.learner.objectives import (
+    AdapterSnapshot,
+    CausalLM,
+    Judged,
+    Objective,
+    SequenceClassification,
+)
+from rankcast.learner.optimisation import Optimisation, make_accelerator
+from rankcast.learner.protocol import Evaluation, StepResult
+from rankcast.learner.rounding import Rounding
+from rankcast.learner.texts import DatasetSplits
+from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
+
+
+class TransformerLearner:
+    """A `Learner` that fine-tunes a transformer; B = 1.
+
+    The same code runs on a CPU, a GPU, and several under torchrun, where every process has to make
+    the same calls in the same order. Randomness is derived from the seed and the step, so that
+    the global generators are left alone and a run continues bit-exactly.
+
+    Args:
+        config: the model and how it is trained.
+        data: what it learns from.
+        accelerator: an `accelerate.Accelerator`; None makes one.
+
+    Raises:
+        ModelError: the base model cannot be loaded or adapted.
+        DataError: a classifier without labels, or fewer texts than processes.
+        ConfigError: a batch that the processes cannot share evenly, or an unavailable precision.
+    """
+
+    def __init__(
+        self, config: FinetuneConfig, data: DatasetSplits, accelerator: Any = None
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.accelerator = accelerator or make_accelerator(config.mixed_precision)
+        self._objective = _objective(config, data)
+        base = load_model(
+            config.model,
+            self._objective,
+            config.seed,
+            train_pooler=config.train_pooler,
+            base_dropout=config.base_dropout,
+            train_texts=data.train.texts,
+        )
+        self.tokenizer = base.tokenizer
+        self.adapter = ElasticAdapter.attach(
+            base.model,
+            r_max=config.r_max,
+            kinds=config.kinds,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            modules_to_save=base.head,
+            task_type=self._objective.task_type,
+            seed=config.seed,
+        )
+        self.adapter.model.to(self.accelerator.device)
+        self.optimisation = Optimisation(self.adapter, config, self.accelerator)
+        self._max_length = min(config.max_length, base.max_length)
+        self._splits: dict[str, TokenisedDataset] = {}
+        self._batches = BucketedBatches(
+            self._tokenised("train").lengths,
+            config.batch_size,
+            config.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self._rounding: Rounding | None = None
+        self._reference: AdapterSnapshot | None = None
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """The projections and their largest rank."""
+        return self.adapter.layout
+
+    @property
+    def n_envs(self) -> int:
+        """B: 1, there is one model."""
+        return 1
+
+    @property
+    def n_steps(self) -> int:
+        """Training steps taken so far."""
+        return self.optimisation.n_steps
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode: nothing to do, because the model keeps what it has learned."""
+
+    def next_text(self) -> TextStats:
+        """Return the statistics of the batch that the next `step` will train on."""
+        return self._tokenised("train").text_stats(self._batches.peek())
+
+    def apply(self, ranks: IntArray) -> None:
+        """Activate (1, N) ranks; those of the first process, if there are several.
+
+        Raises:
+            ModelError: another shape.
+            ConfigError: a rank that is no integer or outside 0..r_max.
+        """
+        plan = np.asarray(ranks)
+        if plan.shape != (1, self.layout.n_projections):
+            raise ModelError(
+                f"This model takes the ranks of {self.layout.n_projections} projections, shape "
+                f"(1, {self.layout.n_projections}), got shape {plan.shape}."
+            )
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast  # noqa: PLC0415
+
+            here = torch.as_tensor(plan, device=self.accelerator.device)
+            shared = broadcast(here)
+            assert isinstance(shared, torch.Tensor)
+            plan = shared.cpu().numpy()
+        self.adapter.set_ranks(plan[0])
+
+    def step(self) -> StepResult:
+        """Train one batch under the active ranks; losses are from before the update.
+
+        Raises:
+            RankcastError: the loss or its gradients are not finite.
+        """
+        parts = self._next_parts()
+        plan = self.adapter.ranks
+        trained = self._training_ranks(plan)
+        reference = task = None
+        if self.config.measure_reference:
+            reference = self._mean_loss(parts, np.full_like(plan, self.layout.r_max))
+        if trained is not plan or (self._has_dropout and reference is not None):
+            task = self._mean_loss(parts, plan)
+        loss = self._train(parts, trained)
+        return StepResult(
+            task_loss=np.array([loss if task is None else task]),
+            reference_loss=None if reference is None else np.array([reference]),
+        )
+
+    def train_step(self) -> float:
+        """Train one batch without measuring the plan: the cheapest step; return its loss.
+
+        With `nested_prob` the loss is that of the random ranks that were trained.
+
+        Raises:
+            RankcastError: the loss or its gradients are not finite.
+        """
+        return self._train(self._next_parts(), self._training_ranks(self.adapter.ranks))
+
+    def begin_qat(self, rounding: Rounding, *, distil: bool) -> None:
+        """Train on rounded weights from the next step on, so that the adapter codes small.
+
+        Args:
+            rounding: how. The adapter has to be balanced (as `arrays.load_tensors` leaves it).
+            distil: train towards the answers that the adapter gives now instead of the labels.
+                Losses that training steps return are then divergences.
+        """
+        self._rounding = rounding
+        self._reference = AdapterSnapshot(self.adapter) if distil else None
+
+    def evaluate(
+        self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
+    ) -> Evaluation:
+        """Judge a split under (N,) ranks; None stands for the active ones.
+
+        Args:
+            split: `train`, `validation` or `test`.
+            ranks: (N,) ranks to judge.
+            max_examples: judge so many texts, always the same ones; None for all.
+
+        Raises:
+            DataError: no such split, or one without labels for a classifier.
+        """
+        loss, correct, count = self.judge_texts(split, ranks, max_examples)
+        total = max(count.sum(), 1)
+        return Evaluation(float(loss.sum() / total), float(correct.sum() / total), len(count))
+
+    def predictions(
+        self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
+    ) -> FloatArray:
+        """Return (n,) share of right answers of each text, in order: 0 or 1 for a classifier."""
+        _, correct, count = self.judge_texts(split, ranks, max_examples)
+        return correct / np.maximum(count, 1)
+
+    @torch.no_grad()
+    def judge_texts(
+        self,
+        split: str,
+        ranks: IntArray | None,
+        max_examples: int | None = None,
+        indices: IntArray | None = None,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return (n,) summed loss, right answers and predictions of each text of a split.
+
+        Args:
+            split: `train`, `validation` or `test`.
+            ranks: (N,) ranks to judge; None for the active ones.
+            max_examples: judge so many texts, always the same ones; None for all.
+            indices: (n,) positions of the texts to judge, in the order of the result.
+
+        Raises:
+            DataError: no such split, or positions that are none of its texts.
+        """
+        tokens, device = self._tokenised(split), self.accelerator.device
+        indices = _chosen_texts(len(tokens), max_examples, indices, self.config.seed)
+        table = torch.zeros(3, len(tokens), device=device)
+        self.adapter.model.eval()
+        with self.adapter.at_ranks(self.adapter.ranks if ranks is None else ranks):
+            for number, chosen in enumerate(tokens.in_order(self.config.eval_batch_size, indices)):
+                if number % self.accelerator.num_processes == self.accelerator.process_index:
+                    judged = self._judge(tokens.collate(chosen).to(device))
+                    rows = torch.stack([judged.loss, judged.correct, judged.count])
+                    table[:, torch.from_numpy(chosen).to(device)] = rows
+        table = self.accelerator.reduce(table, reduction="sum")
+        loss, correct, count = table.cpu().double().numpy()[:, indices]
+        return loss, correct, count
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return adapters, head, moments, schedule, place in the data and active ranks."""
+        return {
+            "adapter": self.adapter.state_dict(),
+            "optimisation": self.optimisation.state_dict(),
+            "batches": self._batches.state_dict(),
+            "ranks": self.adapter.ranks.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            CheckpointError: the state is incomplete, or of another model or data set.
+        """
+        missing = {"adapter", "optimisation", "batches", "ranks"} - state.keys()
+        if missing:
+            raise CheckpointError(f"The learner's state lacks {', '.join(sorted(missing))}.")
+        self._batches.load_state_dict(state["batches"])
+        self.adapter.load_state_dict(state["adapter"])
+        self.optimisation.load_state_dict(state["optimisation"])
+        self.adapter.set_ranks(np.array(state["ranks"], dtype=np.int64))
+
+    @property
+    def _has_dropout(self) -> bool:
+        return self.config.dropout > 0 or self.config.base_dropout
+
+    def _tokenised(self, split: str) -> TokenisedDataset:
+        """Tokenise a split the first time it is asked for."""
+        if split not in self._splits:
+            self._splits[split] = tokenise(self.data[split], self.tokenizer, self._max_length)
+        return self._splits[split]
+
+    def _next_parts(self) -> list[Batch]:
+        """Collate this process's share of the next batch, in parts of gradient accumulation."""
+        batch = self._batches.peek()
+        share = self._batches.share(batch)
+        pieces = np.array_split(share, min(self.config.grad_accumulation, len(share)))
+        tokens, device = self._tokenised("train"), self.accelerator.device
+        return [tokens.collate(piece, batch).to(device) for piece in pieces]
+
+    def _training_ranks(self, plan: IntArray) -> IntArray:
+        """Return the plan, or with probability `nested_prob` random ranks."""
+        rng = np.random.default_rng([self.config.seed, self.n_steps])
+        if rng.random() >= self.config.nested_prob:
+            return plan
+        r_max = self.layout.r_max
+        if self.config.nested_levels == "even":
+            return rng.integers(0, r_max + 1, size=plan.shape)
+        return rng.binomial(r_max, rng.random(), size=plan.shape)
+
+    def _rounding_steps(self) -> list[float] | None:
+        """Return the step to which each projection is rounded for the next batch, if it is."""
+        if self._rounding is None:
+            return None
+        rng = np.random.default_rng([self.config.seed, self.n_steps, 2])
+        return self._rounding.draw(rng, self.layout.n_projections)
+
+    def _train(self, parts: list[Batch], ranks: IntArray) -> float:
+        """Train the next batch under (N,) ranks and move on; return its loss."""
+        steps = self._rounding_steps()
+        self.adapter.model.train()
+        with self.adapter.at_ranks(ranks), self.adapter.at_steps(steps), self._seeded_dropout():
+            mean = self._backward(parts)
+            self._backward_regularisers(steps)
+            self.optimisation.step()
+        self._batches.advance()
+        return mean
+
+    def _backward(self, parts: list[Batch]) -> float:
+        """Add the gradients of a batch; return its mean loss over all processes.
+
+        Raises:
+            RankcastError: the loss is not finite.
+        """
+        total = self._n_predictions(parts)
+        summed = torch.zeros((), device=self.accelerator.device)
+        for part in parts:
+            loss = self._losses(part).sum() / total
+            self.optimisation.backward(loss)
+            summed += loss.detach()
+        mean = self._sum_over_processes(summed)
+        if not np.isfinite(mean):
+            raise RankcastError(
+                f"The loss is {mean} at step {self.n_steps}: the training has diverged. Lower the "
+                f"learning rate (now {self.config.lr}) or use bf16 or no mixed precision."
+            )
+        return mean
+
+    def _backward_regularisers(self, steps: list[float] | None) -> None:
+        """Add the gradients of Eq. 3 and of the bits that the adapter takes once it is coded."""
+        n_processes = self.accelerator.num_processes
+        if self.config.orthogonality_weight > 0:
+            weight = self.config.orthogonality_weight / n_processes
+            self.optimisation.backward(weight * self.adapter.orthogonality())
+        if self._rounding is not None and steps is not None and self._rounding.rate_weight > 0:
+            weight = self._rounding.rate_weight / n_processes
+            self.optimisation.backward(weight * coded_bits(self.adapter, steps))
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """Return (B,) what is minimised: losses, or divergences from earlier answers."""
+        if self._reference is None:
+            return self._judge(batch).loss
+        with self.accelerator.autocast():
+            wanted = self._reference.logits(batch)
+        return self._objective.divergence(self._logits(batch), wanted, batch)
+
+    def _judge(self, batch: Batch) -> Judged:
+        return self._objective.judge(self._logits(batch), batch)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Run the model on a batch in the precision of this run."""
+        with self.accelerator.autocast():
+            return self.adapter.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask
+            ).logits
+
+    @torch.no_grad()
+    def _mean_loss(self, parts: Sequence[Batch], ranks: IntArray) -> float:
+        """Return the mean loss of a batch under (N,) ranks, without dropout."""
+        self.adapter.model.eval()
+        with self.adapter.at_ranks(ranks):
+            summed = torch.stack([self._judge(part).loss.sum() for part in parts]).sum()
+        return self._sum_over_processes(summed) / self._n_predictions(parts)
+
+    def _n_predictions(self, parts: Sequence[Batch]) -> float:
+        """Return how many predictions a batch asks for, over all processes."""
+        return self._sum_over_processes(sum(self._objective.count(part) for part in parts))
+
+    def _sum_over_processes(self, value: Tensor | int) -> float:
+        tensor = torch.as_tensor(value, device=self.accelerator.device)
+        return float(self.accelerator.reduce(tensor, reduction="sum"))
+
+    @contextmanager
+    def _seeded_dropout(self) -> Iterator[None]:
+        """Let dropout draw from the seed, the step and the process, and nothing else."""
+        if not self._has_dropout:
+            yield
+            return
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            key = [self.config.seed, self.n_steps, self.accelerator.process_index]
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+            yield
+
+
+def _objective(config: FinetuneConfig, data: DatasetSplits) -> Objective:
+    """Return the objective for the data.
+
+    Raises:
+        DataError: a classifier without labels.
+    """
+    if config.objective == "causal":
+        return CausalLM()
+    if data.train.labels is None:
+        raise DataError(
+            "The training texts have no labels: name the label column, or set the objective to "
+            "causal."
+        )
+    return SequenceClassification(data.train.n_labels)
+
+
+def _chosen_texts(
+    n_texts: int, max_examples: int | None, indices: IntArray | None, seed: int
+) -> IntArray:
+    """Return (n,) positions of the texts to judge.
+
+    Raises:
+        DataError: positions that are none of these texts, or both ways of choosing at once.
+    """
+    everything = np.arange(n_texts)
+    if indices is not None:
+        chosen = np.asarray(indices)
+        whole = chosen.ndim == 1 and chosen.size > 0 and chosen.dtype.kind in "iu"
+        if max_examples is not None or not whole or not np.isin(chosen, everything).all():
+            raise DataError(
+                f"Name the texts to judge by positions in 0..{n_texts - 1}, at least one, or by "
+                f"how many (max_examples), not both."
+            )
+        return chosen.astype(np.int64)
+    if max_examples is None or max_examples >= n_texts:
+        return everything
+    return np.sort(np.random.default_rng(seed).choice(everything, size=max_examples, replace=False))

@@ -1,0 +1,145 @@
+"""An adapter on its model: steps that suit its weights, and what each prefix is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rankcast.adapters.arrays import load_tensors
+from rankcast.adapters.fingerprint import base_fingerprint, check_base, logits_fingerprint
+from rankcast.codec.container import Container
+from rankcast.codec.packing import RELATIVE_STEPS, Source
+from rankcast.config.learner import DatasetConfig, FinetuneConfig
+from rankcast.errors import ConfigError
+from rankcast.learner.datasets import load_dataset
+from rankcast.learner.qat import coding_for, learner_for
+from rankcast.learner.texts import DatasetSplits
+from rankcast.learner.transformer import TransformerLearner
+from rankcast.packaging.texts import Texts
+from rankcast.presets import load_preset
+
+RESERVE_BITS = 8 * 300
+"""Bits by which measurements lengthen a header, as a rule at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterSetup:
+    """An adapter, how its model trains, and the texts that it is judged on."""
+
+    source: Source
+    config: FinetuneConfig
+    splits: DatasetSplits
+
+    def learner(self) -> TransformerLearner:
+        """Return the model with the adapter on it.
+
+        Raises:
+            ModelError: another base model than the adapter was made for.
+        """
+        learner = learner_for(self.source.tensors, self.config, self.splits)
+        self.check(learner)
+        return learner
+
+    def check(self, learner: TransformerLearner) -> None:
+        """Raise unless a learner's model is the one that the adapter was made for.
+
+        Raises:
+            ModelError: another one.
+        """
+        check_base(learner.adapter.model, self.source.base.fingerprint, self.source.base.name)
+
+
+def setup_for(source: Source, folder: Path | None, texts: Texts) -> AdapterSetup:
+    """Return what is needed to run an adapter.
+
+    Args:
+        source: the adapter.
+        folder: that it was read from; a run knows its model and texts. None if it was in memory.
+        texts: for any other adapter; replaces what a run knows.
+
+    Raises:
+        ConfigError: model or texts are not known.
+        DataError: the texts cannot be read.
+    """
+    near = () if folder is None else (folder, folder.parent)
+    settings = next((p / "config.yaml" for p in near if (p / "config.yaml").is_file()), None)
+    if settings is not None:
+        run = load_preset(str(settings))
+        config, data = run.finetune, run.data
+        if texts.base_model is not None:
+            config = replace(config, model=texts.base_model)
+    else:
+        config, data = _foreign_config(source, folder, texts), DatasetConfig()
+    if texts.texts is not None:
+        label = texts.label_column if config.objective == "classification" else None
+        data = DatasetConfig(source=texts.texts, text_column=texts.text_column, label_column=label)
+    return AdapterSetup(source, config, load_dataset(data))
+
+
+def pack_measured(
+    setup: AdapterSetup, fit: Callable[..., Container], budget_bits: float | None
+) -> Container:
+    """Return a container whose header says what its prefixes are worth; see `measured`.
+
+    Args:
+        setup: the adapter; its steps become coarser where weights matter less, unless it knows
+            better ones.
+        fit: packs a `Source` within its `budget_bits`.
+        budget_bits: of the whole file, measurements included; None for no budget.
+
+    Raises:
+        DataError: texts without labels, for a classifier.
+        ModelError: another base model than the adapter was made for.
+        RankcastError: as `fit`.
+    """
+    learner, source = setup.learner(), setup.source
+    if not source.offsets:
+        source = replace(source, offsets=coding_for(learner, RELATIVE_STEPS["good"]).offsets)
+    reserve = RESERVE_BITS
+    while True:
+        left = None if budget_bits is None else budget_bits - reserve
+        container = measured(fit(source, budget_bits=left), learner)
+        excess = 0 if budget_bits is None else container.n_bits - budget_bits
+        if excess <= 0:
+            return container
+        reserve += int(excess) + 8
+
+
+def measured(container: Container, learner: TransformerLearner) -> Container:
+    """Return a container whose header says what each prefix is worth on the validation texts.
+
+    It also gains the fingerprints of the base model and of the logits of the whole adapter. The
+    learner holds the decoded adapter afterwards.
+
+    Raises:
+        DataError: texts without labels, for a classifier.
+    """
+    entries = []
+    for entry, (_, tensors) in zip(container.header.chunks, container.decoded(), strict=True):
+        load_tensors(learner.adapter, tensors)
+        seen = learner.evaluate("validation")
+        entries.append(replace(entry, loss=round(seen.loss, 5), accuracy=round(seen.accuracy, 5)))
+    model = learner.adapter.model
+    base = replace(container.header.base, fingerprint=base_fingerprint(model))
+    header = replace(
+        container.header, base=base, chunks=tuple(entries), fingerprint=logits_fingerprint(model)
+    )
+    return Container(header, container.chunks)
+
+
+def _foreign_config(source: Source, folder: Path | None, texts: Texts) -> FinetuneConfig:
+    """Return how the model of an adapter trains that is of no run of rankcast."""
+    model = texts.base_model or source.base.name
+    if model is None or texts.texts is None:
+        raise ConfigError(
+            f"{folder or 'This adapter'} is no run of rankcast, so its model and texts are not "
+            f"known: name them with --base-model and --texts."
+        )
+    causal = source.task.get("task_type") == "CAUSAL_LM"
+    return FinetuneConfig(
+        model=model,
+        objective="causal" if causal else "classification",
+        train_pooler=any("pooler" in name for name in source.tensors.modules),
+        orthogonality_weight=0.0,
+    )

@@ -1,0 +1,1 @@
+"""Sign releases of adapters, keep them, plan what a device fetches, and verify what comes."""

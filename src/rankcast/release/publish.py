@@ -1,0 +1,179 @@
+"""Publish `.rcast` files as a signed release that devices may fetch.
+
+A release is active from the moment that `timestamp.json` is replaced, which comes last: a crash
+before it leaves the old release, a crash after it the new one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from tuf.api.metadata import TargetFile
+
+from rankcast.codec.container import Container
+from rankcast.codec.header import header_bytes
+from rankcast.errors import DeliveryError
+from rankcast.files import put_file
+from rankcast.release.ceremony import LIFETIMES, check_outside, check_root
+from rankcast.release.keys import KeyFolder, Role
+from rankcast.release.manifest import LARGEST_MANIFEST, Choice, File, Manifest
+from rankcast.release.repository import Lifetimes, Repository, Signers, Signing, changing
+from rankcast.release.store import Store, target_path
+
+_SIGNING: tuple[Role, ...] = ("targets", "snapshot", "timestamp")
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An adapter's entry in the signed list of releases.
+
+    Attributes:
+        version: of its release.
+        base_fingerprint: of the model that it adapts.
+        sha256: of its manifest.
+    """
+
+    version: int
+    base_fingerprint: str
+    sha256: str
+
+
+def published(repository: Repository, name: str) -> Published | None:
+    """Return the active release; None if the adapter was never published.
+
+    Raises:
+        DeliveryError: no name of an adapter, or a list that another program signed.
+    """
+    target = repository.targets.signed.targets.get(target_path(name))
+    if target is None:
+        return None
+    try:
+        custom: Any = target.custom
+        return Published(int(custom["version"]), str(custom["base"]), target.hashes["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeliveryError(
+            f"The signed list says nothing of the version of {name} ({error!r}); it was not "
+            f"written by rankcast publish."
+        ) from error
+
+
+def publish(
+    source: Sequence[Container],
+    name: str,
+    store: Store,
+    keys: KeyFolder,
+    now: datetime,
+    *,
+    choices: Sequence[Choice] = (),
+    allow_new_base: bool = False,
+    lifetimes: Lifetimes = LIFETIMES,
+) -> Manifest:
+    """Make a release active; publishing the same again changes nothing.
+
+    Args:
+        source: whole files of the same training; the first is the one to prefer.
+        name: of the adapter.
+        store: where to.
+        keys: of targets, snapshot and timestamp.
+        now: the time.
+        choices: which of the files a policy chose for which link; none for the solver.
+        allow_new_base: accept another base model than that of the release before.
+        lifetimes: of the signatures.
+
+    Returns:
+        The active release.
+
+    Raises:
+        DeliveryError: files that do not belong together, another base model, another publisher at
+            work, keys missing, the root expired, or a store that cannot be written.
+        TrustError: the store's metadata were changed by someone without the keys.
+    """
+    check_outside(keys, store)
+    first = _manifest(source, name, tuple(choices))
+    if not store.metadata.is_dir():
+        Repository.load(store)  # says how to begin
+    with changing(store):
+        repository, signers = _open(store, keys, now)
+        before = published(repository, name)
+        manifest = replace(first, version=before.version) if before else first
+        if before and before.base_fingerprint != manifest.base.fingerprint and not allow_new_base:
+            raise DeliveryError(
+                f"{name} is for the base model {before.base_fingerprint[:16]}…, and these files "
+                f"are for {str(manifest.base.fingerprint)[:16]}… ({manifest.base.name}). Publish "
+                f"them under another name, or with --allow-new-base if every device changes over."
+            )
+        unchanged = before is not None and before.sha256 == _target(manifest).hashes["sha256"]
+        if before and not unchanged:
+            manifest = replace(manifest, version=before.version + 1)
+        for container in source:
+            for data in (header_bytes(container.header), *container.chunks):
+                store.put(data)
+        target = _target(manifest)
+        put_file(store.targets / target.get_prefixed_paths()[0], manifest.to_bytes())
+        if not unchanged:
+            targets = copy.deepcopy(repository.targets)
+            targets.signed.targets[target.path] = target
+            signing = Signing(signers, now, lifetimes)
+            replace(repository, targets=targets).write(store, signing)
+        return manifest
+
+
+def check_publisher(store: Store, keys: KeyFolder, now: datetime) -> None:
+    """Check store and keys as `publish` does, before minutes of work are done.
+
+    Raises:
+        DeliveryError: no store, keys missing, or the root expired.
+        TrustError: the store's metadata were changed by someone without the keys.
+    """
+    check_outside(keys, store)
+    _open(store, keys, now)
+
+
+def _open(store: Store, keys: KeyFolder, now: datetime) -> tuple[Repository, Signers]:
+    """Return the state of a store, and the signers of a release."""
+    repository = Repository.load(store)
+    check_root(repository, now)
+    root = repository.root.signed
+    return repository, {role: keys.signers(root, role) for role in _SIGNING}
+
+
+def _manifest(source: Sequence[Container], name: str, choices: tuple[Choice, ...]) -> Manifest:
+    """Return the release of some files, refusing those that do not belong together."""
+    if not source:
+        raise DeliveryError("A release has at least one file; name what to publish.")
+    head = source[0].header
+    for container in source[1:]:
+        other = container.header
+        if other.base.fingerprint != head.base.fingerprint:
+            raise DeliveryError(
+                f"The files are for different base models, {head.base.name} "
+                f"({str(head.base.fingerprint)[:16]}…) and {other.base.name} "
+                f"({str(other.base.fingerprint)[:16]}…); publish each under a name of its own."
+            )
+        if dict(other.task) != dict(head.task):
+            raise DeliveryError(
+                f"The files are for different tasks, {dict(head.task)} and {dict(other.task)}; "
+                f"publish each under a name of its own."
+            )
+    files = tuple(File.of(container) for container in source)
+    planner = "policy" if choices else "solver"
+    manifest = Manifest(name, 1, head.base, files, dict(head.task), planner, choices)
+    size = len(manifest.to_bytes())
+    if size > LARGEST_MANIFEST - 32:  # a longer version number fits
+        raise DeliveryError(
+            f"The manifest would have {size:,} bytes, more than devices read; publish fewer files."
+        )
+    Manifest.from_bytes(manifest.to_bytes())  # what devices would refuse is refused here
+    return manifest
+
+
+def _target(manifest: Manifest) -> TargetFile:
+    """Return the entry of a manifest in the signed list."""
+    target = TargetFile.from_data(target_path(manifest.name), manifest.to_bytes(), ["sha256"])
+    custom = {"version": manifest.version, "base": manifest.base.fingerprint}
+    target.unrecognized_fields["custom"] = custom
+    return target

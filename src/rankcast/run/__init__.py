@@ -1,1 +1,0 @@
-"""A whole run: its configuration, its folder, training, comparison and pictures."""

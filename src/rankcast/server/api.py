@@ -1,0 +1,265 @@
+"""The calls of devices and dashboards: plans, reports, adapters, devices."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+from itertools import takewhile
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request, Response
+
+from rankcast.errors import InfeasibleDeadlineError, LinkError, nearest
+from rankcast.link.rate_models import rate_model
+from rankcast.release.manifest import File, Manifest
+from rankcast.release.plan import plan_fetch
+from rankcast.release.store import Release
+from rankcast.server.auth import Caller, caller_of_calls, caller_of_files
+from rankcast.server.contents import Contents
+from rankcast.server.errors import RefusalError
+from rankcast.server.files import is_unchanged
+from rankcast.server.registry import Activity, Device, Event
+from rankcast.server.routes import readable, responses
+from rankcast.server.schemas import (
+    AdapterBody,
+    AdapterContents,
+    AdapterName,
+    AdaptersAnswer,
+    BaseModelBody,
+    BlobBody,
+    ChunkBody,
+    DeviceBody,
+    DevicesAnswer,
+    FileBody,
+    MeasuredLink,
+    PlanAnswer,
+    PlanRequest,
+    ProjectionBody,
+    RadioLink,
+    ReportRequest,
+)
+from rankcast.server.settings import ServerState
+
+router = APIRouter(prefix="/v1", tags=["calls"])
+Known = Annotated[Caller, Depends(caller_of_calls)]
+
+
+@router.post("/plan", responses=responses(401, 404, 408, 409, 413, 415, 422, 429, 503))
+def plan(request: Request, wanted: PlanRequest, caller: Known) -> PlanAnswer:
+    """Say which blobs a device should fetch now.
+
+    The prefix of lowest expected loss whose missing blobs arrive before the deadline. It is advice:
+    a device fetches only what a signed manifest names.
+    """
+    began_s = time.perf_counter()
+    server: ServerState = request.app.state.server
+    manifest = _release_for(server, wanted).manifest
+    budget_bits = budget_bits_of(wanted.link, wanted.deadline_s)
+    try:
+        rate_bps = budget_bits / wanted.deadline_s
+        best = plan_fetch(manifest, budget_bits, frozenset(wanted.held), rate_bps)
+    except InfeasibleDeadlineError:
+        server.metrics.infeasible.labels(manifest.name).inc()
+        raise
+    finally:
+        server.metrics.plan_s.observe(time.perf_counter() - began_s)
+    answer = PlanAnswer(
+        adapter=manifest.name,
+        version=manifest.version,
+        ladder=best.file_index,
+        n_rungs=best.n_chunks,
+        blobs=[BlobBody(sha256=b.sha256, n_bytes=b.n_bytes) for b in best.missing],
+        bits=best.bits,
+        loss=best.loss,
+        accuracy=best.accuracy,
+        planner=best.planner,
+    )
+    server.registry.record(caller.name, "plan", _plan_event(wanted, answer, budget_bits, manifest))
+    return answer
+
+
+@router.post(
+    "/report",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=responses(401, 408, 413, 415, 422, 429, 503),
+)
+def report(request: Request, done: ReportRequest, caller: Known) -> Response:
+    """Keep what a device did."""
+    server: ServerState = request.app.state.server
+    server.registry.record(caller.name, "report", done.model_dump(mode="json"))
+    server.metrics.reports.labels(done.event).inc()
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@readable(router, "/adapters", responses=responses(401, 429, 503))
+def adapters(request: Request, caller: Known) -> AdaptersAnswer:
+    """List the adapters that are published."""
+    del caller
+    server: ServerState = request.app.state.server
+    releases = server.releases.current()
+    return AdaptersAnswer(adapters=[_adapter_body(releases[name]) for name in sorted(releases)])
+
+
+@readable(
+    router,
+    "/adapters/{name}",
+    response_class=Response,
+    responses={
+        200: {"model": AdapterContents},
+        304: {"description": "Not modified"},
+        **responses(401, 404, 422, 429, 503),
+    },
+)
+def adapter(request: Request, name: AdapterName, caller: Known) -> Response:
+    """Say what the files of an adapter consist of, and which ranks each chunk brings."""
+    del caller
+    server: ServerState = request.app.state.server
+    releases = server.releases.current()
+    if name not in releases:
+        raise _no_adapter(name, releases)
+    release = releases[name]
+    tag = f'"{release.target.sha256}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    if is_unchanged(tag, request.headers.get("if-none-match")):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    files = [_file_body(file, server.contents_of(file)) for file in release.manifest.files]
+    answer = AdapterContents(**_adapter_body(release).model_dump(), ladders=files)
+    return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
+
+
+@readable(router, "/devices", responses=responses(401, 429, 503))
+def devices(request: Request, caller: Known) -> DevicesAnswer:
+    """List the devices with the last plan and the last report of each.
+
+    A device sees itself; an operator, and everyone on a server without tokens, sees all.
+    """
+    registry = request.app.state.server.registry
+    sequence = registry.last_sequence()
+    active = {x.device: x for x in registry.activity(None if caller.sees_all else caller.name)}
+    known = {x.name: x for x in registry.devices() if caller.sees_all or x.name == caller.name}
+    names = sorted({*active, *(x.name for x in known.values() if x.role == "device")})
+    return DevicesAnswer(
+        caller=caller.name,
+        sees_all=caller.sees_all,
+        sequence=sequence,
+        devices=[_device_body(name, known.get(name), active.get(name)) for name in names],
+    )
+
+
+@router.get("/allowed", status_code=HTTPStatus.NO_CONTENT, responses=responses(401, 429, 503))
+def allowed(caller: Annotated[Caller, Depends(caller_of_files)]) -> Response:
+    """Say whether a device may fetch files: for a proxy that hands them out itself."""
+    del caller
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def budget_bits_of(link: RadioLink | MeasuredLink, deadline_s: float) -> float:
+    """Return the bits that a link carries before a deadline; 0 if it carries nothing.
+
+    Raises:
+        ConfigError: a rate model that does not exist, or its parameters missing or unknown.
+        LinkError: a link outside physics.
+    """
+    if isinstance(link, MeasuredLink):
+        return link.throughput_bps * deadline_s
+    model = rate_model(link.rate_model, link.bandwidth_hz, **link.rate_params)
+    efficiency = float(model.spectral_efficiency(np.array(link.snr_db)))
+    if not math.isfinite(efficiency):
+        raise LinkError(
+            f"{link.rate_model} with {link.rate_params} has no rate at {link.snr_db:g} dB."
+        )
+    return efficiency * link.bandwidth_hz * deadline_s
+
+
+def _release_for(server: ServerState, wanted: PlanRequest) -> Release:
+    releases = server.releases.current()
+    if wanted.adapter not in releases:
+        raise _no_adapter(wanted.adapter, releases)
+    base = releases[wanted.adapter].manifest.base
+    if base.fingerprint != wanted.base_fingerprint:
+        raise RefusalError(
+            HTTPStatus.CONFLICT,
+            f"Adapter {wanted.adapter!r} is for {base.name} (fingerprint {base.fingerprint}), not "
+            f"for a model with fingerprint {wanted.base_fingerprint}.",
+        )
+    return releases[wanted.adapter]
+
+
+def _no_adapter(name: str, published: Iterable[str]) -> RefusalError:
+    return RefusalError(
+        HTTPStatus.NOT_FOUND,
+        f"There is no adapter {name!r}{nearest(name, published)}. GET /v1/adapters lists them.",
+    )
+
+
+def _plan_event(
+    wanted: PlanRequest, answer: PlanAnswer, budget_bits: float, manifest: Manifest
+) -> dict[str, object]:
+    """Return what the dashboard shows of a plan: everything but the lists of blobs."""
+    held = set(wanted.held)
+    blobs = manifest.files[answer.ladder].blobs()
+    n_from_first = sum(1 for _ in takewhile(lambda blob: blob.sha256 in held, blobs))
+    return {
+        **answer.model_dump(exclude={"blobs"}),
+        "n_blobs": len(answer.blobs),
+        "n_held": len(wanted.held),
+        "n_held_rungs": max(0, n_from_first - 1),  # the header is no chunk
+        "link": wanted.link.model_dump(),
+        "deadline_s": wanted.deadline_s,
+        "budget_bits": budget_bits,
+    }
+
+
+def _adapter_body(release: Release) -> AdapterBody:
+    manifest = release.manifest
+    assert manifest.base.fingerprint is not None
+    return AdapterBody(
+        name=manifest.name,
+        version=manifest.version,
+        base=BaseModelBody(name=manifest.base.name, fingerprint=manifest.base.fingerprint),
+        n_rungs=[len(file.chunks) for file in manifest.files],
+        n_bytes=sum(blob.n_bytes for blob in manifest.blobs),
+        manifest=f"/targets/adapters/{release.target.sha256}.{manifest.name}.json",
+    )
+
+
+def _file_body(file: File, contents: Contents | None) -> FileBody:
+    ranks = None if contents is None else contents.ranks.tolist()
+    projections = (
+        []
+        if contents is None
+        else [
+            ProjectionBody(name=p.name, kind=p.kind, layer=p.layer, rank=rank)
+            for p, rank in zip(contents.projections, contents.packed_ranks, strict=True)
+        ]
+    )
+    chunks = [
+        ChunkBody(
+            n_bytes=chunk.blob.n_bytes,
+            loss=chunk.loss,
+            accuracy=chunk.accuracy,
+            ranks=None if ranks is None else ranks[number],
+        )
+        for number, chunk in enumerate(file.chunks)
+    ]
+    return FileBody(header_bytes=file.header.n_bytes, projections=projections, rungs=chunks)
+
+
+def _device_body(name: str, known: Device | None, active: Activity | None) -> DeviceBody:
+    plan, report = (None, None) if active is None else (active.plan, active.report)
+    times_s = [event.at_s for event in (plan, report) if event is not None]
+    return DeviceBody(
+        name=name,
+        is_revoked=known is not None and known.revoked_s is not None,
+        last_s=max(times_s, default=None),
+        plan=_plain(plan),
+        report=_plain(report),
+        n_rolled_back=0 if active is None else active.n_rolled_back,
+    )
+
+
+def _plain(event: Event | None) -> dict[str, Any] | None:
+    return None if event is None else event.plain()

@@ -1,0 +1,386 @@
+"""Devices, their tokens, and their plans and reports, in a database that several servers may share.
+
+SQLite serves one machine, PostgreSQL many. A token is 256 random bits, so its SHA-256 is kept, not
+a slow password hash: who steals the database learns no token. Plans and reports are events with a
+sequence number; writers take turns, so that a reader who has seen number n never misses a
+smaller one that was committed later: in SQLite a transaction is exclusive from its beginning, in
+PostgreSQL it takes a lock of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy import event as sa_event
+from sqlalchemy import exc as sa_exc
+
+from rankcast.errors import ConfigError, DeliveryError
+
+MOST_RECENT = 20_000
+"""Events that a summary looks at, so that it takes no longer as they gather."""
+Role = Literal["device", "operator"]
+Kind = Literal["plan", "report"]
+_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_LOCK = 0x72636173  # "rcas", in PostgreSQL
+_IN_MEMORY = (None, "", ":memory:")
+_DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
+
+_METADATA = sa.MetaData()
+DEVICES = sa.Table(
+    "rankcast_devices",
+    _METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("token_sha256", sa.String(64), nullable=False, unique=True),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("revoked_s", sa.Float),
+)
+EVENTS = sa.Table(
+    "rankcast_events",
+    _METADATA,
+    sa.Column(
+        "sequence",
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+        autoincrement=True,
+    ),
+    sa.Column("at_s", sa.Float, nullable=False, index=True),
+    sa.Column("device", sa.String(64), nullable=False, index=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sqlite_autoincrement=True,  # numbers of deleted events are not given again
+)
+
+
+class DatabaseError(DeliveryError):
+    """The database does not answer, or refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device or a person with a token.
+
+    Attributes:
+        name: of the device or person.
+        role: an operator sees the events of all devices, a device its own.
+        created_s: when its token was made [s since 1970].
+        revoked_s: when its token was revoked [s since 1970]; None while it holds.
+    """
+
+    name: str
+    role: Role
+    created_s: float
+    revoked_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A plan that was given, or a report that came.
+
+    Attributes:
+        sequence: grows with every event.
+        at_s: when [s since 1970].
+        device: whose.
+        kind: which of the two.
+        body: its own fields.
+    """
+
+    sequence: int
+    at_s: float
+    device: str
+    kind: Kind
+    body: Mapping[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """Return what readers get: number, time, device and the fields of the body."""
+        return {"sequence": self.sequence, "at_s": self.at_s, "device": self.device, **self.body}
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """A device's latest report.
+
+    Attributes:
+        device: its name.
+        plan: the last that it was given; None for none lately.
+        report: the last of its reports; None likewise.
+        n_rolled_back: how many roll-backs it reported lately.
+    """
+
+    device: str
+    plan: Event | None
+    report: Event | None
+    n_rolled_back: int
+
+
+class Registry:
+    """Devices and events in a database. Threads may share it; processes open their own."""
+
+    def __init__(self, url: str) -> None:
+        """Connect, and make the tables if there are none.
+
+        Args:
+            url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`.
+
+        Raises:
+            ConfigError: no such kind of database, or its driver is missing.
+            DeliveryError: it does not answer.
+        """
+        self._engine = _engine(url)
+        with self._writing() as connection:
+            _METADATA.create_all(connection)
+        self._turn, self._waiting = threading.Lock(), deque[tuple[dict[str, Any], Future[int]]]()
+
+    def close(self) -> None:
+        """End all connections."""
+        self._engine.dispose()
+
+    def check(self) -> None:
+        """Check that the database answers.
+
+        Raises:
+            DeliveryError: it does not.
+        """
+        with self._reading() as connection:
+            connection.execute(sa.select(1))
+
+    def add(self, name: str, role: Role = "device") -> str:
+        """Give a device a token and return it; it is kept nowhere.
+
+        Raises:
+            DeliveryError: a name with other characters, or of a device that has a token.
+        """
+        if not _DEVICE.fullmatch(name):
+            raise DeliveryError(
+                f"A device's name has letters, digits, dots, colons, dashes and underscores, at "
+                f"most 64, got {name!r}."
+            )
+        token = f"rc_{secrets.token_urlsafe(32)}"
+        row = {"name": name, "role": role, "token_sha256": _sha256(token), "created_s": time.time()}
+        with self._writing() as connection:
+            before = _device(connection, DEVICES.c.name == name)
+            if before is not None and before.revoked_s is None:
+                raise DeliveryError(f"{name} has a token; rankcast devices revoke {name} first.")
+            connection.execute(sa.delete(DEVICES).where(DEVICES.c.name == name))
+            connection.execute(sa.insert(DEVICES).values(**row))
+        return token
+
+    def revoke(self, name: str) -> None:
+        """End the token of a device; servers may remember it for some seconds, for files alone.
+
+        Raises:
+            DeliveryError: no device of this name has a token.
+        """
+        holding = (DEVICES.c.name == name) & DEVICES.c.revoked_s.is_(None)
+        with self._writing() as connection:
+            change = sa.update(DEVICES).where(holding).values(revoked_s=time.time())
+            if connection.execute(change).rowcount == 0:
+                raise DeliveryError(f"No device {name!r} has a token; see rankcast devices list.")
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return all devices by name, revoked ones included."""
+        with self._reading() as connection:
+            rows = connection.execute(sa.select(DEVICES).order_by(DEVICES.c.name)).all()
+        return tuple(_as_device(row) for row in rows)
+
+    def device_of(self, token: str) -> Device | None:
+        """Return whose token this is; None if nobody's, or revoked."""
+        with self._reading() as connection:
+            device = _device(connection, DEVICES.c.token_sha256 == _sha256(token))
+        return None if device is None or device.revoked_s is not None else device
+
+    def record(self, device: str, kind: Kind, body: Mapping[str, Any]) -> int:
+        """Keep an event and return its sequence number.
+
+        Threads that come while another writes wait for it, and the next of them writes for all: one
+        transaction for many events, each of which is kept when its call returns.
+        """
+        row = {"at_s": time.time(), "device": device, "kind": kind, "body": _json(body)}
+        kept: Future[int] = Future()
+        self._waiting.append((row, kept))
+        with self._turn:
+            if not kept.done():
+                self._write_waiting()
+        return kept.result()
+
+    def _write_waiting(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        try:
+            with self._writing() as connection:
+                numbers = [_insert(connection, row) for row, _ in batch]
+        except BaseException as error:  # each of them is told
+            for _, kept in batch:
+                kept.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for (_, kept), number in zip(batch, numbers, strict=True):
+            kept.set_result(number)
+
+    def events_after(
+        self, sequence: int, limit: int = 500, device: str | None = None
+    ) -> tuple[Event, ...]:
+        """Return what happened since, the oldest first.
+
+        Args:
+            sequence: of the last event that is known.
+            limit: at most so many.
+            device: only its events; None for all.
+        """
+        wanted = EVENTS.c.sequence > sequence
+        if device is not None:
+            wanted &= EVENTS.c.device == device
+        query = sa.select(EVENTS).where(wanted).order_by(EVENTS.c.sequence).limit(limit)
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        return tuple(_as_event(row) for row in rows)
+
+    def before_last(self, n: int, device: str | None = None) -> int:
+        """Return the number after which the newest `n` events come; 0 if there are no more.
+
+        Args:
+            n: how many, of `device` if one is named.
+            device: only its events count; None for all.
+        """
+        query = sa.select(EVENTS.c.sequence).order_by(EVENTS.c.sequence.desc()).offset(n).limit(1)
+        if device is not None:
+            query = query.where(EVENTS.c.device == device)
+        with self._reading() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def activity(self, device: str | None = None) -> tuple[Activity, ...]:
+        """Return what every device did, by name, among the newest `MOST_RECENT` events.
+
+        Args:
+            device: only this one; None for all.
+        """
+        recent = EVENTS.c.sequence > self.last_sequence() - MOST_RECENT
+        if device is not None:
+            recent &= EVENTS.c.device == device
+        newest = sa.select(sa.func.max(EVENTS.c.sequence)).where(recent)
+        newest = newest.group_by(EVENTS.c.device, EVENTS.c.kind)
+        rolled_back = recent & EVENTS.c.body.contains('"event": "rolled-back"', autoescape=True)
+        counts = sa.select(EVENTS.c.device, sa.func.count()).where(rolled_back)
+        with self._reading() as connection:
+            rows = connection.execute(sa.select(EVENTS).where(EVENTS.c.sequence.in_(newest))).all()
+            counted = connection.execute(counts.group_by(EVENTS.c.device)).all()
+        n_rolled_back = {name: n for name, n in counted}  # noqa: C416 rows are no pairs to a type checker
+        last = {(row.device, row.kind): _as_event(row) for row in rows}
+        return tuple(
+            Activity(x, last.get((x, "plan")), last.get((x, "report")), n_rolled_back.get(x, 0))
+            for x in sorted({name for name, _ in last})
+        )
+
+    def last_sequence(self) -> int:
+        """Return the number of the newest event; 0 if there is none."""
+        with self._reading() as connection:
+            return int(connection.execute(sa.select(sa.func.max(EVENTS.c.sequence))).scalar() or 0)
+
+    def active_devices(self, within_s: float) -> int:
+        """Return how many devices asked for a plan or reported in the last `within_s` seconds."""
+        count = sa.func.count(sa.distinct(EVENTS.c.device))
+        query = sa.select(count).where(EVENTS.c.at_s > time.time() - within_s)
+        with self._reading() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def delete_events(self, older_than_s: float) -> int:
+        """Delete events of more than so many seconds ago and return how many they were."""
+        old = sa.delete(EVENTS).where(EVENTS.c.at_s < time.time() - older_than_s)
+        with self._writing() as connection:
+            return int(connection.execute(old).rowcount)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with _database_errors(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """Yield a transaction that no other writer's overlaps."""
+        with _database_errors(), self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            else:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+
+def _insert(connection: sa.Connection, row: Mapping[str, Any]) -> int:
+    done = connection.execute(sa.insert(EVENTS).values(**row))
+    assert done.inserted_primary_key is not None
+    return int(done.inserted_primary_key[0])
+
+
+def _device(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> Device | None:
+    row = connection.execute(sa.select(DEVICES).where(wanted)).one_or_none()
+    return None if row is None else _as_device(row)
+
+
+def _as_device(row: Any) -> Device:
+    return Device(row.name, row.role, row.created_s, row.revoked_s)
+
+
+def _as_event(row: Any) -> Event:
+    return Event(row.sequence, row.at_s, row.device, row.kind, json.loads(row.body))
+
+
+def _sha256(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+
+
+def _json(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True, allow_nan=False)
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    try:
+        yield
+    except sa_exc.SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise DatabaseError(f"The database does not answer: {cause}. Check --database.") from error
+
+
+def _engine(url: str) -> sa.Engine:
+    refusal = ConfigError(
+        "--database takes sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
+    )
+    scheme, colon, rest = url.partition("://")
+    try:
+        parsed = sa.make_url(_DRIVERS.get(scheme, scheme) + colon + rest)
+    except (sa_exc.ArgumentError, ValueError) as error:
+        raise refusal from error
+    is_remote = parsed.get_backend_name() == "postgresql"  # its connections may have ended
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in _IN_MEMORY
+    if not is_remote and not is_file:
+        raise refusal
+    try:
+        engine = sa.create_engine(parsed, pool_pre_ping=is_remote, pool_timeout=5)
+    except sa_exc.NoSuchModuleError as error:
+        raise refusal from error
+    except ImportError as error:
+        raise ConfigError(
+            "PostgreSQL needs its driver: pip install 'rankcast[postgres]'."
+        ) from error
+    if is_file:
+        sa_event.listen(engine, "connect", _set_up_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, record: object) -> None:
+    """Let readers read beside a writer, and writers wait for each other."""
+    del record
+    for setting in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {setting}")

@@ -1,0 +1,229 @@
+"""Compose the report before it is laid out: HTML and Markdown show the same page."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from rankcast.errors import ConfigError
+from studies.harness.spec import Chart, Claim, Interval, LineChart, Result, Table, Verdict
+from studies.report.charts import chart_svg
+from studies.report.scoreboard import Presented
+
+ANSWER = "rate_accuracy"
+"""The study whose text answers which allocator to use; its text opens the page."""
+
+SCOREBOARD_COLUMNS = ("Source", "Claim", "Paper", "Ours (95 % interval)", "Verdict", "Seeds")
+CLAIM_COLUMNS = ("Claim", "Paper", "Ours (95 % interval)", "Verdict", "Seeds", "Note")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart that is drawn.
+
+    Attributes:
+        title: what it shows.
+        note: what a reader has to know.
+        alt: the same for who cannot see it.
+        name: unique in the page; of letters, digits and dashes.
+        document: the SVG.
+        wide: whether it needs the page's whole width.
+    """
+
+    title: str
+    note: str
+    alt: str
+    name: str
+    document: str
+    wide: bool = False
+
+    @property
+    def file(self) -> str:
+        """Path beside the Markdown."""
+        return f"images/{self.name}.svg"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One study of the page."""
+
+    name: str
+    title: str
+    question: str
+    source: str
+    claims: tuple[Claim, ...]
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...]
+    text: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The whole report."""
+
+    title: str
+    answer: tuple[str, ...]
+    verdicts: tuple[tuple[Verdict, int], ...]
+    sections: tuple[Section, ...]
+    effort: str
+
+
+def make_page(presented: Sequence[Presented]) -> Page:
+    """Draw the charts and word the facts; the study that answers comes first.
+
+    Raises:
+        ConfigError: two studies of one name; a chart that cannot be drawn.
+    """
+    names = [one.study.name for one in presented]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ConfigError(f"The report was given {', '.join(twice)} more than once.")
+    ordered = sorted(presented, key=lambda one: one.study.name != ANSWER)
+    counted = Counter(claim.verdict for one in ordered for claim in one.presentation.claims)
+    answers = [one.presentation.text for one in ordered if _answers(one)]
+    return Page(
+        "rankcast: the scoreboard",
+        paragraphs("\n\n".join(answers)),
+        tuple((verdict, counted[verdict]) for verdict in get_args(Verdict) if counted[verdict]),
+        tuple(_section(one) for one in ordered),
+        _effort(ordered),
+    )
+
+
+def _answers(one: Presented) -> bool:
+    """Return whether a study's text opens the page; before its first row it cannot."""
+    return one.study.name == ANSWER and bool(one.result.rows)
+
+
+def _effort(presented: Sequence[Presented]) -> str:
+    """Return how long everything on the page took; nothing before the first row."""
+    rows = [row for one in presented for row in one.result.rows]
+    missing = sum(len(one.result.missing) for one in presented)
+    if not rows:
+        return ""
+    total = duration(sum(row.cpu_s for row in rows))
+    left = f"; {missing} more jobs have not been run" if missing else ""
+    return f"All of this took {total} of processor time in {len(rows)} jobs{left}."
+
+
+def _section(one: Presented) -> Section:
+    study, presentation = one.study, one.presentation
+    figures = tuple(
+        _figure(chart, f"{slug(study.name)}-{number}")
+        for number, chart in enumerate(presentation.charts, start=1)
+    )
+    return Section(
+        study.name,
+        study.title,
+        study.question,
+        study.source,
+        presentation.claims,
+        presentation.tables,
+        figures,
+        () if _answers(one) else paragraphs(presentation.text),
+        _facts(one.result),
+        one.result.missing,
+    )
+
+
+def _figure(chart: Chart, name: str) -> Figure:
+    words, wide = [chart.title], False
+    if isinstance(chart, LineChart):
+        words += [f"{chart.y_label} against {chart.x_label}"]
+        words += ["Series: " + ", ".join(series.label for series in chart.series)]
+    else:
+        words += [f"{chart.unit} of {len(chart.row_labels)} × {len(chart.column_labels)} cells"]
+        wide = len(chart.column_labels) > 16
+    alt = ". ".join([*words, *([chart.note] if chart.note else [])])
+    return Figure(chart.title, chart.note, alt, name, chart_svg(chart, name), wide)
+
+
+def _facts(result: Result) -> tuple[tuple[str, str], ...]:
+    """Return what has to be known to get the result again, as terms and descriptions."""
+    rows = result.rows
+    facts = [
+        ("Command", f"`{result.command}`"),
+        ("Scale", result.scale),
+        ("Jobs", f"{len(rows)} of {len(rows) + len(result.missing)} finished"),
+        ("Seeds", words_of_seeds(result.seeds)),
+    ]
+    if rows:
+        unrecorded = sum(row.wall_s == 0.0 for row in rows)
+        wall = duration(sum(row.wall_s for row in rows))
+        note = f" (not recorded for {unrecorded} of {len(rows)} jobs)" if unrecorded else ""
+        facts += [
+            ("Wall-clock time", "not recorded" if unrecorded == len(rows) else wall + note),
+            ("Processor time", duration(sum(row.cpu_s for row in rows))),
+            ("Device", "; ".join(dict.fromkeys(row.device for row in rows))),
+            ("Versions", _words_of_versions(result)),
+        ]
+    return tuple(facts)
+
+
+def _words_of_versions(result: Result) -> str:
+    """Return each package with its version, or all of them where jobs differ."""
+    by_package: dict[str, list[str]] = {}
+    for row in result.rows:
+        for package, version in row.versions.items():
+            by_package.setdefault(package, []).append(version)
+    return ", ".join(
+        f"{package} {' and '.join(dict.fromkeys(versions))}"
+        for package, versions in by_package.items()
+    )
+
+
+def ours_with_interval(claim: Claim) -> str:
+    """Return our number and its interval, with as many decimals as the number has."""
+    if not claim.ours:
+        return "–"
+    if claim.interval is None:
+        return claim.ours
+    return f"{claim.ours} ({_words_of_interval(claim.interval, claim.ours)})"
+
+
+def _words_of_interval(interval: Interval, number: str) -> str:
+    match = re.search(r"([+\-−])?\d[\d,]*(?:\.(\d+))?", number)
+    decimals = len(match[2] or "") if match else 3
+    sign = "+" if (match and match[1]) or interval[0] < 0 else ""
+    low, high = (f"{end:{sign}.{decimals}f}" for end in interval)
+    if low == high and interval[0] != interval[1]:
+        low, high = (f"{end:{sign}.3g}" for end in interval)
+    return f"{low} to {high}"
+
+
+def words_of_seeds(seeds: Sequence[int]) -> str:
+    """Return how many seeds there are and which: `5 (0–4)`."""
+    if not seeds:
+        return "–"
+    ordered = sorted(set(seeds))
+    runs: list[list[int]] = []
+    for seed in ordered:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    words = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
+    return f"{len(ordered)} ({', '.join(words)})"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in units a person uses."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def paragraphs(text: str) -> tuple[str, ...]:
+    """Return the paragraphs of a text, which are parted by empty lines."""
+    return tuple(" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip())
+
+
+def slug(name: str) -> str:
+    """Return a name for use in ids and file names."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,120 @@
+"""GGUF adapters by llama.cpp's rule, restated here: W + (alpha ? alpha / rank : 1)·B·A.
+
+The base weights are stored as its converter stores them; what it computes is mapped back and has to
+be the model with our adapter on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from helpers.models import adapted, logits, tiny_model
+from rankcast.adapters.arrays import tensors_of
+from rankcast.adapters.elastic import ElasticAdapter
+from rankcast.codec.formats.gguf import permuted, write_gguf
+from rankcast.codec.tensors import AdapterTensors, Factors
+from rankcast.errors import CodecError, ConfigError
+from studies.baselines.canonical import balance
+
+
+def ranked(architecture: str) -> tuple[ElasticAdapter, AdapterTensors]:
+    adapter = adapted(architecture, causal=True)
+    balance(adapter)
+    n = adapter.layout.n_projections
+    adapter.set_ranks(np.random.default_rng(0).integers(0, 5, n))
+    return adapter, tensors_of(adapter)
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    return fields, {t.name: np.array(t.data) for t in reader.tensors}
+
+
+def llama_cpp_permute(weights: np.ndarray, n_heads: int) -> np.ndarray:
+    """Row i of a head goes where llama.cpp's converter puts it, one row at a time."""
+    size = weights.shape[0] // n_heads
+    order = [h * size + half * size // 2 + i for h in range(n_heads) for i in range(size // 2)
+             for half in (0, 1)]  # fmt: skip
+    return weights[order]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_llama_cpp_has_the_same_logits(architecture: str, tmp_path: Path) -> None:
+    adapter, tensors = ranked(architecture)
+    model = tiny_model(architecture, causal=True)
+    config = model.config.to_dict()
+    path = write_gguf(tensors, tmp_path / "a.gguf", config)
+    fields, stored_lora = read(path)
+    assert fields["general.type"] == "adapter"
+    assert fields["adapter.type"] == "lora"
+    assert fields["general.architecture"] == architecture
+    alpha = fields["adapter.lora.alpha"]
+
+    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, architecture.upper()), 2)
+    used = set()
+    for p in tensors.projections:
+        name = names.get_name(f"{p.name}.weight", try_suffixes=(".weight",))
+        if f"{name}.lora_a" not in stored_lora:
+            continue
+        used |= {f"{name}.lora_a", f"{name}.lora_b"}
+        a, b = stored_lora[f"{name}.lora_a"], stored_lora[f"{name}.lora_b"]
+        rank = a.shape[0]
+        weight = model.get_submodule(p.name).weight
+        stored = weight.detach().numpy()
+        stored = stored.T if architecture == "gpt2" else stored
+        heads = {"q": 2, "k": 1}.get(p.kind) if architecture == "llama" else None
+        order = np.arange(p.d_out)
+        if heads:
+            order = llama_cpp_permute(order, heads)
+        merged = stored[order] + (alpha / rank if alpha else 1.0) * b @ a
+        back = np.empty_like(merged)
+        back[order] = merged
+        weight.data = torch.from_numpy(back.T.copy() if architecture == "gpt2" else back)
+    assert used == stored_lora.keys()
+    expected = logits(adapter.model, causal=True)
+    assert torch.allclose(logits(model, causal=True), expected, atol=1e-4)
+
+
+def test_rows_are_interleaved_by_head() -> None:
+    rows = np.arange(12, dtype=np.float32)
+    assert permuted(rows, 2).tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+    np.testing.assert_array_equal(permuted(rows, 3), llama_cpp_permute(rows, 3))
+
+
+def test_what_llama_cpp_cannot_take_is_refused(tmp_path: Path) -> None:
+    _, tensors = ranked("llama")
+    config = tiny_model("llama", causal=True).config.to_dict()
+    path = tmp_path / "a.gguf"
+    with pytest.raises(ConfigError, match="opt"):
+        write_gguf(tensors, path, {"model_type": "opt"})
+    head = {"score.weight": np.zeros(2, np.float32)}
+    with_head = dataclasses.replace(tensors, modules=head, carriage={"score.weight": "full"})
+    with pytest.raises(CodecError, match=r"score\.weight"):
+        write_gguf(with_head, path, config)
+    nothing = tuple(Factors(f.left[:, :0], f.right[:0]) for f in tensors.factors)
+    with pytest.raises(CodecError, match="No component"):
+        write_gguf(dataclasses.replace(tensors, factors=nothing), path, config)
+    strange = tuple(dataclasses.replace(p, name=f"x.{p.name}") for p in tensors.projections)
+    with pytest.raises(CodecError, match="no name"):
+        write_gguf(dataclasses.replace(tensors, projections=strange), path, config)
+    assert not path.exists()
+
+
+def test_sorted_factors_serve_as_well(tmp_path: Path) -> None:
+    _, tensors = ranked("llama")
+    again = dataclasses.replace(tensors, factors=tuple(f.sorted() for f in tensors.factors))
+    config = tiny_model("llama", causal=True).config.to_dict()
+    one = read(write_gguf(tensors, tmp_path / "a.gguf", config))[1]
+    other = read(write_gguf(again, tmp_path / "b.gguf", config))[1]
+    for name in one:
+        if name.endswith("lora_a"):
+            b = name.replace("lora_a", "lora_b")
+            np.testing.assert_allclose(one[b] @ one[name], other[b] @ other[name], atol=1e-5)

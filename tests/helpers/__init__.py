@@ -1,0 +1,1 @@
+"""What tests of several rooms share; benchmarks use some of it, too."""

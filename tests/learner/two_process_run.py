@@ -1,0 +1,48 @@
+"""Trains a few steps and writes down what one process saw; started by test_two_processes.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from helpers.models import keyword_splits
+from rankcast.config.learner import FinetuneConfig
+from rankcast.learner.transformer import TransformerLearner
+
+CONFIG = FinetuneConfig(
+    model="tiny", lr=1e-3, r_max=4, alpha=4.0, batch_size=8, warmup_steps=0, mixed_precision="no"
+)
+
+
+def train(config: FinetuneConfig) -> dict[str, object]:
+    """Train under ranks that change, some of them 0, and that other processes do not know."""
+    live = TransformerLearner(config, keyword_splits(n_train=40, n_held_out=11))
+    rng = np.random.default_rng(live.accelerator.process_index)
+    losses = []
+    for _ in range(4):
+        live.apply(rng.integers(0, 5, (1, 12)))
+        result = live.step()
+        assert result.reference_loss is not None
+        losses.append((float(result.task_loss[0]), float(result.reference_loss[0])))
+    return {
+        "n_processes": live.accelerator.num_processes,
+        "losses": losses,
+        "weights": live.adapter.state_dict(),
+        "right": live.predictions("test").tolist(),
+        "evaluation_loss": live.evaluate("test").loss,
+        "next_text": live.next_text().lexical_entropy.tolist(),
+    }
+
+
+if __name__ == "__main__":
+    outcome = train(CONFIG)
+    rank = torch.distributed.get_rank()
+    torch.save(outcome, Path(sys.argv[1]) / f"{rank}.pt")
+    torch.distributed.barrier()
+    os._exit(0)  # at the end of an interpreter Gloo's threads sometimes abort what is done
