@@ -174,7 +174,8 @@ def test_commands_are_understood(document: Path) -> None:
 
     for words in commands(document):
         if words[:1] == ["rankcast"]:  # no run is here, so that its settings are a preset's
-            parse(["tiny" if word.endswith(".yaml") else word for word in words[1:]])
+            command = parse(["tiny" if word.endswith(".yaml") else word for word in words[1:]])
+            assert callable(command.run), words
 
 
 @each_document
@@ -184,7 +185,8 @@ def test_commands_of_studies_are_understood(document: Path) -> None:
 
     for words in commands(document):
         if words[:3] == STUDY:
-            parse_options(Studies.COMMANDS[words[3]], words[4:], PROGRAM)
+            action = Studies.COMMANDS[words[3]]
+            assert isinstance(parse_options(action, words[4:], PROGRAM), action), words
 
 
 def test_the_readme_shows_the_main_commands() -> None:
