@@ -141,7 +141,7 @@ class Decoder:
             else:
                 continue
             carriage[module.name] = module.carriage
-        return AdapterTensors(header.projections, factors, modules, carriage)
+        return AdapterTensors(header.projections, factors, modules, carriage, header.config)
 
     def _refuse_damaged(self) -> None:
         if self._damaged:

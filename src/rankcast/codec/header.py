@@ -15,14 +15,16 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from rankcast.codec.tensors import AdapterTensors, Carriage
 from rankcast.errors import CodecError
 from rankcast.records import Projection
 
 MAGIC = b"\x89RCAST\r\n"
-VERSION = 1
+VERSION = 2
+"""Files that need nothing of version 2 are written as version 1, so that older programs read
+them."""
 LARGEST_HEADER = 2**20
 """Bytes, compressed."""
 LARGEST_JSON = 2**23
@@ -32,6 +34,7 @@ LARGEST_PARAMS = 2**28
 MOST_CHUNKS = 4096
 LARGEST_WIDTH = 2**24
 MOST_AXES = 8
+DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 _FRONT = struct.Struct("<8sHI")
 _DIGEST = 32
 
@@ -56,12 +59,14 @@ class ModuleShape:
     Attributes:
         name: in the base model.
         shape: of the tensor.
-        carriage: as it is, or as a difference from the base model's.
+        carriage: see `rankcast.codec.tensors.Carriage`.
+        dtype: NumPy's word: float32, or of whole numbers that are carried exactly.
     """
 
     name: str
     shape: tuple[int, ...]
     carriage: Carriage
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,7 @@ class Header:
         task: what the adapter is for, such as `task_type`; for people and exporters.
         fingerprint: logits that the whole adapter gives for a fixed input; see
             `rankcast.adapters.fingerprint`.
+        config: see `AdapterTensors.config`.
     """
 
     base: BaseModel
@@ -110,6 +116,7 @@ class Header:
     chunks: tuple[ChunkEntry, ...]
     task: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -125,11 +132,12 @@ class Header:
             projections=tensors.projections,
             ranks=tuple(tensors.ranks.tolist()),
             modules=tuple(
-                ModuleShape(name, values.shape, tensors.carriage[name])
+                ModuleShape(name, values.shape, tensors.carriage[name], values.dtype.name)
                 for name, values in tensors.modules.items()
             ),
             chunks=tuple(map(ChunkEntry.of, chunks)),
             task=task,
+            config=tensors.config,
         )
 
     @property
@@ -150,7 +158,7 @@ def header_bytes(header: Header) -> bytes:
     """Return what stands before the first chunk."""
     text = json.dumps(_to_plain(header), separators=(",", ":"), allow_nan=False)
     packed = zlib.compress(text.encode("ascii"), 9)
-    front = _FRONT.pack(MAGIC, VERSION, len(packed)) + packed
+    front = _FRONT.pack(MAGIC, 2 if _is_second(header) else 1, len(packed)) + packed
     return front + hashlib.sha256(front).digest()
 
 
@@ -171,8 +179,10 @@ def read_header(
     magic, version, length = _FRONT.unpack_from(data)
     if magic != MAGIC:
         raise CodecError("This is no .rcast file: it does not begin with the magic number.")
-    if version != VERSION:
-        raise CodecError(f"The file has format version {version}; this program reads {VERSION}.")
+    if not 1 <= version <= VERSION:
+        raise CodecError(
+            f"The file has format version {version}; this program reads up to {VERSION}. Update it."
+        )
     end = _FRONT.size + length
     if length > LARGEST_HEADER or len(data) < end + _DIGEST:
         raise CodecError("The header is cut short or its length is damaged; fetch it again.")
@@ -210,11 +220,20 @@ def _to_plain(header: Header) -> dict[str, Any]:
             [p.name, p.kind, p.layer, p.d_in, p.d_out, r]
             for p, r in zip(header.projections, header.ranks, strict=True)
         ],
-        "modules": [[m.name, m.carriage, list(m.shape)] for m in header.modules],
+        "modules": [
+            [m.name, m.carriage, list(m.shape), *([] if m.dtype == "float32" else [m.dtype])]
+            for m in header.modules
+        ],
         "chunks": [[c.n_bytes, c.sha256, c.loss, c.accuracy] for c in header.chunks],
         "task": dict(header.task),
         "fingerprint": None if header.fingerprint is None else dict(header.fingerprint),
-    }
+    } | ({"config": dict(header.config)} if header.config else {})
+
+
+def _is_second(header: Header) -> bool:
+    """Whether a header says what programs that read only version 1 would not understand."""
+    own = any(m.carriage == "own" or m.dtype != "float32" for m in header.modules)
+    return bool(header.config) or own
 
 
 def _from_plain(raw: Any) -> Header:
@@ -232,6 +251,7 @@ def _from_plain(raw: Any) -> Header:
             chunks=_entries(_typed(raw["chunks"], list, "a list")),
             task=_typed(raw["task"], dict, "an object"),
             fingerprint=_typed(fingerprint, dict | None, "an object"),
+            config=_typed(raw.get("config", {}), dict, "an object"),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, CodecError):
@@ -247,12 +267,15 @@ def _projection(item: Any) -> tuple[Projection, int]:
 
 
 def _module(item: Any) -> ModuleShape:
-    name, carriage, shape = item
-    if carriage not in ("full", "difference"):
-        raise CodecError(f"The header knows no carriage {carriage!r}.")
+    name, carriage, shape, *more = item
+    dtype = more[0] if more else "float32"
+    if carriage not in get_args(Carriage) or dtype not in DTYPES or more[1:]:
+        raise CodecError(f"The header knows no carriage {carriage!r} of {dtype!r}; {more[1:]}.")
     if len(shape) > MOST_AXES:
         raise CodecError(f"The header has a tensor of more than {MOST_AXES} axes.")
-    return ModuleShape(_name(name), tuple(_count(n, 1, LARGEST_WIDTH) for n in shape), carriage)
+    return ModuleShape(
+        _name(name), tuple(_count(n, 1, LARGEST_WIDTH) for n in shape), carriage, dtype
+    )
 
 
 def _entries(items: Sequence[Any]) -> tuple[ChunkEntry, ...]:

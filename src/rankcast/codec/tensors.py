@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rankcast.codec.blocks import GroupShape
 from rankcast.codec.quantiser import Float32Array
 from rankcast.errors import CodecError
 from rankcast.records import IntArray, Projection
 
-Carriage = Literal["full", "difference"]
-"""How a tensor outside the projections travels: as it is, or as what it adds to the base model's
-tensor of the same name."""
+Carriage = Literal["full", "difference", "own"]
+"""How a tensor outside the projections travels: as it is, in place of the base model's tensor of
+the same name; as what it adds to that tensor; or as one of the adapter's own, which the base model
+has not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +74,12 @@ class AdapterTensors:
     Attributes:
         projections: the linear maps that are adapted, in the order of their groups.
         factors: of each projection, strongest component first.
-        modules: tensors that travel beside the projections, by their name in the base model.
+        modules: tensors that travel beside the projections, by their name in the base model, or in
+            the adapter's file for its own: float32, or whole numbers that are carried exactly.
         carriage: how each of them travels.
+        config: fields of PEFT's configuration that whoever writes the adapter writes again: beside
+            a low-rank one what it needs (`target_parameters`); for any other kind of adapter, which
+            has no projections and only tensors of its own, all of them.
 
     Raises:
         CodecError: shapes that do not fit together.
@@ -81,8 +87,9 @@ class AdapterTensors:
 
     projections: tuple[Projection, ...]
     factors: tuple[Factors, ...]
-    modules: Mapping[str, Float32Array]
+    modules: Mapping[str, NDArray[Any]]
     carriage: Mapping[str, Carriage]
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the shapes."""
@@ -94,6 +101,11 @@ class AdapterTensors:
                     f"{p.name} maps {p.d_in} to {p.d_out}, so factors of rank r have shapes "
                     f"({p.d_out}, r) and (r, {p.d_in}), not {f.left.shape} and {f.right.shape}."
                 )
+
+    @property
+    def is_general(self) -> bool:
+        """Whether this is an adapter of another kind than low-rank, with tensors of its own."""
+        return "peft_type" in self.config
 
     @property
     def ranks(self) -> IntArray:
@@ -127,7 +139,7 @@ class AdapterTensors:
         )
 
 
-def rows_of(values: Float32Array) -> Float32Array:
+def rows_of(values: NDArray[Any]) -> NDArray[Any]:
     """Return a tensor as rows: its last axis, or all of it if it is a vector."""
     return values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(1, -1)
 
