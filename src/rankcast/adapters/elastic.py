@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankcast.adapters.layer import extra_modules, wrap
 from rankcast.adapters.projections import find_projections
+from rankcast.adapters.travelling import let_ranks_travel, loaded_ranks
 from rankcast.codec.formats.native import EXTRA
 from rankcast.errors import CheckpointError, ConfigError, ModelError
 from rankcast.records import AdapterLayout, IntArray
@@ -25,7 +26,9 @@ class ElasticAdapter:
     """Every projection's W + s·P Λ Q, of which the first r components are active.
 
     Differs from the paper: one set of P, Λ, Q of rank `r_max` serves every rank vector, because a
-    prefix of its components is itself an adapter; s = alpha / r_max whatever rank is active.
+    prefix of its components is itself an adapter; s = alpha / r_max whatever rank is active. The
+    active ranks are part of the model's `state_dict()` and of what PEFT and the Trainer save, and
+    loading that makes them active again.
 
     Attributes:
         model: the wrapped model, a `peft.PeftModel`; train and call this one.
@@ -43,6 +46,7 @@ class ElasticAdapter:
         self.scale: float = self.layers[0].elastic.scale
         self._adapter: str = self.layers[0].elastic.adapter
         self._ranks = ranks
+        let_ranks_travel(self.model.base_model, self.layers)
 
     @classmethod
     def attach(
@@ -102,6 +106,12 @@ class ElasticAdapter:
     def ranks(self) -> IntArray:
         """(N,) active ranks; a copy."""
         return np.array(self._ranks, dtype=np.int64)
+
+    @property
+    def loaded_ranks(self) -> IntArray | None:
+        """(N,) ranks that came with the weights that PEFT or torch loaded last; None: none did."""
+        ranks = loaded_ranks(self.layers)
+        return None if ranks is None else np.array(ranks, dtype=np.int64)
 
     @property
     def rank_list(self) -> list[int]:

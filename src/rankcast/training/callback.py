@@ -13,13 +13,18 @@
 `PrefixAdamW` leaves the components beyond the active ranks untouched; an ordinary AdamW would decay
 them. Under DistributedDataParallel set `ddp_find_unused_parameters=True`, because a
 projection of rank 0 has no gradient.
+
+The ranks stand in each checkpoint's weights (`rankcast.adapters.travelling`): resuming,
+`load_best_model_at_end` and loading by hand make those active that the weights were saved at. FSDP
+and DeepSpeed, which shard weights and write checkpoints in their own ways, are not supported.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +49,8 @@ class RankcastCallback(TrainerCallback):
     """Asks an allocator for ranks every few steps and activates them before the step.
 
     The plan is logged as `mean_rank`, `link_cost`, `payload_bits` and `snr_db`, and saved with
-    every checkpoint, so that a resumed run goes on with the same ranks and the same link.
+    every checkpoint, so that a resumed run goes on with the same ranks and the same link. With
+    `load_best_model_at_end` the best checkpoint's ranks and link are in force after the training.
 
     Args:
         adapter: whose ranks change; train `adapter.model`.
@@ -128,7 +134,8 @@ class RankcastCallback(TrainerCallback):
         """Continue with the checkpoint's ranks, if the run is a resumed one.
 
         Raises:
-            CheckpointError: the checkpoint holds no ranks, or those of another adapter.
+            CheckpointError: the checkpoint holds no ranks, or those of another adapter or of other
+                weights than the Trainer loaded.
             ConfigError: the regulariser together with fp16, whose gradients are scaled.
         """
         del control, kwargs
@@ -137,7 +144,7 @@ class RankcastCallback(TrainerCallback):
                 "orthogonality_weight adds unscaled gradients and does not go with fp16; use bf16."
             )
         if state.global_step > 0 and self._restored_step != state.global_step:
-            self.load(_checkpoint_folder(args, state.global_step))
+            self._resume(_checkpoint_folder(args, state.global_step))
         self._restored_step = None
         self._logged_until = state.global_step
 
@@ -191,6 +198,17 @@ class RankcastCallback(TrainerCallback):
         if args.should_save and folder.is_dir():
             self.save(folder, state.global_step)
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go back to the best model's link, if the Trainer went back to that model.
+
+        Its ranks came with its weights. Where its link is not known, there is no `plan` any more.
+        """
+        del control, kwargs
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.link_state = self._link_beside(Path(state.best_model_checkpoint) / RANKS_FILE)
+
     def save(self, folder: str | os.PathLike[str], step: int) -> None:
         """Write ranks, link and generator to a folder, atomically."""
         link = self.link_state
@@ -220,7 +238,39 @@ class RankcastCallback(TrainerCallback):
             CheckpointError: no readable file of ranks, or ranks of another adapter.
         """
         path = Path(folder) / RANKS_FILE
+        content = self._read(path)
+        with _readable(path):
+            link, snr = _link_of(content), content["snr"]
+            process = None if snr is None else SnrState.from_arrays(snr)
+            plan_since, step = int(content["plan_since"]), int(content["step"])
+            self.adapter.set_ranks(content["ranks"])
+            self._rng.bit_generator.state = content["rng"]
+        self.link_state, self._snr = link, process
+        self._plan_since, self._restored_step = plan_since, step
+
+    def _resume(self, folder: Path) -> None:
+        """Load a folder, if it is the one that the Trainer loaded the weights from."""
+        loaded, path = self.adapter.loaded_ranks, folder / RANKS_FILE
+        if loaded is not None and self._read(path).get("ranks") != loaded.tolist():
+            raise CheckpointError(
+                f"{path} holds other ranks than the weights that the Trainer loaded, so it is of "
+                f"another checkpoint. Call load(folder) with theirs before train()."
+            )
+        self.load(folder)
+
+    def _link_beside(self, path: Path) -> LinkState | None:
+        """Return the link in a file that holds the active ranks; None if there is no such file."""
         try:
+            content = self._read(path)
+            with _readable(path):
+                same = content["ranks"] == self.adapter.ranks.tolist()
+                return _link_of(content) if same else None
+        except CheckpointError:
+            return None
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Return what a file of ranks of this adapter holds."""
+        with _readable(path):
             content = json.loads(path.read_text("utf-8"))
             if content["format_version"] != _FORMAT_VERSION:
                 raise CheckpointError(
@@ -229,19 +279,7 @@ class RankcastCallback(TrainerCallback):
                 )
             if content["projections"] != [p.name for p in self.adapter.layout.projections]:
                 raise CheckpointError(f"{path} was written for an adapter of other projections.")
-            link, snr = content["link"], content["snr"]
-            restored = None if link is None else LinkState(*(link[k] for k in _LINK_FIELDS))
-            process = None if snr is None else SnrState.from_arrays(snr)
-            self._rng.bit_generator.state = content["rng"]
-            self.adapter.set_ranks(content["ranks"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} is no readable file of ranks ({error!r}). Resume from a checkpoint that "
-                f"was saved with this callback, or call load(folder) before train()."
-            ) from error
-        self.link_state, self._snr = restored, process
-        self._plan_since = int(content["plan_since"])
-        self._restored_step = int(content["step"])
+        return content
 
     def _choose(self, step: int) -> None:
         """Observe the link and activate the allocator's ranks."""
@@ -273,6 +311,28 @@ class RankcastCallback(TrainerCallback):
 
 
 _LINK_FIELDS = ("snr_db", "bandwidth_hz", "deadline_s")
+
+
+def _link_of(content: dict[str, Any]) -> LinkState | None:
+    """Return the link that a file of ranks names."""
+    link = content["link"]
+    return None if link is None else LinkState(*(link[k] for k in _LINK_FIELDS))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Explain whatever is wrong with a file of ranks.
+
+    Raises:
+        CheckpointError: something is.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is no readable file of ranks ({error!r}). Resume from a checkpoint that "
+            f"was saved with this callback, or call load(folder) before train()."
+        ) from error
 
 
 def _checkpoint_folder(args: TrainingArguments, step: int) -> Path:
