@@ -93,6 +93,24 @@ def test_a_measured_trace_is_what_the_link_does(file: Path, tmp_path: Path, call
     assert sent["shannon_air_time_s"] == pytest.approx(8 * sent["sent_bytes"] / (2e5 * mean))
 
 
+def test_a_trace_is_read_once_with_the_gap_that_is_given(
+    file: Path, tmp_path: Path, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    trace = tmp_path / "trace.csv"
+    options = (str(file), "--trace", str(trace), "--bandwidth-hz", "5e6", "--link", "table")
+    trace.write_text("time_s,snr_db\n0,12\n10,nan\n20,12\n30,12\n40,-\n", "utf-8")
+    call.ok("link", "send", *options)  # a row every 10 s, two without a value
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{trace}: rows without a value were skipped: 2."
+    ]
+    trace.write_text("time_s,snr_db\n0,12\n90,12\n180,-20\n", "utf-8")
+    assert "--trace-gap-s" in call.refused("link", "send", *options)
+    sent = json.loads(call.ok("link", "send", *options, "--trace-gap-s", "90", "--json"))
+    # Shannon by hand: two thirds of the time at 12 dB, one at -20 dB.
+    mean = (2 * np.log2(1 + 10**1.2) + np.log2(1.01)) / 3
+    assert sent["shannon_air_time_s"] == pytest.approx(8 * sent["sent_bytes"] / (5e6 * mean))
+
+
 @pytest.mark.parametrize(
     "options", [(), ("--snr-db", "5", "--trace", "x.csv"), ("--trace", "x", "--fading", "rayleigh")]
 )

@@ -80,7 +80,7 @@ def test_labels(tmp_path: Path, labels: Any, names: Any, expected: Any) -> None:
         ("poss", ("neg", "pos"), "did you mean 'pos'"),
         ("0", ("1", "2"), "neither one of the classes 1, 2"),
         ("0.5", ("neg", "pos"), r"'0\.5' in rows 4"),
-        ("", None, "missing in rows 4"),
+        ("", None, "in rows 4 is missing"),
     ],
 )
 def test_wrong_labels_name_the_row(tmp_path: Path, label: Any, names: Any, message: Any) -> None:
@@ -102,9 +102,9 @@ def test_fractional_labels_are_refused(tmp_path: Path) -> None:
         ("d.tsv", "text\tlabel\n", "is empty"),
         ("d.tsv", "sentence\tlabel\na\t1\n", "no column 'text'.*It has: sentence, label"),
         ("d.tsv", "text\tlabel\na\t1\n \t0\n", "empty: rows 1"),
-        ("d.tsv", "text\tlabel\na\t1\tmore\n", "row 0 does not have the 2 columns"),
-        ("d.tsv", "text\tlabel\na\n", "row 0 does not have the 2 columns"),
-        ("d.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 1 is not JSON"),
+        ("d.tsv", "text\tlabel\na\t1\tmore\n", "line 2: [13] cells under 2 columns"),
+        ("d.tsv", "text\tlabel\na\n", "line 2: [13] cells under 2 columns"),
+        ("d.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
         ("d.jsonl", "[1]\n", "not a JSON object"),
         ("d.jsonl", '{"text": null, "label": 1}\n', "empty: rows 0"),
         ("d.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "'label' is missing in rows 1"),

@@ -104,6 +104,11 @@ def test_links_follow_the_options_and_the_seed(tmp_path: Path) -> None:
     links = played.links(20_000)
     assert links.snr_db is None
     assert set(np.round(links.rates_bps.ravel(), 3)) <= {1e3 * (10 * t + 5) for t in range(20)}
+    trace.write_text("time_s,kbps\n0,5\n90,6\n180,7\n", "utf-8")
+    with pytest.raises(LinkError, match="--trace-gap-s"):
+        played.links(20_000)
+    links = dataclasses.replace(played, trace_gap_s=90.0).links(20_000)
+    assert set(np.round(links.rates_bps.ravel(), 3)) <= {5e3, 6e3, 7e3}
 
 
 def test_a_second_file_is_what_follows(tmp_path: Path) -> None:

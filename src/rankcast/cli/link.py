@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rankcast.link.nr_link import NrLink
     from rankcast.link.transport import BlockChannel
     from rankcast.packaging.send import Transfer
+    from rankcast.records import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ class LinkSend:
     """Column of the trace's SNR."""
     time_format: str | None = None
     """Format of the trace's stamps, such as %Y-%m-%d %H:%M:%S; seconds if left out."""
+    trace_gap_s: float | None = None
+    """Longer gaps of the trace are cut out [s]; 5 s by default, or twice the usual time between two
+    rows where that is longer."""
     deadline_s: float | None = None
     """Stop when so much time is used on the air [s]."""
     link: Literal["nr", "table"] = "nr"
@@ -120,6 +124,9 @@ class LinkSend:
         carrier = Carrier.for_bandwidth(self.bandwidth_hz)
         link = NrLink(carrier, self.table, self.impl_loss_db, self.max_transmissions)
         channel = self._channel(link)
+        measured_db = None if self.trace is None else self._measured_db(self.trace, link)
+        mean_db = self.snr_db if measured_db is None else measured_db
+        assert mean_db is not None
         with _progress_bar(quiet=self.json) as bar:
             task = bar.add_task("on the air", total=whole.n_bits // 8, again=0)
 
@@ -131,8 +138,8 @@ class LinkSend:
                 whole,
                 Sender(link, report_delay_slots=self.report_delay_slots),
                 channel,
-                lambda rng: self._snrs_db(link, rng),
-                self._measured_db(link) if self.snr_db is None else self.snr_db,
+                lambda rng: self._snrs_db(link, rng) if measured_db is None else measured_db,
+                mean_db,
                 deadline_s=math.inf if self.deadline_s is None else self.deadline_s,
                 predict=self.delay_profile == "flat",
                 seed=self.seed,
@@ -172,8 +179,7 @@ class LinkSend:
         from rankcast.link.jakes import JakesSnr
         from rankcast.link.transport import slots
 
-        if self.snr_db is None:
-            return self._measured_db(link)
+        assert self.snr_db is not None
         if self.fading == "none":
             return repeat(self.snr_db)
         k_factor = self.k_factor if self.fading == "rician" else 0.0
@@ -181,14 +187,13 @@ class LinkSend:
         process = JakesSnr(self.snr_db, self.speed_m_s, self.carrier_hz, slot_s, k_factor)
         return slots(process, rng)
 
-    def _measured_db(self, link: NrLink) -> list[float]:
+    def _measured_db(self, path: Path, link: NrLink) -> FloatArray:
         """Return the SNR of every slot of the trace [dB]."""
         from rankcast.link.traces import read_csv
 
-        assert self.trace is not None
         columns = (self.time_column, self.value_column)
-        trace = read_csv(self.trace, "snr", *columns, time_format=self.time_format)
-        return trace.sampled(link.carrier.slot_s).tolist()
+        trace = read_csv(path, "snr", *columns, time_format=self.time_format)
+        return trace.sampled(link.carrier.slot_s, self.trace_gap_s)
 
 
 @dataclass(frozen=True, kw_only=True)

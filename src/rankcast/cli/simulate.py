@@ -99,6 +99,9 @@ class Simulate:
     """Format of its time stamps, such as %Y-%m-%d %H:%M:%S; seconds if left out."""
     value_scale: float = 1.0
     """Factor that makes its values dB or bit/s: 1e3 if they are kbit/s."""
+    trace_gap_s: float | None = None
+    """Longer gaps of the trace are cut out [s]; 5 s by default, or twice the usual time between two
+    rows where that is longer."""
     rate_model: RateModelName = "awgn"
     """How SNR becomes rate."""
     bandwidth_hz: float | None = None
@@ -239,7 +242,7 @@ class Simulate:
                 file="" if self.trace is None else str(self.trace), kind=self.trace_kind,
                 format=self.trace_format, time_column=self.time_column,
                 value_column=self.value_column, time_format=self.time_format,
-                value_scale=self.value_scale, step_s=self.step_s,
+                value_scale=self.value_scale, step_s=self.step_s, max_gap_s=self.trace_gap_s,
             ),
         )  # fmt: skip
 

@@ -160,7 +160,8 @@ class TraceConfig:
         time_format: format of the time stamps, as of `datetime.strptime`; empty for seconds.
         value_scale: factor that turns the values of a csv into dB or bit/s: 1e3 if they are kbit/s.
         step_s: time between two steps [s].
-        max_gap_s: longer gaps are cut out [s].
+        max_gap_s: longer gaps are cut out [s]; by default 5 s, or twice the usual time between two
+            rows where that is longer.
     """
 
     file: str = ""
@@ -171,7 +172,7 @@ class TraceConfig:
     time_format: str = ""
     value_scale: float = 1.0
     step_s: float = 1.0
-    max_gap_s: float = 5.0
+    max_gap_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class TextDataset:
         if blank:
             raise DataError(
                 f"{len(blank)} of {len(self.texts)} texts are empty: rows {shown(blank)} (counting "
-                f"from 0, without the header). Remove them, or name another text column."
+                f"from 0, without header and empty lines). Remove them, or name another column."
             )
         if self.labels is None:
             return

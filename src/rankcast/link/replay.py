@@ -20,7 +20,7 @@ from rankcast.config.link import TraceKind
 from rankcast.errors import LinkError
 from rankcast.link.capacity import LARGEST_SNR_DB
 from rankcast.link.processes import SnrState, check_finite, checked_size
-from rankcast.link.traces import LONGEST_GAP_S, Trace
+from rankcast.link.traces import Trace
 from rankcast.records import FloatArray, IntArray
 
 LOWEST_EQUIVALENT_DB = -60.0
@@ -53,7 +53,7 @@ class ReplayedSnr:
         object.__setattr__(self, "values_db", values_db)
 
     @classmethod
-    def of_snr(cls, trace: Trace, step_s: float, max_gap_s: float = LONGEST_GAP_S) -> Self:
+    def of_snr(cls, trace: Trace, step_s: float, max_gap_s: float | None = None) -> Self:
         """Replay measured SNR.
 
         Args:
@@ -69,7 +69,7 @@ class ReplayedSnr:
 
     @classmethod
     def of_throughput(
-        cls, trace: Trace, step_s: float, bandwidth_hz: float, max_gap_s: float = LONGEST_GAP_S
+        cls, trace: Trace, step_s: float, bandwidth_hz: float, max_gap_s: float | None = None
     ) -> Self:
         """Replay measured throughput as its equivalent SNR; to be read with `Awgn` alone.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,19 +25,24 @@ from pathlib import Path
 
 import numpy as np
 
-from rankcast.config.link import TraceConfig, TraceKind
-from rankcast.errors import LinkError, nearest
+from rankcast.config.link import TraceKind
+from rankcast.errors import LinkError
+from rankcast.plain_text import column_place, read_text
 from rankcast.records import FloatArray, IntArray
 
 LARGEST_MEASURED_DB = 100.0
 """No receiver reports more; what does is another column or another unit."""
-LONGEST_GAP_S = TraceConfig.max_gap_s
-"""Where values are further apart, something is missing, unless one says otherwise."""
+LONGEST_GAP_S = 5.0
+"""Where values are further apart, and twice as far as usual, something is missing."""
+LONGEST_USUAL_S = 60.0
+"""Where they usually are further apart, the stamps may be in another unit: one has to say so."""
 PACKET_BITS = 12_000
 """Of a Mahimahi packet: 1,500 bytes."""
 UNITS_BPS = {"bits/sec": 1.0, "kbits/sec": 1e3, "mbits/sec": 1e6, "gbits/sec": 1e9}
 """Units of throughput rows, in lower case; a file may change between them from row to row."""
-_MISSING = ("", "-")
+_MISSING = ("", "-", "nan", "-nan", "na", "n/a", "#n/a", "null", "none")  # in lower case
+_SINCE_1970 = ((1e17, "nano", "1e9"), (1e14, "micro", "1e6"), (1e11, "milli", "1000"))
+_LOG = logging.getLogger("rankcast.link")
 _ROUNDING = 1e-9  # of a step: times that are equal but for rounding count as equal
 
 
@@ -103,42 +109,53 @@ class Trace:
         gaps_s = np.diff(self.time_s)
         return float(np.median(gaps_s)) if len(gaps_s) else self.duration_s
 
-    def held_s(self, max_gap_s: float = LONGEST_GAP_S) -> FloatArray:
+    def held_s(self, max_gap_s: float | None = None) -> FloatArray:
         """Return for how long each value holds [s], (T,).
 
         Until the next value, but where that is later than `max_gap_s`, something is missing: the
         value then holds for the usual interval, and the rest is cut out.
 
         Args:
-            max_gap_s: longest time between two values of one stretch [s].
+            max_gap_s: longest time between two values of one stretch [s]; None for
+                `LONGEST_GAP_S`, or twice the usual interval where that is longer.
 
         Raises:
-            LinkError: max_gap_s is shorter than the usual interval.
+            LinkError: max_gap_s is shorter than the usual interval, or None where that is longer
+                than `LONGEST_USUAL_S`.
         """
-        usual_s = self.interval_s
+        usual_s, held = self.interval_s, np.diff(self.time_s, append=self.duration_s)
+        if len(held) == 1:
+            return held
+        if max_gap_s is None and usual_s > LONGEST_USUAL_S:
+            raise LinkError(
+                f"{self.name}: values are {usual_s:g} s apart. If the stamps are in milliseconds, "
+                f"divide them by 1000; else say how long a gap may be: --trace-gap-s, or the "
+                f"setting link.trace.max_gap_s."
+            )
+        if max_gap_s is None:
+            max_gap_s = max(LONGEST_GAP_S, 2 * usual_s)
         if not max_gap_s >= usual_s * (1 - _ROUNDING):
             raise LinkError(
                 f"{self.name}: values are {usual_s:g} s apart, so that a longest gap of "
                 f"{max_gap_s} s would leave nothing; allow a longer one."
             )
-        held = np.diff(self.time_s, append=self.duration_s)
         return np.where(held > max_gap_s * (1 + _ROUNDING), usual_s, held)
 
-    def sampled(self, step_s: float, max_gap_s: float = LONGEST_GAP_S) -> FloatArray:
+    def sampled(self, step_s: float, max_gap_s: float | None = None) -> FloatArray:
         """Return one value for each decision.
 
-        Gaps longer than `max_gap_s` are cut out: nothing is invented there, and the steps begin
+        Longer gaps are cut out (see `held_s`): nothing is invented there, and the steps begin
         anew after each. Of SNR, the last value before the decision. Of throughput, the mean over
         the step that begins with the decision, so that no bit of a whole step is lost or added;
         what is left at the end of a stretch, less than a step, is dropped.
 
         Args:
             step_s: time between decisions [s].
-            max_gap_s: longest time between two values of one stretch [s].
+            max_gap_s: longest time between two values of one stretch [s]; see `held_s`.
 
         Raises:
             LinkError: a step that is not positive and finite; no stretch of throughput as long as
-                a step; max_gap_s shorter than the usual interval.
+                a step; values too far apart for max_gap_s.
         """
         if not 0 < step_s < math.inf:
             raise LinkError(f"The step must be a positive number of seconds, got {step_s}.")
@@ -151,7 +168,7 @@ class Trace:
         if not len(values):
             raise LinkError(
                 f"{self.name}: no stretch without a gap is as long as a step of {step_s:g} s; "
-                f"take shorter steps or allow longer gaps than {max_gap_s:g} s."
+                f"take shorter steps or allow longer gaps."
             )
         return values
 
@@ -196,7 +213,8 @@ def read_csv(
     """Read a table with a header and a time stamp in every row.
 
     Rows with the same stamp become one with the mean of their values (of SNR, the mean in dB).
-    Rows whose value or stamp is empty or `-` are skipped and counted. Stamps that skip leave gaps,
+    Rows whose value or stamp is missing (empty, `-`, `nan`, `NA`, …) are skipped; a warning says
+    how many. Stamps that skip leave gaps,
     for which see `Trace.sampled`.
 
     Args:
@@ -215,23 +233,26 @@ def read_csv(
     values: list[float] = []
     skipped, last_s = 0, -math.inf
     for where, stamp, cell in _cells(path, time_column, value_column):
-        if stamp not in _MISSING:
+        if stamp.lower() not in _MISSING:
             now_s = _seconds(stamp, time_format, where)
             if now_s < last_s:
                 raise LinkError(f"{where}: {stamp} is before the row above; sort the rows by time.")
             last_s = now_s
-        if stamp in _MISSING or cell in _MISSING:
+        if stamp.lower() in _MISSING or cell.lower() in _MISSING:
             skipped += 1
             continue
         stamps_s.append(last_s)
         values.append(_value(kind, cell, scale, where))
+    if time_format is None:
+        _check_seconds(path, stamps_s)
     return _averaged(path, kind, stamps_s, values, skipped)
 
 
 def read_throughput_rows(path: Path) -> Trace:
     """Read rows of `number,unit`, one a second; each row names its own unit.
 
-    Rows without a number (empty or `-`) are skipped and counted, and their time passes.
+    Rows without a number (empty, `-`, `nan`, `NA`, …) are skipped, and their time passes; a
+    warning says how many.
 
     Args:
         path: the file, UTF-8.
@@ -245,7 +266,7 @@ def read_throughput_rows(path: Path) -> Trace:
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         cell, comma, unit = (part.strip() for part in line.partition(","))
-        if cell in _MISSING and line:
+        if cell.lower() in _MISSING and line:
             continue
         if not comma or unit.lower() not in UNITS_BPS:
             raise LinkError(
@@ -259,6 +280,7 @@ def read_throughput_rows(path: Path) -> Trace:
     duration_s = float(at[-1] - at[0] + 1)
     skipped = len(lines) - len(values)
     time_s = np.array(at, dtype=np.float64) - at[0]
+    _warn_of_skipped(path, skipped)
     return Trace(time_s, np.array(values), "throughput", duration_s, str(path), skipped)
 
 
@@ -295,15 +317,7 @@ def read_mahimahi(path: Path) -> Trace:
 
 
 def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise LinkError(f"The trace {path} cannot be read: {error.strerror}.") from error
-    try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise LinkError(f"{path}, line {line}: this is no text in UTF-8.") from error
+    return read_text(path, LinkError).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _cells(path: Path, time_column: str, value_column: str) -> Iterator[tuple[str, str, str]]:
@@ -316,44 +330,66 @@ def _cells(path: Path, time_column: str, value_column: str) -> Iterator[tuple[st
             where = f"{path}, line {rows.line_num}"
             if not at:
                 header = [name.strip() for name in row]
-                at = [_column(where, header, name) for name in (time_column, value_column)]
+                at = [
+                    column_place(where, header, n, LinkError) for n in (time_column, value_column)
+                ]
             elif row:
                 if len(row) != len(header):
-                    raise LinkError(f"{where}: {len(row)} cells under {len(header)} columns.")
+                    raise LinkError(
+                        f"{where}: {len(row)} cells under {len(header)} columns. Look for commas "
+                        f"in decimals, or at the end."
+                    )
                 yield where, row[at[0]].strip(), row[at[1]].strip()
     except csv.Error as error:
         raise LinkError(f"{path}, line {rows.line_num}: this is no CSV ({error}).") from error
 
 
-def _column(where: str, header: list[str], name: str) -> int:
-    if name not in header:
-        names = ", ".join(header)[:200] or "nothing"
-        raise LinkError(
-            f"{where}: there is no column {name!r}{nearest(name, header)}; the header has {names}."
-        )
-    return header.index(name)
-
-
 def _seconds(stamp: str, time_format: str | None, where: str) -> float:
     try:
         if time_format is None:
-            now_s = float(stamp)
+            now_s = _number(stamp)
         else:
             moment = datetime.strptime(stamp, time_format)  # noqa: DTZ007 - differences matter
             now_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except ValueError as error:
-        wanted = "a number of seconds" if time_format is None else f"of the form {time_format}"
-        raise LinkError(f"{where}: the time stamp {stamp[:40]!r} is not {wanted}.") from error
+        wanted = f"of the form {time_format}."
+        if time_format is None:
+            wanted = f"a number of seconds{_comma_hint(stamp) or '; of dates, give the format.'}"
+        raise LinkError(f"{where}: the time stamp {stamp[:40]!r} is not {wanted}") from error
     if not math.isfinite(now_s):
         raise LinkError(f"{where}: the time stamp {stamp[:40]!r} is no finite number.")
     return now_s
 
 
+def _check_seconds(path: Path, stamps_s: list[float]) -> None:
+    """Refuse stamps that would be seconds of a year above 5000."""
+    largest = max(map(abs, stamps_s), default=0.0)
+    for above, unit, factor in _SINCE_1970:
+        if largest >= above:
+            gaps = np.diff(np.unique(stamps_s)) if len(set(stamps_s)) > 1 else np.zeros(1)
+            raise LinkError(
+                f"{path}: time stamps such as {largest:.0f}, {np.median(gaps):g} apart, look like "
+                f"{unit}seconds since 1970. Divide them by {factor} to get seconds."
+            )
+
+
+def _number(cell: str) -> float:
+    """Return a number as files hold them, without the underscores of Python."""
+    if "_" in cell:
+        raise ValueError(cell)
+    return float(cell)
+
+
+def _comma_hint(cell: str) -> str:
+    return "; write decimals with a point, not a comma." if "," in cell else ""
+
+
 def _value(kind: TraceKind, cell: str, scale: float, where: str) -> float:
     try:
-        value = scale * float(cell)
+        value = scale * _number(cell)
     except ValueError as error:
-        raise LinkError(f"{where}: {cell[:40]!r} is no number.") from error
+        hint = _comma_hint(cell) or "."
+        raise LinkError(f"{where}: {cell[:40]!r} is no number{hint}") from error
     _check_value(kind, value, where)
     return value
 
@@ -370,5 +406,11 @@ def _averaged(
             f"{path}: a trace needs values at two different times at least, got {len(values)} "
             f"values at {len(time_s)} ({skipped} rows without one)."
         )
+    _warn_of_skipped(path, skipped)
     means = np.bincount(which, weights=values) / counts
     return Trace(time_s - time_s[0], means, kind, name=str(path), skipped=skipped)
+
+
+def _warn_of_skipped(path: Path, skipped: int) -> None:
+    if skipped:
+        _LOG.warning("%s: rows without a value were skipped: %d.", path, skipped)
