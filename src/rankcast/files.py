@@ -8,23 +8,53 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from rankcast.errors import DeliveryError, UnavailableError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+_TEMPORARY = ".rankcast-{}.tmp"
+"""Names of what is being written; no two writers share one."""
+_ABANDONED_S = 3600.0
+"""A temporary that nobody has touched for so long was left by a process that was killed [s]."""
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    """Yield a name in a folder that nobody else uses, and remove what is left under it.
+
+    What killed processes have left in the folder is removed, too.
+    """
+    for old in folder.glob(_TEMPORARY.format("*")):
+        with contextlib.suppress(OSError):  # another process removes the same, or has just ended
+            touched = max(path.lstat().st_mtime for path in (old, *old.glob("*")))
+            if abs(time.time() - touched) > _ABANDONED_S:
+                _remove(old)
+    partial = folder / _TEMPORARY.format(uuid4().hex)
+    try:
+        yield partial
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new file, then put it in the place of `path` in one step."""
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
+    with _temporary(path.parent) as partial:
         write(partial)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def put_file(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -36,17 +66,13 @@ def put_file(path: Path, data: bytes, mode: int = 0o666) -> None:
         mode: permissions, before the umask; nobody else can open it even for a moment.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.unlink(missing_ok=True)
-    try:
+    with _temporary(path.parent) as partial:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     flush_folder(path.parent)
 
 
@@ -57,18 +83,20 @@ def new_folder(target: Path) -> Iterator[Path]:
     A target that does not exist appears in one step. In one that does, files are replaced one by
     one and the others stay.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(target.parent) as partial:
+        partial.mkdir()
         yield partial
         if not target.exists():
-            partial.rename(target)
-            return
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.is_dir():  # else somebody made it in this moment
+                    raise
+            else:
+                return
         for path in sorted(partial.iterdir()):
             path.replace(target / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def flush_file(path: Path) -> None:
@@ -109,7 +137,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
+def only_one(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock file for as long as the block runs.
 
     The file stays; what counts is the operating system's lock on it, which ends with the process.
@@ -117,6 +145,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     Args:
         path: the lock file; its folder is made if it does not exist.
         what: what is being done, for the message to whoever comes second.
+        wait: wait for whoever comes first, where that takes moments (10 s at most on Windows).
 
     Raises:
         DeliveryError: another process holds it, or the file cannot be written.
@@ -129,7 +158,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror}. Check the folder's permissions."
         ) from error
     try:
-        if not _locked(handle):
+        if not _locked(handle, wait=wait):
             holder = os.pread(handle, 200, 0).decode("utf-8", "replace") if _POSIX else ""
             raise DeliveryError(
                 f"Someone else is {what} ({holder or 'another process'}). Try again when they are "
@@ -148,9 +177,9 @@ _POSIX = os.name == "posix"
 if sys.platform == "win32":
     import msvcrt
 
-    def _locked(handle: int) -> bool:
+    def _locked(handle: int, *, wait: bool) -> bool:
         try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
         return True
@@ -158,9 +187,9 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _locked(handle: int) -> bool:
+    def _locked(handle: int, *, wait: bool) -> bool:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             return False
         return True

@@ -1,6 +1,10 @@
-"""The names of the linear maps of a transformer, and which of the paper's six each one is."""
+"""Names: of a transformer's linear maps, as the paper's six, and of models, fit to be published."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
 
 # How architectures spell the six projections of the paper: the longest suffix that fits wins.
 _KIND_OF_SUFFIX: dict[str, str] = {
@@ -76,3 +80,38 @@ def kind_of(name: str) -> str:
 def layer_number(name: str) -> int:
     """Return the first number in a dotted name, 0 if there is none."""
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)
+
+
+_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
+_HUB_CACHE = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?", re.ASCII)
+"""A folder in which the hub's own programs keep a model; what lies in it is named by digests."""
+_URL = re.compile(r"[A-Za-z][\w+.-]+://[^/?#]*([^?#]*).*", re.ASCII)
+_DRIVE = re.compile(r"^[A-Za-z]:")
+_NAMES_PLACE = re.compile(r"(?:^|_)(?:path|dir|folder|file)(?:$|_)")
+
+
+def public_name(name: str | None) -> str | None:
+    """Return a model's name without the folders of this machine; None if they were all of it.
+
+    An id of the hub, `MODEL` or `OWNER/MODEL`, stays as it is. Of anything else, such as a path of
+    any system or an address, the last part stays, or the id if it leads into the hub's cache.
+    """
+    if name is None or _HUB_ID.fullmatch(name):
+        return name
+    url, path = _URL.fullmatch(name), _DRIVE.sub("", name.strip())
+    parts = [p for p in re.split(r"[/\\]", url[1] if url else path) if p not in ("", ".")]
+    cached = next((m for part in parts if (m := _HUB_CACHE.fullmatch(part))), None)
+    if cached is not None:
+        return "/".join(part for part in cached.groups() if part)
+    return parts[-1] if parts and parts[-1] != ".." and not parts[-1].startswith("~") else None
+
+
+def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose fields that name files and folders have public names."""
+    return {key: _public_value(key, value) for key, value in config.items()}
+
+
+def _public_value(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return public_config(value)
+    return public_name(value) if isinstance(value, str) and _NAMES_PLACE.search(key) else value

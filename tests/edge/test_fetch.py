@@ -118,7 +118,17 @@ def test_a_server_without_ranges_costs_bytes_but_not_the_beginning(
 def test_a_wrong_content_range_is_not_used(server: EdgeServer, blob: Blob, tmp_path: Path) -> None:
     server.faults.reset_after, server.faults.wrong_range = [700], 2
     fetcher(server, tmp_path).fetch([blob])
-    assert [start for _, start in server.requests] == [0, 700, 700, 700]
+    assert [start for _, start in server.requests] == [0, 700, 700, 0]
+    assert BlobCache(tmp_path / "blobs").read(blob.sha256) == DATA
+
+
+def test_a_server_that_never_gets_ranges_right_hands_out_the_whole(
+    server: EdgeServer, blob: Blob, tmp_path: Path
+) -> None:
+    server.faults.reset_after, server.faults.wrong_range = [700], 100
+    fetched = fetcher(server, tmp_path).fetch([blob])
+    assert [start for _, start in server.requests] == [0, 700, 700, 0]
+    assert (fetched.missing, fetched.n_bytes) == ((), 700 + len(DATA))
     assert BlobCache(tmp_path / "blobs").read(blob.sha256) == DATA
 
 

@@ -21,11 +21,12 @@ from helpers.codec import packed, random_adapter
 from rankcast.codec.container import Container
 from rankcast.codec.header import BaseModel
 from rankcast.release.ceremony import init_keys
+from rankcast.release.http import CHUNK
 from rankcast.release.keys import KeyFolder
 from rankcast.release.manifest import Manifest
 from rankcast.release.publish import publish
 from rankcast.release.store import Store
-from rankcast.release.verify import CHUNK, TufSource, trust_root
+from rankcast.release.verify import TufSource, trust_root
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

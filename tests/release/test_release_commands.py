@@ -22,14 +22,8 @@ from helpers.servers import Files, files_over_http
 from rankcast.codec.formats.native import DESCRIPTION, WEIGHTS, Description
 from rankcast.codec.formats.peft import write_peft
 from rankcast.errors import DeliveryError, TrustError
-from rankcast.release.verify import (
-    CHUNK,
-    LARGEST_TIMESTAMP,
-    HttpFetcher,
-    TufSource,
-    http_client,
-    trust_root,
-)
+from rankcast.release.http import CHUNK, HttpFetcher, http_client
+from rankcast.release.verify import LARGEST_TIMESTAMP, TufSource, trust_root
 
 
 class EndlessFiles(Files):
@@ -105,17 +99,17 @@ def test_what_a_server_may_not_do(where: list[str], tmp_path: Path, call: Call) 
                 raise answer
             return answer
 
-        client = httpx2.Client(transport=httpx2.MockTransport(answers))
+        client = http_client(transport=httpx2.MockTransport(answers))
         url = "https://example.org"
         return TufSource(url, url, tmp_path / "device", HttpFetcher(client))
 
     bomb = gzip.compress(b" " * 2**24)
     for answer, words in (
-        (httpx2.Response(302, headers={"Location": "https://elsewhere.org"}), "does not have"),
+        (httpx2.Response(302, headers={"Location": "https://elsewhere.org"}), "another host"),
         (httpx2.Response(503), "cannot answer"),
         (
             httpx2.Response(200, headers={"Content-Encoding": "gzip"}, content=iter([bomb])),
-            r"damaged|longer",
+            "compressed",
         ),
         (httpx2.ReadTimeout("30 s"), "fell silent"),
         (httpx2.ConnectError("refused"), "could not be fetched"),

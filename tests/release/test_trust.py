@@ -18,11 +18,11 @@ from tuf.ngclient import FetcherInterface
 from helpers.releases import DAY, NOW, Counting, FolderFetcher, Publisher, device, new_publisher
 from rankcast.errors import DeliveryError, TrustError
 from rankcast.release.ceremony import LIFETIMES, rotate
+from rankcast.release.http import CHUNK
 from rankcast.release.keys import ROLES
 from rankcast.release.manifest import LARGEST_MANIFEST, Manifest
 from rankcast.release.repository import Repository, Signing
 from rankcast.release.verify import (
-    CHUNK,
     LARGEST_ROOT,
     LARGEST_TIMESTAMP,
     SeenReleases,
@@ -223,6 +223,15 @@ def test_endless_data(file: str, most: int, publisher: Publisher, tmp_path: Path
     with pytest.raises(TrustError, match=r"longer than it may be.*endless data"):
         device(publisher, tmp_path / "new", fetcher=fetcher).manifest("sst2")
     assert 0 < fetcher.n_bytes <= most + CHUNK
+
+
+def test_what_a_killed_refresh_left_is_removed_by_the_next_one(phone: TufSource) -> None:
+    phone.manifest("sst2")
+    files = set((phone.state_dir / "metadata").iterdir())
+    for n in range(3):
+        (phone.state_dir / "metadata" / f"tmp{n}abcd_x").write_bytes(b"half")
+    phone.manifest("sst2")
+    assert set((phone.state_dir / "metadata").iterdir()) == files
 
 
 @pytest.mark.parametrize("role", ["snapshot", "targets"])

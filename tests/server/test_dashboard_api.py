@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 
 from rankcast.codec.chunks import Decoder, plan_of_chunk
 from rankcast.codec.header import BaseModel, header_bytes
-from rankcast.codec.tensors import group_shapes
+from rankcast.codec.layout import Layout
 from rankcast.errors import CodecError
 from rankcast.release.manifest import File, Manifest
 from rankcast.release.store import Store
@@ -182,13 +182,13 @@ def test_large_or_missing_files_are_not_looked_into(
 
 def test_a_chunk_says_its_plan_before_it_is_decoded() -> None:
     header = CONTAINER.header
-    shapes = group_shapes(header.projections, header.ranks, [])
+    layout = Layout.of(header)
     decoder = Decoder(header)
     for piece in CONTAINER.chunks:
-        assert plan_of_chunk(shapes, piece) == decoder.add(piece)
+        assert plan_of_chunk(layout, piece) == decoder.add(piece)
     for bad in (b"", b"ab", CONTAINER.chunks[0][:-1]):
         with pytest.raises(CodecError):
-            plan_of_chunk(shapes, bad)
+            plan_of_chunk(layout, bad)
 
 
 # Devices and events

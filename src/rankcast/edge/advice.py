@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard
 import httpx2
 import numpy as np
 
-from rankcast.errors import ConfigError, InfeasibleDeadlineError, TrustError
+from rankcast.errors import ConfigError, DeliveryError, InfeasibleDeadlineError, TrustError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits
 from rankcast.link.rate_models import rate_model
@@ -197,7 +197,7 @@ def _ask(
                 if len(body) > LARGEST_ANSWER:
                     return None
         answer = json.loads(bytes(body))
-    except (httpx2.HTTPError, ValueError, RecursionError):
+    except (httpx2.HTTPError, DeliveryError, ValueError, RecursionError):
         return None
     return answer if isinstance(answer, dict) else None
 

@@ -27,6 +27,14 @@ import numpy as np
 from rankcast.errors import ConfigError, DeliveryError, TrustError, UnavailableError
 from rankcast.files import disk_errors, flush_file, flush_folder
 from rankcast.rate_limit import Rate, TokenBucket
+from rankcast.release.http import (
+    AS_IT_LIES,
+    check_encoding,
+    check_no_page,
+    may_pass,
+    shown,
+    why_refused,
+)
 from rankcast.release.manifest import Blob, checked_sha256
 
 BURST_S = 0.05
@@ -36,13 +44,8 @@ RESERVE_BYTES = 2**20
 _BLOCK = 2**20
 _PART = ".part"
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_REFUSED = {
-    401: "the token is missing or wrong: give the device's own with --token-file",
-    403: "the token is not allowed to: ask for another",
-    404: "it lacks the blob: ask whoever published to publish again",
-    410: "it has removed the blob: ask whoever published to publish again",
-}
-_AGAIN = (408, 416, 425, 429)
+_WRONG_RANGES = 2
+"""Answers with another part than was asked for, after which the whole blob is asked for."""
 _HTTP_OK, _HTTP_PARTIAL, _HTTP_RANGE = 200, 206, 416
 
 
@@ -314,15 +317,16 @@ class Fetcher:
     def _complete(self, blob: Blob) -> None:
         """Ask until all bytes of a blob are here, and check them."""
         path = f"blobs/{blob.sha256[:2]}/{blob.sha256}"
-        failures, is_resumed = 0, self._cache.n_arrived(blob) > 0
+        failures, n_wrong, is_resumed = 0, 0, self._cache.n_arrived(blob) > 0
         while not self._cache.has(blob):
             before = self._cache.n_arrived(blob)
             try:
                 if before < blob.n_bytes:
                     self._pause(self._owed_s())
                     silence_s = min(self._settings.silence_s, self._left_s())
+                    headers = _from_byte(before if n_wrong < _WRONG_RANGES else 0)
                     with self._http.stream(
-                        "GET", path, headers=_from_byte(before), timeout=silence_s
+                        "GET", path, headers=headers, timeout=silence_s
                     ) as answer:
                         self._keep(answer, blob, before)
                 self._cache.complete(blob)
@@ -331,12 +335,13 @@ class Fetcher:
                     raise
                 is_resumed = False  # what lay here may have been damaged by a loss of power
             except (httpx2.TransportError, _Interrupted) as error:
+                n_wrong += isinstance(error, _WrongRange)
                 failures = 1 if self._cache.n_arrived(blob) > before else failures + 1
                 if failures >= self._settings.backoff.n_tries:
                     raise UnavailableError(
-                        f"{self._http.base_url} did not hand out {blob.sha256[:12]}… in {failures} "
-                        f"tries ({str(error) or type(error).__name__}). What arrived is kept; sync "
-                        f"again when there is a connection."
+                        f"{shown(self._http.base_url)} did not hand out {blob.sha256[:12]}… in "
+                        f"{failures} tries ({str(error) or type(error).__name__}). What arrived is "
+                        f"kept; sync again when there is a connection."
                     ) from error
                 asked_s = getattr(error, "asked_s", 0.0)
                 self._pause(self._settings.backoff.wait_s(failures, self._rng, asked_s))
@@ -356,6 +361,8 @@ class Fetcher:
             partial.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("ab", buffering=0) as file:
                 for received in answer.iter_raw():
+                    if not at:
+                        check_no_page(answer, received)
                     self._n_bytes += len(received)
                     fresh = received[max(0, start - at) :][: blob.n_bytes - start]
                     at += len(received)
@@ -394,8 +401,7 @@ class Fetcher:
 
 def _from_byte(start: int) -> dict[str, str]:
     """Return the headers that ask for a blob from a byte on; no If-Range, since tags differ."""
-    whole = {"Accept-Encoding": "identity"}
-    return whole | {"Range": f"bytes={start}-"} if start else whole
+    return AS_IT_LIES | {"Range": f"bytes={start}-"} if start else AS_IT_LIES
 
 
 def _write_all(file: FileIO, data: bytes) -> None:
@@ -418,6 +424,10 @@ class _Interrupted(Exception):  # noqa: N818 the link fails, not the program
         self.asked_s = asked_s
 
 
+class _WrongRange(_Interrupted):
+    """Another part than the one that was asked for."""
+
+
 def _first_byte(answer: httpx2.Response, start: int, blob: Blob) -> int:
     """Return which byte of the blob an answer begins with.
 
@@ -426,21 +436,22 @@ def _first_byte(answer: httpx2.Response, start: int, blob: Blob) -> int:
         DeliveryError: a refusal.
     """
     status = answer.status_code
+    if status in (_HTTP_OK, _HTTP_PARTIAL):
+        check_encoding(answer)
     if status == _HTTP_OK:
         return 0
     if status == _HTTP_PARTIAL:
         match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if not match or int(match[1]) != start or match[3] not in ("*", str(blob.n_bytes)):
-            raise _Interrupted(
+            raise _WrongRange(
                 f"asked for bytes from {start} of {blob.n_bytes} on, it answered "
                 f"{answer.headers.get('Content-Range')!r}"
             )
         return start
-    if status in _AGAIN or status >= 500:
+    if may_pass(status):
         asked = answer.headers.get("Retry-After", "")
         asked_s = float(asked) if asked.isascii() and asked.isdigit() else 0.0
         raise _Interrupted(f"it answered {status}", asked_s)
-    why = _REFUSED.get(status, "it is no server of adapters, or its address is another")
     raise DeliveryError(
-        f"{answer.url.copy_with(query=None)} was refused with status {status}: {why}."
+        f"{shown(answer.url)} was refused with status {status}: {why_refused(answer)}."
     )

@@ -6,7 +6,8 @@ All of that happens while no request runs, so no request ever meets an adapter t
 
 The proof compares weights and logits. What was published carries the logits of the whole adapter;
 those of a shorter prefix are computed here, from the decoded tensors and the base model without
-PEFT's layers.
+PEFT's layers. Adapters that are more than a LoRA (experts, biases, other methods) cannot be
+computed without PEFT: of those every tensor is compared with the one that arrived.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,8 @@ from torch import Tensor, nn
 
 from rankcast.adapters.arrays import in_full
 from rankcast.adapters.fingerprint import answers_alike, check_base, logits_fingerprint
-from rankcast.codec.formats.peft import write_peft
+from rankcast.codec.formats.peft import WEIGHTS, write_peft
+from rankcast.codec.formats.tensor_file import TensorFile
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.edge.activate import Candidate
 from rankcast.edge.sync import EdgeClient
@@ -132,6 +135,7 @@ class PeftModelActivator:
         with tempfile.TemporaryDirectory() as folder:
             task_type = candidate.container.header.task.get("task_type")
             write_peft(in_full(candidate.tensors, self.model), folder, task_type=task_type)
+            _check_method(folder, label)
             self._names[label] = name
             if self._peft is None:
                 self._check_shapes(candidate)
@@ -141,6 +145,8 @@ class PeftModelActivator:
             else:
                 device = str(next(self._base.parameters()).device)
                 self._peft.load_adapter(folder, name, torch_device=device)
+            if not _is_plain(candidate.tensors):
+                _compare_tensors(self._peft, name, folder, label)
         self._peft.eval()
 
     def _check_shapes(self, candidate: Candidate) -> None:
@@ -150,8 +156,9 @@ class PeftModelActivator:
             ModelError: one.
         """
         own = {name: tuple(tensor.shape) for name, tensor in self._base.named_parameters()}
+        carriage = candidate.tensors.carriage
         for name, values in candidate.tensors.modules.items():
-            if own.get(name) != values.shape:
+            if carriage[name] != "own" and own.get(name) != values.shape:
                 raise ModelError(
                     f"{candidate.prefix.label} brings {name} of shape {values.shape}, this model "
                     f"has {own.get(name)}. Load it with a head for as many labels."
@@ -283,7 +290,9 @@ def prove(model: Any, name: str, candidate: Candidate, tolerance: float) -> None
         DeliveryError: the model does not answer as it should.
     """
     label, published = candidate.prefix.label, candidate.container.header.fingerprint
-    _compare_weights(model, name, candidate)
+    is_plain = _is_plain(candidate.tensors)
+    if is_plain:
+        _compare_weights(model, name, candidate)
     if candidate.container.is_whole and published is not None:
         _check_ids(model, published)
         if not answers_alike(model, dict(published), tolerance):
@@ -294,12 +303,57 @@ def prove(model: Any, name: str, candidate: Candidate, tolerance: float) -> None
     logits = np.array(logits_fingerprint(model)["logits"])  # before anything switches adapters
     if not np.isfinite(logits).all():
         raise DeliveryError(f"With {label} the model answers NaN or infinity.")
+    if not is_plain:
+        return
     expected = np.array(_expected(model, name, candidate.tensors)["logits"])
     if not np.abs(logits - expected).max() <= tolerance * max(np.abs(expected).max(), 1.0):
         raise DeliveryError(
             f"With {label} the model does not answer as base model and adapter together "
             f"should: PEFT or the model computes something else."
         )
+
+
+def _is_plain(tensors: AdapterTensors) -> bool:
+    """Whether an adapter adds ΔW to linear layers and replaces the model's own tensors, no more."""
+    return not tensors.config and "own" not in tensors.carriage.values()
+
+
+def _check_method(folder: str, label: str) -> None:
+    """Refuse what changes the input of a model, which cannot be switched off between requests.
+
+    Raises:
+        ModelError: a prompt, or a method that this PEFT does not know.
+    """
+    from peft import PeftConfig  # noqa: PLC0415 takes seconds
+
+    try:
+        config: Any = PeftConfig.from_pretrained(folder)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{label} is of a method that this PEFT lacks ({error}).") from error
+    if config.is_prompt_learning:
+        raise ModelError(
+            f"{label} is of the method {config.peft_type.value}, which adds a prompt and cannot be "
+            f"swapped in a running model. Sync it with --format peft and load it at start."
+        )
+
+
+def _compare_tensors(model: Any, name: str, folder: str, label: str) -> None:
+    """Check that PEFT took every tensor of a folder.
+
+    Raises:
+        DeliveryError: it did not.
+    """
+    from peft import get_peft_model_state_dict  # noqa: PLC0415 takes seconds
+
+    held = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    file = TensorFile.open(Path(folder) / WEIGHTS)
+    for key in file.entries:
+        expected, own = file.array(key), held.get(key)
+        found = None if own is None else own.detach().float().cpu().numpy()
+        if found is None or found.shape != expected.shape:
+            raise DeliveryError(f"The model has no place for {key} of {label}.")
+        if not np.linalg.norm(found - expected) <= _TOLERANCE * np.linalg.norm(expected):
+            raise DeliveryError(f"{key} of the model is not what came with {label}.")
 
 
 def _expected(model: Any, name: str, tensors: AdapterTensors) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from rankcast.errors import (
     UnavailableError,
 )
 from rankcast.files import only_one
+from rankcast.release.http import http_client
 from rankcast.release.manifest import Blob, Manifest, checked_name, checked_sha256
 from rankcast.release.verify import signed_source
 
@@ -281,11 +282,7 @@ class EdgeClient:
         return only_one(self.folder / ".lock", f"syncing {self.folder}")
 
     def _connection(self) -> httpx2.Client:
-        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-        return httpx2.Client(
-            base_url=self._server_url.rstrip("/") + "/", headers=headers,
-            transport=self._runtime.transport, follow_redirects=False,
-        )  # fmt: skip
+        return http_client(self._token, self._server_url, self._runtime.transport)
 
     def _fetcher(self, http: httpx2.Client) -> Fetcher:
         runtime = self._runtime
@@ -434,5 +431,8 @@ def _report(
         "elapsed_s": fetched.elapsed_s,
         "message": message[:_LONGEST_MESSAGE],
     }
-    with contextlib.suppress(httpx2.HTTPError):
-        http.post("v1/report", json=body, timeout=_REPORT_WAIT_S)
+    with (
+        contextlib.suppress(httpx2.HTTPError, DeliveryError),
+        http.stream("POST", "v1/report", json=body, timeout=_REPORT_WAIT_S),
+    ):
+        pass  # whatever it answers

@@ -211,8 +211,9 @@ class Manifest:
             raise DeliveryError(f"A base model's name is a text, got {self.base.name!r}.")
         if not is_sha256(self.base.fingerprint):
             raise DeliveryError(
-                "A release names its base model by fingerprint; pack with rankcast pack RUN, or "
-                "with --base-model."
+                "A release names its base model by fingerprint, and this file has none. Name the "
+                "base model's folder: rankcast pack --base-model DIR, or rankcast publish "
+                "--base-model DIR."
             )
         for file in self.files:
             if not 1 <= len(file.chunks) <= MOST_CHUNKS:

@@ -24,7 +24,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 
-import httpx2
 from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
@@ -41,6 +40,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from rankcast.errors import DeliveryError, TrustError, UnavailableError
 from rankcast.files import only_one, put_file
+from rankcast.release.http import HttpFetcher, checked_server, http_client, may_pass
 from rankcast.release.manifest import LARGEST_MANIFEST, Manifest, checked_sha256
 from rankcast.release.store import target_path
 
@@ -89,12 +89,15 @@ def trust_root(state_dir: Path, data: bytes, sha256: str | None = None) -> str:
         raise TrustError(f"This is no root signed by its own keys: {error}.") from error
     pinned = state_dir / _PINNED
     try:
-        if pinned.exists() and pinned.read_bytes() != data:
+        if not pinned.exists():
+            with only_one(state_dir / ".lock", "pinning a root", wait=True):
+                if not pinned.exists():
+                    put_file(pinned, data)
+        if pinned.read_bytes() != data:
             raise TrustError(
                 f"{state_dir} trusts another root already. Newer roots are fetched by themselves; "
                 f"for another publisher choose another folder."
             )
-        put_file(pinned, data)
     except OSError as error:
         raise DeliveryError(f"{state_dir} cannot be written: {error.strerror}.") from error
     return digest
@@ -120,7 +123,9 @@ def signed_source(
     Raises:
         DeliveryError: the root cannot be read, or the folder cannot be written.
         TrustError: no root, not the expected one, or another one than is pinned already.
+        ConfigError: a token or an address that cannot be one.
     """
+    client, server = http_client(token), checked_server(server_url)
     trusted = folder / "trust"
     if root is not None:
         try:
@@ -128,10 +133,7 @@ def signed_source(
         except OSError as error:
             raise DeliveryError(f"{root} cannot be read: {error.strerror}.") from error
         trust_root(trusted, data, root_sha256)
-    client, server = http_client(), server_url.rstrip("/")
-    if token is not None:
-        client.headers["Authorization"] = f"Bearer {token}"
-    return TufSource(f"{server}/metadata/", f"{server}/targets/", trusted, HttpFetcher(client))
+    return TufSource(f"{server}metadata/", f"{server}targets/", trusted, HttpFetcher(client))
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ class TufSource:
         pinned = self._pinned()
         with only_one(self.state_dir / ".lock", "refreshing"), _refusals(watched):
             folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("tmp*"):  # where a refresh was killed while it wrote
+                left.unlink()
             updater = Updater(
                 str(folder), self.metadata_url, target_base_url=self.targets_url, fetcher=watched,
                 config=_LIMITS, bootstrap=pinned,
@@ -273,45 +277,6 @@ class SeenReleases:
             ) from error
 
 
-CHUNK = 2**16
-"""Bytes read at a time: at most so many beyond the length that was allowed. Whoever reads stops at
-that length, however long a server goes on."""
-LONGEST_SILENCE_S = 30.0
-
-
-def http_client() -> httpx2.Client:
-    """Return a client for a device.
-
-    A slow link may take as long as it needs: what is bounded is the time without a single byte.
-    """
-    return httpx2.Client(timeout=httpx2.Timeout(LONGEST_SILENCE_S), follow_redirects=False)
-
-
-@dataclass(frozen=True, eq=False)
-class HttpFetcher(FetcherInterface):
-    """Files of a web server.
-
-    Attributes:
-        client: with timeouts, tokens and certificates as the device needs them.
-    """
-
-    client: httpx2.Client
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        plain = {"Accept-Encoding": "identity"}  # nothing grows while it is unpacked
-        try:
-            with self.client.stream("GET", url, headers=plain) as response:
-                if response.status_code != HTTPStatus.OK:
-                    raise DownloadHTTPError(
-                        f"{url}: HTTP status {response.status_code}", response.status_code
-                    )
-                yield from response.iter_raw(CHUNK)
-        except httpx2.TimeoutException as error:
-            raise SlowRetrievalError(f"{url}: no answer in time") from error
-        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-            raise DownloadError(f"{url}: {error}") from error
-
-
 _KEPT = "What the device already has stays in use."
 
 
@@ -356,12 +321,13 @@ def _of_download(error: DownloadError, file: str) -> DeliveryError:
             )
         case SlowRetrievalError():
             return UnavailableError(f"The server fell silent ({error}). {_KEPT} Try again later.")
-        case DownloadHTTPError() if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        case DownloadHTTPError() if may_pass(error.status_code):
             return UnavailableError(f"The server cannot answer now ({error}). {_KEPT} Try later.")
         case DownloadHTTPError():
+            absent = error.status_code == HTTPStatus.NOT_FOUND
+            lacks = "does not have" if absent else "did not hand out"
             return DeliveryError(
-                f"The server does not have {file} ({error}). {_KEPT} If that lasts, tell its "
-                f"operator."
+                f"The server {lacks} {file} ({error}). {_KEPT} If that lasts, tell its operator."
             )
     return UnavailableError(f"{file} could not be fetched ({error}). {_KEPT} Try again later.")
 
