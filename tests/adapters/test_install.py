@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.base_models import tiny_base
 from helpers.models import adapted, logits, tiny_model
-from rankcast.adapters.arrays import install
+from rankcast.adapters.arrays import in_full, install
 from rankcast.adapters.export import load_adapter, save_adapter
 from rankcast.adapters.fingerprint import (
     answers_alike,
     base_fingerprint,
+    base_tensors,
     check_base,
     logits_fingerprint,
 )
 from rankcast.codec.container import pack_at_exponent
+from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import ModelError
 from rankcast.packaging.pack import read_adapter
 
@@ -88,6 +91,18 @@ def test_fingerprint_is_that_of_the_frozen_weights_alone() -> None:
     assert base_fingerprint(changed) != plain
 
 
+def test_an_embedding_that_is_the_output_layer_counts_as_the_embedding() -> None:
+    """XLM-R's class for masked words registers its output layer first, and both are one tensor."""
+    import transformers as tf
+
+    masked = tiny_base(tf.XLMRobertaForMaskedLM, "xlm-roberta")
+    assert masked.lm_head.decoder.weight is masked.roberta.embeddings.word_embeddings.weight
+    assert base_fingerprint(masked) == base_fingerprint(masked.roberta)
+    names = [name for name, _ in base_tensors(masked)]
+    assert "embeddings.word_embeddings.weight" in names
+    assert len(names) == len(set(names)) == len(list(masked.roberta.parameters()))
+
+
 def test_logits_tell_whether_the_adapter_is_active(tmp_path: Path) -> None:
     adapter = adapted()
     fingerprint = logits_fingerprint(adapter.model)
@@ -108,3 +123,20 @@ def test_a_difference_needs_the_tensor_that_it_adds_to(tmp_path: Path) -> None:
     model.bert.pooler = None
     with pytest.raises(ModelError, match="pooler"):
         install(model, container.tensors(), header)
+
+
+def test_tensors_of_the_adapters_own_stay_its_own() -> None:
+    """Only differences are added to the base model's."""
+    model, name = tiny_model("bert"), "bert.pooler.dense.bias"
+    tensors = AdapterTensors(
+        (), (),
+        {name: np.ones(16, np.float32), "x": np.ones(2, np.float32), "y": np.ones(3, np.float32)},
+        {name: "difference", "x": "own", "y": "full"},
+    )  # fmt: skip
+    found = in_full(tensors, model)
+    assert found.carriage == {name: "full", "x": "own", "y": "full"}
+    assert np.array_equal(found.modules[name], model.bert.pooler.dense.bias.detach().numpy() + 1)
+    assert np.array_equal(found.modules["x"], [1, 1])
+    assert in_full(dataclasses.replace(tensors, carriage=found.carriage), model).modules is (
+        tensors.modules
+    )

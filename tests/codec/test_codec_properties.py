@@ -47,7 +47,7 @@ def test_every_prefix_decodes_to_the_weights_rounded_to_the_step_it_reaches(
                     )
                     for x in (f.left[:, k], f.right[k])
                 ]
-                block = decoder._state.groups[g][k]
+                block = decoder._states[0].groups[g][k]
                 exponent = reached[i] or 0
                 for strip, want in zip(block.strips, expected, strict=True):
                     np.testing.assert_array_equal(dequantise(strip.indices, exponent), want)

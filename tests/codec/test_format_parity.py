@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -38,32 +40,49 @@ def mass(low: float, high: float) -> float:
     return (math.erfc(low / math.sqrt(2)) - math.erfc(high / math.sqrt(2))) / 2
 
 
-def rounded(shares: Sequence[float]) -> list[int]:
-    return [max(1, math.floor(65536 * s + 0.5)) for s in shares]
+def rounded(shares: Sequence[float]) -> tuple[int, ...]:
+    return tuple(max(1, math.floor(65536 * s + 0.5)) for s in shares)
 
 
-def index_weights(c: int) -> list[int]:
+@functools.cache
+def index_weights(c: int) -> tuple[int, ...]:
     sigma = step(c - 11)
     tail = [mass((m - 0.5) / sigma, (m + 0.5) / sigma) for m in range(1, 13)]
     tail.append(mass(12.5 / sigma, math.inf))
     return rounded([*tail[::-1], mass(-0.5 / sigma, 0.5 / sigma), *tail])
 
 
-def digit_weights(c: int, k: int) -> list[int]:
+@functools.cache
+def digit_weights(c: int, k: int) -> tuple[int, ...]:
     sigma = step(c - 11)
     masses = [mass((3 * k + d - 0.5) / sigma, (3 * k + d + 0.5) / sigma) for d in (-1, 0, 1)]
     shares = [m / sum(masses) if sum(masses) else 0.0 for m in masses]
     return rounded([7 / 8 * s + 1 / 24 for s in shares] if k == 3 else shares)
 
 
-def near_weights(p: int, n: int, f: int) -> list[int]:
+@functools.cache
+def near_weights(p: int, n: int, f: int) -> tuple[int, ...]:
     weights = []
     for s in range(n):
         w = 65536.0
         for _ in range(abs(s - p)):
             w *= FALLS[f]
         weights.append(max(1, int(w)))
-    return weights
+    return tuple(weights)
+
+
+@functools.cache
+def edges_of(weights: tuple[int, ...]) -> list[int]:
+    total, scale, edges = 0.0, (2**24 - len(weights)) / float(sum(weights)), []
+    for i, w in enumerate(weights):
+        edges.append(i + math.floor(total * scale))
+        total += w
+    return [*edges, 2**24]
+
+
+@functools.cache
+def even_edges(n: int) -> list[int]:
+    return [i * (2**24 // n) for i in range(n)] + [2**24]
 
 
 class Coder:
@@ -81,19 +100,13 @@ class Coder:
             self.state = self.state << 32 | self.words.pop()
         return i
 
-    def weighted(self, weights: list[int]) -> int:
-        n, total, scale = len(weights), 0.0, (2**24 - len(weights)) / float(sum(weights))
-        edges = []
-        for i, w in enumerate(weights):
-            edges.append(i + math.floor(total * scale))
-            total += w
-        assert len(edges) == n
-        return self.take([*edges, 2**24])
+    def weighted(self, weights: tuple[int, ...]) -> int:
+        return self.take(edges_of(weights))
 
     def uniform(self, n: int) -> int:
         if n == 1:
             return 0
-        return self.take([i * (2**24 // n) for i in range(n)] + [2**24])
+        return self.take(even_edges(n))
 
 
 def shift(d_out: int, d_in: int) -> int:
@@ -109,34 +122,83 @@ class Strip:
 
 
 class Block:
-    def __init__(self, widths: Sequence[int], paired: int | None) -> None:
+    def __init__(
+        self, widths: Sequence[int], paired: int | None, own: bool = False, n_whole: int = 0
+    ) -> None:
         self.strips = [Strip(w) for w in widths]
         self.shift = paired
+        self.own, self.n_whole = own, n_whole
+        self.centre = np.float32(0)
+        self.whole: list[int] = []
         self.e: int | None = None
         self.o = self.lead = 0
 
 
+def module_blocks(module: Sequence[Any], segment: int | None) -> list[Block]:
+    _, carriage, shape, *dtype = module
+    count, width = math.prod(shape), shape[-1] if shape else 1
+    if dtype:
+        limit = segment or count or 1
+        sizes = [min(limit, count - start) for start in range(0, count, limit)] or [0]
+        return [Block((), None, n_whole=n) for n in sizes]
+    own = carriage == "own"
+    if own and not 64 <= width <= 4096:
+        width = 256
+    widths = [min(width, count - start) for start in range(0, count, width)] if count else []
+    each = max(segment // width, 1) if segment and count > segment else len(widths) or 1
+    starts = range(0, len(widths), each) or range(1)
+    return [Block(widths[start : start + each], None, own) for start in starts]
+
+
 class Stream:
     def __init__(self, header: dict[str, Any]) -> None:
-        self.groups = [
-            [Block((d_out, d_in), shift(d_out, d_in)) for _ in range(rank)]
-            for _, _, _, d_in, d_out, rank in header["projections"]
-        ]
-        for _, _, shape in header["modules"]:
-            self.groups.append([Block([shape[-1]] * math.prod(shape[:-1]), None)])
+        limit = header.get("segment")
+        self.groups, sizes = [], []
+        for _, _, _, d_in, d_out, rank in header["projections"]:
+            shifted = shift(d_out, d_in)
+            self.groups.append([Block((d_out, d_in), shifted) for _ in range(rank)])
+            sizes.append(rank * (d_in + d_out))
+        self.of_module = []
+        for module in header["modules"]:
+            blocks = module_blocks(module, limit)
+            self.of_module.append(blocks)
+            for b in blocks:
+                self.groups.append([b])
+                sizes.append(sum(len(s.q) for s in b.strips) + b.n_whole)
+        self.segments: list[list[list[Block]]] = [[]]
+        total = 0
+        for blocks, size in zip(self.groups, sizes, strict=True):
+            if limit and total and total + size > limit:
+                self.segments.append([])
+                total = 0
+            self.segments[-1].append(blocks)
+            total += size
 
     def add(self, chunk: bytes) -> None:
-        exponent, tables = struct.unpack_from("<hB", chunk)
-        coder, f = Coder(chunk[3:]), tables & 127
-        counts = [coder.uniform(len(blocks) + 1) for blocks in self.groups]
-        part = [b for blocks, n in zip(self.groups, counts, strict=True) for b in blocks[:n]]
+        n = len(self.segments)
+        if n == 1:
+            self.add_piece(self.segments[0], chunk)
+            return
+        at = 4 * n
+        for groups, length in zip(self.segments, struct.unpack_from(f"<{n}I", chunk), strict=True):
+            self.add_piece(groups, chunk[at : at + length])
+            at += length
+        assert at == len(chunk)
+
+    def add_piece(self, groups: list[list[Block]], piece: bytes) -> None:
+        exponent, tables = struct.unpack_from("<hB", piece)
+        coder, f = Coder(piece[3:]), tables & 127
+        counts = [coder.uniform(len(blocks) + 1) for blocks in groups]
+        part = [b for blocks, n in zip(groups, counts, strict=True) for b in blocks[:n]]
+        new = [b for b in part if b.e is None]
         if tables & 128:
             o, lead = 60, 0
-            for b in part:
-                if b.e is None:
-                    o = coder.weighted(near_weights(o, 121, f))
-                    lead = coder.weighted(near_weights(lead, 25, f))
-                    b.o, b.lead = o - 60, lead
+            for b in new:
+                o = coder.weighted(near_weights(o, 121, f))
+                lead = coder.weighted(near_weights(lead, 25, f))
+                b.o, b.lead = o - 60, lead
+        for b in new:
+            self.exact_numbers(b, coder)
         first = [b.lead if b.e is None else (b.e - exponent - b.o) // 6 - 1 for b in part]
         for t in range(max(first, default=-1), -1, -1):
             acting = [b for b, n in zip(part, first, strict=True) if n >= t]
@@ -145,6 +207,19 @@ class Stream:
                 b.e = exponent + b.o + 6 * t
         assert coder.state == 0
         assert not coder.words
+
+    def exact_numbers(self, b: Block, coder: Coder) -> None:
+        if b.own and coder.uniform(2):
+            high, low = coder.uniform(2**16), coder.uniform(2**16)
+            (b.centre,) = np.frombuffer(struct.pack("<I", high * 2**16 + low), "<f4")
+        if b.n_whole:
+            lowest = sum(coder.uniform(2**16) << 16 * i for i in range(4))
+            lowest -= (lowest >> 63) * 2**64
+            bits = coder.uniform(65)
+            b.whole = [lowest] * b.n_whole
+            for done in range(0, bits, 16):
+                for i in range(b.n_whole):
+                    b.whole[i] += coder.uniform(2 ** min(16, bits - done)) << done
 
     def one_pass(self, acting: list[Block], coder: Coder, f: int) -> None:
         before = 6
@@ -186,10 +261,13 @@ class Stream:
 
 def chunks_of(data: bytes) -> Iterator[Any]:
     magic, version, length = struct.unpack_from("<8sHI", data)
-    assert (magic.hex(), version) == ("8952434153540d0a", 1)
+    assert magic.hex() == "8952434153540d0a"
     end = 14 + length
     assert hashlib.sha256(data[:end]).digest() == data[end : end + 32]
     header = json.loads(zlib.decompress(data[14:end]))
+    kinds = {(module[1], len(module), 0 in module[2]) for module in header["modules"]}
+    plain = kinds <= {("full", 3, False), ("difference", 3, False)}
+    assert version == (1 if plain and not {"config", "segment"} & header.keys() else 2)
     yield header
     at = end + 32
     for n, digest, _, _ in header["chunks"]:
@@ -221,8 +299,35 @@ def with_outliers(seed: int) -> Container:
     return Container(header_of(tensors, chunks), tuple(chunks))
 
 
+def with_tensors_of_its_own(seed: int) -> Container:
+    """Return a file of several segments with every kind of tensor, some larger than a segment."""
+    rng = np.random.default_rng(seed)
+    tensors = random_adapter(seed, ((12, 8), (8, 30)), (3, 0))
+    normal = {
+        name: (centre + size * rng.normal(size=shape)).astype(np.float32)
+        for name, shape, centre, size in (
+            ("a.weight", (70, 1), 0.0, 1.0), ("b.weight", (3, 2, 65), 0.0, 1e-3),
+            ("c.magnitude", (300,), 7.0, 0.05), ("d.number", (), 3.0, 0.0),
+            ("e.none", (2, 0), 0.0, 0.0), ("f.zeros", (5,), 0.0, 0.0),
+            ("g.head", (9, 7), 0.0, 20.0),
+        )
+    }  # fmt: skip
+    whole = {
+        "h.places": rng.integers(-(2**62), 2**62, size=(9, 11)),
+        "i.mask": rng.integers(0, 2, size=(150,)).astype(bool),
+        "j.same": np.full((3,), -7, dtype=np.int8),
+        "k.none": np.zeros((0,), dtype=np.int64),
+    }
+    modules = normal | whole
+    carriage = dict.fromkeys(modules, "own") | {"g.head": "full"}
+    tensors = dataclasses.replace(
+        tensors, modules=modules, carriage=carriage, config={"use_dora": True}
+    )
+    return packed(tensors, n_steps=3, segment=100)
+
+
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("make", [small, with_outliers])
+@pytest.mark.parametrize("make", [small, with_outliers, with_tensors_of_its_own])
 def test_a_decoder_made_from_the_specification_reads_every_prefix(make: Any, seed: int) -> None:
     container = make(seed)
     header, *chunks = chunks_of(container.to_bytes())
@@ -239,13 +344,20 @@ def test_a_decoder_made_from_the_specification_reads_every_prefix(make: Any, see
             assert len(columns) == f.rank
             for k, column in enumerate(columns):
                 np.testing.assert_array_equal(column, f.left[:, k])
-        for g, (name, _, shape) in enumerate(header["modules"], start=len(ours.factors)):
-            (block,) = stream.groups[g]
-            if block.e is None:
+        for (name, _, shape, *dtype), blocks in zip(
+            header["modules"], stream.of_module, strict=True
+        ):
+            if all(block.e is None for block in blocks):
                 assert name not in ours.modules
                 continue
-            values = np.float32(step(block.e)) * np.array([s.q for s in block.strips], np.float32)
-            np.testing.assert_array_equal(values.reshape(shape), ours.modules[name])
+            values: list[Any] = []
+            for block in blocks:
+                indices = [q for strip in block.strips for q in strip.q]
+                weights = np.float32(step(block.e or 0)) * np.array(indices, np.float32)
+                values += block.whole or (weights + block.centre).tolist()
+            expected = np.array(values, dtype[0] if dtype else np.float32).reshape(shape)
+            np.testing.assert_array_equal(expected, ours.modules[name])
+            assert expected.dtype == ours.modules[name].dtype
 
 
 def test_the_weights_are_those_that_the_format_fixes() -> None:

@@ -21,6 +21,7 @@ from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.codec.formats.gguf import permuted, write_gguf
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import CodecError, ConfigError
+from rankcast.records import Projection
 from studies.baselines.canonical import balance
 
 
@@ -118,3 +119,33 @@ def test_sorted_factors_serve_as_well(tmp_path: Path) -> None:
         if name.endswith("lora_a"):
             b = name.replace("lora_a", "lora_b")
             np.testing.assert_allclose(one[b] @ one[name], other[b] @ other[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tied", "is_refused"),
+    [
+        ("llama", True, True), ("llama", False, False), ("llama", None, False),
+        ("qwen2", None, False), ("qwen3", True, True), ("phi3", None, False),
+        ("gpt2", None, True), ("gpt2", False, False),
+        ("gemma", None, True), ("gemma2", None, True),
+    ],
+)  # fmt: skip
+def test_an_output_layer_that_is_the_embedding_has_no_adapter(
+    kind: str, tied: bool | None, is_refused: bool, tmp_path: Path
+) -> None:
+    """Defaults are those of the classes: `transformers` writes only what differs from them."""
+    lm_head = Projection("lm_head", 0, "lm_head", 4, 9)
+    factors = Factors(np.ones((9, 2), np.float32), np.ones((2, 4), np.float32))
+    tensors = AdapterTensors((lm_head,), (factors,), {}, {})
+    config = {"model_type": kind, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if tied is not None:
+        config["tie_word_embeddings"] = tied
+    path = tmp_path / "a.gguf"
+    if is_refused:
+        with pytest.raises(CodecError, match=r"lm_head.* tied .*merged weights"):
+            write_gguf(tensors, path, config)
+        assert not path.exists()
+    else:
+        assert set(read(write_gguf(tensors, path, config))[1]) == {
+            "output.weight.lora_a", "output.weight.lora_b",
+        }  # fmt: skip

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rankcast.codec.chunks import Decoder, encode
 from rankcast.codec.container import load
-from rankcast.codec.tensors import AdapterTensors
+from rankcast.codec.tensors import AdapterTensors, Factors
 
 FOLDER = Path(__file__).parents[1] / "data" / "format_1"
 
@@ -51,3 +53,25 @@ def test_what_was_measured_of_an_old_file_is_read() -> None:
     assert header.base.fingerprint.startswith("2c8549f984c4315d")
     assert header.fingerprint is not None
     assert sorted(header.fingerprint) == ["input_ids", "logits"]
+
+
+@pytest.mark.parametrize("name", ["plain.rcast", "measured.rcast"])
+def test_what_was_decoded_is_coded_again_in_the_same_bytes(name: str) -> None:
+    """An encoder of today writes what version 0.1.0 wrote, as files of format 1."""
+    container = load(FOLDER / name)
+    decoder = Decoder(container.header)
+    plans = [decoder.add(chunk) for chunk in container.chunks]
+    groups = decoder._states[0].groups
+    offsets = [np.array([block.offset for block in blocks]) for blocks in groups]
+    tensors = decoder.tensors()
+    ranks = container.header.ranks
+    padded = tuple(
+        Factors(
+            np.pad(f.left, ((0, 0), (0, rank - f.rank))),
+            np.pad(f.right, ((0, rank - f.rank), (0, 0))),
+        )
+        for f, rank in zip(tensors.factors, ranks, strict=True)
+    )
+    again = replace(tensors, factors=padded)
+    assert encode(again, plans, offsets) == list(container.chunks)
+    assert container.to_bytes()[8:10] == b"\1\0"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import strategies as st
 
 from rankcast.codec.chunks import ChunkPlan, encode
 from rankcast.codec.container import Container
-from rankcast.codec.header import BaseModel, Header
+from rankcast.codec.header import SEGMENT, BaseModel, Header
 from rankcast.codec.packing import block_offsets, chunk_plans
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.records import Projection
@@ -38,14 +40,17 @@ def random_adapter(
     )
 
 
-def header_of(tensors: AdapterTensors, chunks: list[bytes]) -> Header:
-    return Header.of(tensors, chunks, BaseModel("tiny", "0" * 64), {"task_type": "SEQ_CLS"})
+def header_of(tensors: AdapterTensors, chunks: list[bytes], segment: int = SEGMENT) -> Header:
+    base = BaseModel("tiny", "0" * 64)
+    return Header.of(tensors, chunks, base, {"task_type": "SEQ_CLS"}, segment)
 
 
-def packed(tensors: AdapterTensors, finest: int = -24, n_steps: int = 2) -> Container:
+def packed(
+    tensors: AdapterTensors, finest: int = -24, n_steps: int = 2, segment: int = SEGMENT
+) -> Container:
     plans = chunk_plans(tensors, finest, n_steps=n_steps)
-    chunks = encode(tensors, plans, block_offsets(tensors))
-    return Container(header_of(tensors, chunks), tuple(chunks))
+    chunks = encode(tensors, plans, block_offsets(tensors, finest=finest), segment)
+    return Container(header_of(tensors, chunks, segment), tuple(chunks))
 
 
 @st.composite
@@ -71,3 +76,34 @@ def adapters_and_ladders(draw: st.DrawFn) -> tuple[AdapterTensors, list[ChunkPla
         ladder.append(ChunkPlan(exponent, counts))
         exponent -= 6 * draw(st.integers(0, 2))
     return tensors, ladder
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> AdapterTensors:
+    """Draw projections and tensors of every carriage, shape and kind of number."""
+    n = draw(st.integers(0, 3))
+    widths = tuple((draw(st.integers(1, 40)), draw(st.integers(1, 40))) for _ in range(n))
+    ranks = tuple(draw(st.integers(0, min(4, *w))) for w in widths)
+    tensors = random_adapter(draw(st.integers(0, 2**31)), widths, ranks)
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    modules, carriage = {}, {}
+    shapes = st.one_of(
+        st.lists(st.integers(0, 5), max_size=5).map(tuple),
+        st.sampled_from([(300,), (300, 1), (2, 70), (1, 1, 90)]),
+    )
+    for i in range(draw(st.integers(0 if any(ranks) else 1, 4))):
+        name, shape = f"m{i}.weight", draw(shapes)
+        carriage[name] = draw(st.sampled_from(["own", "full", "difference"]))
+        kind = draw(st.sampled_from(["normal", "constant", "zero", "int64", "int8", "bool"]))
+        size = 10.0 ** draw(st.floats(-4, 2))
+        if kind in ("int64", "int8"):
+            ends = np.iinfo(kind)
+            values = rng.integers(ends.min, ends.max, size=shape, dtype=kind, endpoint=True)
+        elif kind == "bool":
+            values = rng.integers(0, 2, size=shape).astype(bool)
+        else:
+            drawn = {"normal": rng.normal(size=shape), "constant": np.ones(shape)}
+            values = size * drawn.get(kind, np.zeros(shape))
+            values = np.asarray(values + draw(st.sampled_from([0, 0, 1])), dtype=np.float32)
+        modules[name] = np.asarray(values)
+    return replace(tensors, modules=modules, carriage=carriage, config={"use_dora": True})

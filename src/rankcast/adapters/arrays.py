@@ -109,16 +109,20 @@ def in_full(tensors: AdapterTensors, model: nn.Module) -> AdapterTensors:
     Raises:
         ModelError: the base model lacks such a tensor, or has it in another shape.
     """
+    relative = [name for name, how in tensors.carriage.items() if how == "difference"]
+    if not relative:
+        return tensors
     own, modules = tensors_by_name(model), dict(tensors.modules)
-    for name, values in tensors.modules.items():
-        if tensors.carriage[name] == "difference":
-            if name not in own or tuple(own[name].shape) != values.shape:
-                raise ModelError(
-                    f"The adapter adds {values.shape} numbers to {name}, which this model lacks or "
-                    f"has in another shape; load the base model that the adapter names."
-                )
-            modules[name] = np.asarray(array_of(own[name]) + values, np.float32)
-    return replace(tensors, modules=modules, carriage=dict.fromkeys(modules, "full"))
+    for name in relative:
+        values = modules[name]
+        if name not in own or tuple(own[name].shape) != values.shape:
+            raise ModelError(
+                f"The adapter adds {values.shape} numbers to {name}, which this model lacks or "
+                f"has in another shape; load the base model that the adapter names."
+            )
+        modules[name] = np.asarray(array_of(own[name]) + values, np.float32)
+    carriage = {**tensors.carriage, **dict.fromkeys(relative, "full")}
+    return replace(tensors, modules=modules, carriage=carriage)
 
 
 def array_of(tensor: Tensor) -> Float32Array:

@@ -57,8 +57,9 @@ def export_lora(
             factors.append(Factors(array_of(adapter.scale * P[:, :r] * lam[:r]), array_of(Q[:r])))
     modules = {name: array_of(tensor) for name, tensor in adapter.extra_tensors().items()}
     projections = adapter.layout.projections
+    saved = {"modules_to_save": sorted(adapter.extra_modules())} if modules else {}
     return write_peft(
-        AdapterTensors(projections, tuple(factors), modules, dict.fromkeys(modules, "full")),
+        AdapterTensors(projections, tuple(factors), modules, dict.fromkeys(modules, "full"), saved),
         directory,
         base_model_name=base_model_name or _base_name(adapter),
         task_type=_task_type(adapter),

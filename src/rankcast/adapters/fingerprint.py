@@ -50,13 +50,22 @@ def check_base(model: nn.Module, expected: str | None, name: str | None) -> None
 
 
 def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the frozen parameters below the model's prefix by their names without adapters."""
+    """Yield the frozen parameters below the model's prefix by their names without adapters.
+
+    Those that share their numbers (tied embeddings) come once, under the first name below it.
+    """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
     prefix = getattr(base, "base_model_prefix", "")
     inside = f"{prefix}." if prefix and hasattr(base, prefix) else ""
-    for name, tensor in base.named_parameters():
-        if not name.startswith(inside) or any(part in name for part in _ADDED):
+    seen: set[int] = set()
+    for name, tensor in base.named_parameters(remove_duplicate=False):
+        if (
+            not name.startswith(inside)
+            or any(part in name for part in _ADDED)
+            or id(tensor) in seen
+        ):
             continue
+        seen.add(id(tensor))
         plain = name.removeprefix(inside)
         yield plain.replace(".base_layer.", ".").replace(".original_module.", "."), tensor
 

@@ -15,11 +15,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
 from rankcast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rankcast.codec.header import Header
+    from rankcast.codec.tensors import AdapterTensors
 
 INTERRUPTED = 130
 """Exit status of a command that was asked to stop."""
@@ -49,6 +53,20 @@ def logs_json(log_format: LogFormat, stream: TextIO | None = None) -> bool:
 def print_json(plain: Any) -> None:
     """Print a result for machines."""
     print(json.dumps(plain, indent=2))
+
+
+def mean_rank(tensors: AdapterTensors) -> float | None:
+    """Return the mean rank of an adapter's projections; None if it has none."""
+    return float(tensors.ranks.mean()) if len(tensors.ranks) else None
+
+
+def why_general(header: Header) -> str | None:
+    """Return why an adapter is in general form; None if it is low-rank."""
+    if "peft_type" not in header.config:
+        return None
+    from rankcast.codec.formats.peft_config import general_words
+
+    return general_words(header.config, {m.name: m.shape for m in header.modules})
 
 
 def refuse_both(**options: Any) -> None:

@@ -47,8 +47,8 @@ class _DeviceOptions:
     base_fingerprint: str | None = None
     """Fingerprint of the base model on this device, 64 hexadecimal digits."""
     base_model: Path | None = None
-    """Folder of the base model: to take the fingerprint from (needs torch), for gguf, and where a
-    module travels as a difference."""
+    """Folder of the base model: to take the fingerprint from (without torch for most families),
+    for gguf, and where a module travels as a difference."""
     format: Literal["peft", "vllm", "gguf", "rcast"] = "peft"
     """Format to write: peft is a LoRA with a rank for each projection, vllm is padded to one rank,
     gguf is for llama.cpp, rcast is the file as it came."""
@@ -106,7 +106,7 @@ class _DeviceOptions:
             self.server, self.folder, token=token, root=self.root, root_sha256=self.root_sha256
         )
         return sync.EdgeClient(
-            self.server, self.adapter, self._fingerprint(), self.folder, source,
+            self.server, self.adapter, self._fingerprints(), self.folder, source,
             self._activator(), settings=settings, token=token,
         )  # fmt: skip
 
@@ -130,28 +130,23 @@ class _DeviceOptions:
         except UnicodeError as error:
             raise ConfigError(f"{self.token_file} holds no token: it is not text.") from error
 
-    def _fingerprint(self) -> str:
-        """Return the base model's fingerprint.
+    def _fingerprints(self) -> Sequence[str]:
+        """Return the base model's fingerprint, or those that it may have.
 
         Raises:
-            ConfigError: neither it nor the model is named, or the folder holds no model.
+            ConfigError: neither it nor the model is named.
+            ModelError: the folder holds no whole model.
         """
         if self.base_fingerprint is not None:
-            return self.base_fingerprint
+            return [self.base_fingerprint]
         if self.base_model is None:
             raise ConfigError(
                 "Which base model has this device? Give --base-fingerprint, or its folder with "
                 "--base-model."
             )
-        import transformers
+        from rankcast.packaging.base_model import base_fingerprints_of_folder
 
-        from rankcast.adapters.fingerprint import base_fingerprint
-
-        try:
-            model = transformers.AutoModel.from_pretrained(self.base_model)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.base_model} holds no base model ({error}).") from error
-        return base_fingerprint(model)
+        return base_fingerprints_of_folder(self.base_model)
 
     def _activator(self) -> Activator:
         from rankcast.codec.formats.gguf import read_base_config

@@ -40,8 +40,8 @@ class Export:
     prefix: bool = False
     """Accept a file that was cut short, and use the chunks that are complete."""
     base_model: Path | None = None
-    """Folder of the base model: for gguf (its config.json), for merged, and where a module travels
-    as a difference."""
+    """Folder of the base model: for gguf (its config.json), for merged, whose folder has to be new,
+    and where a module travels as a difference."""
     run_folder: OptionalRun = None
     """Folder of a trained run."""
     snr_db: float | None = None
@@ -70,9 +70,11 @@ class Export:
         used = whole if self.chunks is None else whole.prefix(self.chunks)
         tensors = export(used, self.format, self.output, base_model=self.base_model)
         what = {"gguf": "GGUF LoRA", "merged": "the model with the adapter merged in"}
+        method = str(tensors.config.get("peft_type", "LoRA"))
+        rank = f", mean rank {tensors.ranks.mean():.2f}" if tensors.projections else ""
         return (
-            f"{self.output}: {what.get(self.format, 'LoRA')}, of {len(used.chunks)} of "
-            f"{len(whole.header.chunks)} chunks, mean rank {tensors.ranks.mean():.2f}."
+            f"{self.output}: {what.get(self.format, method)}, of {len(used.chunks)} of "
+            f"{len(whole.header.chunks)} chunks{rank}."
         )
 
     def _export_run(self, folder: Path) -> str:

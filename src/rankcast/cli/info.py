@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from rankcast.cli.common import print_json
+from rankcast.cli.common import mean_rank, print_json, why_general
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,8 +48,15 @@ class Info:
             f"{self.file}: adapter of {header.base.name or 'a model that is not named'}, "
             f"{header.n_params:,} numbers, {len(container.chunks)} of {len(header.chunks)} chunks."
         )
+        reason = why_general(header)
+        if reason is not None:
+            console.print(
+                f"{header.config['peft_type']} in general form because {reason}: "
+                f"{len(header.modules)} tensors."
+            )
         console.print(_ladder_table(container, ladder))
-        console.print(_rank_table(container, ranks))
+        if header.projections:
+            console.print(_rank_table(container, ranks))
         return 0
 
 
@@ -60,7 +68,7 @@ def _ladder(container: Container) -> list[dict[str, Any]]:
             "bytes": len(chunk),
             "bits_so_far": 8 * prefix.n_bytes,
             "step_exponent": plan.exponent,
-            "mean_rank": float(tensors.ranks.mean()),
+            "mean_rank": mean_rank(tensors),
             "loss": prefix.loss,
             "accuracy": prefix.accuracy,
         }
@@ -81,9 +89,12 @@ def _described(
     """Return everything for machines."""
     header = container.header
     chunk_bytes = sum(map(len, container.chunks))
+    reason = why_general(header)
     return {
         "base_model": header.base.name,
         "base_fingerprint": header.base.fingerprint,
+        "form": "low-rank" if reason is None else "general",
+        "general_because": reason,
         "n_params": header.n_params,
         "header_bytes": container.n_bits // 8 - chunk_bytes,
         "task": dict(header.task),
@@ -108,7 +119,7 @@ def _ladder_table(container: Container, ladder: list[dict[str, Any]]) -> Table:
             f"{row['bytes']:,}",
             f"{row['bits_so_far']:,}",
             f"{container.header.float32_bits / row['bits_so_far']:.0f}",
-            f"{row['mean_rank']:.2f}",
+            "–" if row["mean_rank"] is None else f"{row['mean_rank']:.2f}",
             "–" if loss is None else f"{loss:.3f}",
             "–" if accuracy is None else f"{accuracy:.1%}",
         )
@@ -126,10 +137,11 @@ def _rank_table(container: Container, ranks: list[int]) -> Table:
     table.add_column("layer", justify="right")
     for kind in kinds:
         table.add_column(kind, justify="right")
-    packed = {
-        (p.layer, p.kind): f"{rank}/{most}"
-        for p, rank, most in zip(header.projections, ranks, header.ranks, strict=True)
-    }
+    packed: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)
+    for p, rank, most in zip(header.projections, ranks, header.ranks, strict=True):
+        packed[p.layer, p.kind].append((rank, most))
     for layer in sorted({p.layer for p in header.projections}):
-        table.add_row(str(layer), *(packed.get((layer, kind), "") for kind in kinds))
+        cells = (packed.get((layer, kind), ()) for kind in kinds)  # experts share one
+        row = ("/".join(str(sum(n)) for n in zip(*cell, strict=True)) for cell in cells)
+        table.add_row(str(layer), *row)
     return table

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from rankcast.cli.common import print_json
+from rankcast.cli.common import mean_rank, print_json, why_general
 from rankcast.errors import ConfigError
 from rankcast.files import put_file
 from rankcast.packaging.texts import Texts
+
+if TYPE_CHECKING:
+    from rankcast.codec.container import Container
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,12 @@ class Pack:
 
     rankcast pack runs/demo -o demo.rcast --measure
 
-    Takes runs of rankcast, and LoRA and AdaLoRA adapters that PEFT saved. Needs torch only to
-    measure. For the fewest bytes, rankcast qat comes first.
+    rankcast pack my-pissa-lora -o my.rcast --base-model models/llama
+
+    Takes runs of rankcast, and adapters of every kind that PEFT saved: LoRA and AdaLoRA as
+    factors, whose ranks shrink with the file; all others, and LoRAs that are more than factors, in
+    general form. What cannot be carried unchanged is refused. Needs torch only to measure. For the
+    fewest bytes, rankcast qat comes first.
     """
 
     adapter: tyro.conf.Positional[Path]
@@ -54,6 +61,11 @@ class Pack:
     measure: bool = False
     """Run the model: coarser steps where weights matter less, and in the file what loss and
     accuracy each prefix reaches on the validation texts. --texts implies it."""
+    initial_adapter: Path | None = None
+    """Folder of the adapter as it was before training. Where the initialisation changed the base
+    model (PiSSA, OLoRA, CorDA, LoRA-GA), the difference to it is packed."""
+    embeddings: bool = False
+    """Accept embeddings and output layers that were saved in full, which are most of a file."""
     texts: Annotated[Texts, tyro.conf.arg(name="")] = field(default_factory=Texts)
     json: bool = False
     """Print what was written as JSON."""
@@ -62,37 +74,62 @@ class Pack:
         """Write the file and print its size."""
         from rankcast.packaging.pack import pack
 
+        measure = self.measure or self.texts.texts is not None
+        on_hub = measure and not Path(self.texts.base_model or ".").is_dir()
         container = pack(
             self.adapter,
             quality=self.quality,
             budget_bits=self._budget_bits(),
             planned=self.planned,
-            measure=self.measure,
-            texts=None if self.texts.texts is None and not self.measure else self.texts,
+            measure=measure,
+            texts=self.texts if measure else None,
+            base_model=None if on_hub else self.texts.base_model,
+            initial_adapter=self.initial_adapter,
+            embeddings=self.embeddings,
         )
         put_file(self.output, container.to_bytes())
-        header, n_bits = container.header, container.n_bits
-        smaller, mean_rank = header.float32_bits / n_bits, float(container.tensors().ranks.mean())
         if self.json:
-            print_json(
-                {
-                    "file": str(self.output),
-                    "bits": n_bits,
-                    "bits_in_float32": header.float32_bits,
-                    "times_smaller": smaller,
-                    "chunks": len(container.chunks),
-                    "mean_rank": mean_rank,
-                    "loss": header.chunks[-1].loss,
-                    "accuracy": header.chunks[-1].accuracy,
-                }
-            )
+            print_json(self._described(container))
         else:
-            print(
-                f"{self.output}: {n_bits // 8:,} bytes in {len(container.chunks)} chunks, "
-                f"{smaller:.0f} times smaller than float32, mean rank {mean_rank:.2f}. "
-                f"See rankcast info {self.output}"
-            )
+            print(self._words(container))
         return 0
+
+    def _described(self, container: Container) -> dict[str, Any]:
+        """Return what was written, for machines."""
+        from rankcast.packaging.pack import given_bits
+
+        header, given = container.header, given_bits(self.adapter)
+        reason = why_general(header)
+        return {
+            "file": str(self.output),
+            "form": "low-rank" if reason is None else "general",
+            "general_because": reason,
+            "bits": container.n_bits,
+            "bits_in_float32": header.float32_bits,
+            "bits_given": None if given is None else given[1],
+            "times_smaller": header.float32_bits / container.n_bits,
+            "chunks": len(container.chunks),
+            "tensors": len(header.modules),
+            "mean_rank": mean_rank(container.tensors()),
+            "loss": header.chunks[-1].loss,
+            "accuracy": header.chunks[-1].accuracy,
+        }
+
+    def _words(self, container: Container) -> str:
+        """Return what was written, for people."""
+        from rankcast.packaging.pack import given_bits
+
+        header, n_bits, given = container.header, container.n_bits, given_bits(self.adapter)
+        smaller = f"{header.float32_bits / n_bits:.0f} times smaller than float32"
+        if given is not None:
+            smaller = f"{given[1] / n_bits:.0f} times smaller than {given[0]}, {smaller}"
+        size = f"{n_bits // 8:,} bytes in {len(container.chunks)} chunks, {smaller}"
+        reason = why_general(header)
+        if reason is None:
+            form = f"mean rank {mean_rank(container.tensors()):.2f}"
+        else:
+            form = f"packed in general form because {reason}: {len(header.modules)} tensors"
+        return f"{self.output}: {size}, {form}. See rankcast info {self.output}"
 
     def _budget_bits(self) -> float | None:
         """Return how many bits the file may have; None if the options do not say.

@@ -33,6 +33,8 @@ class Publish(SigningOptions):
     rankcast publish runs/demo --name demo --store store --keys ~/keys --planner policy
     --snr-db -5 0 5 10 15
 
+    rankcast publish my.rcast --base-model models/llama --name demo --store store --keys ~/keys
+
     A folder is packed first, as rankcast pack does. Publishing the same again changes nothing. The
     store can be handed out by any web server; the keys make the difference.
     """
@@ -56,6 +58,9 @@ class Publish(SigningOptions):
     """Bandwidth of those links [Hz]; the run's own if left out."""
     deadline_s: float | None = None
     """Deadline of transfers over those links [s]; the run's own if left out."""
+    base_model: Path | None = None
+    """Folder of the base model, by whose fingerprint a release names it: for adapters of PEFT that
+    were packed without --base-model."""
     allow_new_base: bool = False
     """Accept another base model than that of the release before."""
     mqtt: str | None = None
@@ -68,7 +73,7 @@ class Publish(SigningOptions):
 
         if not self.files:
             raise ConfigError("Name what to publish: rankcast publish FILE.rcast --name NAME …")
-        refuse_both(planner=self.planner, allocator=self.allocator)
+        refuse_both(planner=self.planner, allocator=self.allocator, base_model=self.base_model)
         announce = self._announcer()
         keys, store = self.opened()
         if self.planner or self.allocator:
@@ -103,14 +108,23 @@ class Publish(SigningOptions):
         return 0
 
     def _as_they_are(self) -> list[Container]:
-        from rankcast.packaging.pack import load_or_pack
+        from rankcast.packaging.pack import load_or_pack, pack
 
         if self.snr_db or self.bandwidth_hz is not None or self.deadline_s is not None:
             raise ConfigError(
                 "--snr-db, --bandwidth-hz and --deadline-s say for which links to plan; say who "
                 "plans with --planner policy, --planner solver, or --allocator."
             )
-        return [load_or_pack(path) for path in self.files]
+        base = self.base_model
+        if base is None:
+            return [load_or_pack(path) for path in self.files]
+        from rankcast.codec.container import load
+        from rankcast.packaging.base_model import with_base
+
+        return [
+            pack(path, base_model=base) if path.is_dir() else with_base(load(path), base)
+            for path in self.files
+        ]
 
     def _planned(self) -> tuple[Sequence[Container], Sequence[Choice]]:
         """Return a file for each link, and what a policy or an allocator chose for which link."""

@@ -1,4 +1,4 @@
-"""`rankcast unpack`: a `.rcast` file, or what has arrived of it, becomes a LoRA for PEFT."""
+"""`rankcast unpack`: a `.rcast` file, or what has arrived of it, becomes an adapter for PEFT."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import tyro
 
+from rankcast.cli.common import mean_rank
+
 
 @dataclass(frozen=True)
 class Unpack:
-    """Write a file, or its first chunks, as a LoRA for PEFT.
+    """Write a file, or its first chunks, as an adapter for PEFT: a LoRA, or what it was.
 
     rankcast unpack demo.rcast -o adapters/demo
 
@@ -37,8 +39,13 @@ class Unpack:
         used = whole if self.chunks is None else whole.prefix(self.chunks)
         tensors = used.tensors()
         used.export("peft", self.output, tensors=tensors)
-        print(
-            f"{self.output}: plain LoRA of {len(used.chunks)} of {len(whole.header.chunks)} "
-            f"chunks, mean rank {tensors.ranks.mean():.2f}."
+        rank, chunks = (
+            mean_rank(tensors),
+            f"{len(used.chunks)} of {len(whole.header.chunks)} chunks",
         )
+        if rank is None:
+            form = f"general form ({tensors.config['peft_type']}), {len(tensors.shapes)} tensors"
+            print(f"{self.output}: {form} of {chunks}.")
+        else:
+            print(f"{self.output}: plain LoRA of {chunks}, mean rank {rank:.2f}.")
         return 0

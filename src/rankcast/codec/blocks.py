@@ -1,8 +1,8 @@
 """Blocks of weights: what has arrived of an adapter, and how the next chunk refines it.
 
-A *group* is a projection, or a tensor of a module that is sent in full. A *block* is what is
-refined together: a component of a projection, or a whole tensor. A *strip* is a run of weights with
-one spread: a column of a left factor, a row of a right one, a row of a tensor.
+A *group* is a projection, or a tensor beside the projections (`layout` says how they are cut). A
+*block* is what is refined together: a component of a projection, or a tensor. A *strip* is a run of
+weights with one spread: a column of a left factor, a row of a right one, a row of a tensor.
 
 A chunk says of each group how many of its blocks take part (the ranks) and to which step exponent
 it brings them (the precision). Blocks that were absent appear; blocks that were coarser gain
@@ -31,6 +31,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rankcast.codec.entropy_model import (
     CONTEXTS,
@@ -54,6 +55,8 @@ from rankcast.codec.quantiser import (
 )
 from rankcast.errors import CodecError
 
+WholeNumbers = NDArray[np.int64]
+
 LARGEST_OFFSET = 60
 _TYPICAL_CLASS = 6
 MOST_LEAD = 24
@@ -62,6 +65,8 @@ _APPEARS_BELOW = 2.5
 """Root mean square in steps of the widest strip of a block at which it appears."""
 _LENGTHS = 25
 """Bits that an excess may have."""
+_LIMB = 16
+"""Bits of numbers that are coded exactly, at a time."""
 
 
 class SymbolCoder(Protocol):
@@ -84,16 +89,20 @@ class GroupShape:
         blocks: components of a projection; 1 for a tensor.
         widths: length of each strip of a block: (d_out, d_in), or the row length for every row.
         paired: whether the two strips of a block are the factors of a component.
+        own: whether this is a tensor of the adapter's own, whose weights may have a centre.
+        whole: whole numbers, which are in no strip and coded exactly.
     """
 
     blocks: int
     widths: tuple[int, ...]
     paired: bool = False
+    own: bool = False
+    whole: int = 0
 
     @property
     def size(self) -> int:
         """Numbers in the group."""
-        return self.blocks * sum(self.widths)
+        return self.blocks * sum(self.widths) + self.whole
 
 
 @dataclass(eq=False, slots=True)
@@ -121,6 +130,8 @@ class Block:
         offset: what is added to a chunk's exponent to give the block's.
         lead: digits that follow at once when the block appears.
         finest: exponent of the goals of an encoder.
+        centre: what is added to the weights.
+        whole: whole numbers.
     """
 
     strips: tuple[Strip, ...]
@@ -128,11 +139,13 @@ class Block:
     offset: int = 0
     lead: int = 0
     finest: int | None = None
+    centre: np.float32 = field(default_factory=np.float32)
+    whole: WholeNumbers | None = None
 
 
 @dataclass(eq=False)
 class StreamState:
-    """Every block of an adapter, by group.
+    """Every block of a segment, by group.
 
     Attributes:
         shapes: of the groups.
@@ -158,13 +171,34 @@ class StreamState:
             for block in self.groups[g][:count]:
                 yield g, block
 
-    def values(self, group: int) -> list[list[Float32Array]]:
-        """Return the weights of each strip of each received block of a group."""
+    def components(self, group: int) -> list[list[Float32Array]]:
+        """Return the weights of both strips of each received block of a projection."""
         return [
             [dequantise(strip.indices, block.exponent) for strip in block.strips]
             for block in self.groups[group]
             if block.exponent is not None
         ]
+
+    def tensor(self, group: int) -> NDArray[Any] | None:
+        """Return the numbers of a tensor in a row; None if it has not been received.
+
+        Raises:
+            CodecError: numbers beyond float32, which no encoder makes.
+        """
+        (block,) = self.groups[group]
+        if block.exponent is None:
+            return None
+        if block.whole is not None:
+            return block.whole
+        indices = [strip.indices for strip in block.strips] or [np.zeros(0, dtype=np.int32)]
+        weights = dequantise(np.concatenate(indices), block.exponent)
+        if not block.centre:
+            return weights
+        with np.errstate(over="ignore"):
+            weights += block.centre
+        if not np.isfinite(weights).all():
+            raise CodecError("A chunk gives a tensor weights that are not finite.")
+        return weights
 
 
 @lru_cache(maxsize=4096)
@@ -237,8 +271,14 @@ def code_blocks(
         offsets: whether offsets and lead digits of new blocks are coded.
     """
     chosen = list(state.chosen(counts))
+    new = [(g, block) for g, block in chosen if block.exponent is None]
     if offsets:
-        _code_offsets([block for _, block in chosen if block.exponent is None], coder)
+        _code_offsets([block for _, block in new], coder)
+    for g, block in new:
+        if state.shapes[g].own:
+            block.centre = code_centre(coder, block.centre)
+        if state.shapes[g].whole:
+            block.whole = code_whole(coder, block.whole, state.shapes[g].whole)
     first = [
         block.lead
         if block.exponent is None
@@ -416,3 +456,40 @@ def code_excess(coder: SymbolCoder, values: Indices | None, count: int) -> Indic
             value = 2 * value + bit
         coded.append(value - 1)
     return np.array(coded, dtype=np.int32)
+
+
+def code_centre(coder: SymbolCoder, centre: np.float32) -> np.float32:
+    """Code a float32, which is mostly 0.
+
+    Raises:
+        CodecError: not finite.
+    """
+    bits = int(np.asarray(centre, dtype=np.float32).view(np.uint32))
+    if not code_uniform(coder, np.array([bits != 0], dtype=np.int32), 1, 2)[0]:
+        return np.float32(0)
+    limbs = np.array([bits >> _LIMB, bits % 2**_LIMB], dtype=np.int32)
+    high, low = code_uniform(coder, limbs, 2, 2**_LIMB).tolist()
+    result = np.uint32(high << _LIMB | low).view(np.float32)
+    if not np.isfinite(result):
+        raise CodecError("A chunk gives a tensor a centre that is not finite.")
+    return result
+
+
+def code_whole(coder: SymbolCoder, values: WholeNumbers | None, count: int) -> WholeNumbers:
+    """Code whole numbers of 64 bits: the lowest, then what each has above it."""
+    low = 0 if values is None else int(values.min())
+    span = 0 if values is None else int(values.max()) - low
+    parts = [low >> shift & 2**_LIMB - 1 for shift in range(0, 64, _LIMB)]
+    parts = code_uniform(coder, np.array(parts, dtype=np.int32), 4, 2**_LIMB).tolist()
+    lowest = np.uint64(sum(part << _LIMB * i for i, part in enumerate(parts)))
+    (bits,) = code_uniform(coder, np.array([span.bit_length()], dtype=np.int32), 1, 65).tolist()
+    above = None if values is None else values.view(np.uint64) - lowest
+    result = np.zeros(count, dtype=np.uint64)
+    for shift in range(0, bits, _LIMB):
+        size = 2 ** min(_LIMB, bits - shift)
+        limbs = None
+        if above is not None:
+            limbs = (above >> np.uint64(shift) & np.uint64(size - 1)).astype(np.int32)
+        limbs = code_uniform(coder, limbs, count, size)
+        result |= limbs.astype(np.uint64) << np.uint64(shift)
+    return (result + lowest).view(np.int64)

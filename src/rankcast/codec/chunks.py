@@ -4,24 +4,28 @@
 into chunks; `Decoder` takes chunks in order and gives, at any time, the adapter that those received
 amount to. What the symbols of a chunk say is in `blocks`.
 
-Bytes of a chunk: exponent (int16), table of differences (uint8: which of `FALLS`, plus 128 if
-offsets or lead digits of new blocks follow), then the symbols through constriction's ANS coder.
-That is a stack: the symbol coded last is read first. A writer therefore collects its symbols and
-codes them backwards when asked for bytes; a reader gets them in the order in which they were
-written.
+A chunk of an adapter of several segments (`layout`) is the lengths of their pieces (uint32 each)
+and the pieces; that of a small adapter is its one piece. Bytes of a piece: exponent (int16), table
+of differences (uint8: which of `FALLS`, plus 128 if offsets or lead digits of new blocks follow),
+then the symbols through constriction's ANS coder. That is a stack: the symbol coded last is read
+first. A writer therefore collects its symbols and codes them backwards when asked for bytes; a
+reader gets them in the order in which they were written.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rankcast.codec.blocks import (
+    Block,
     GroupShape,
     StreamState,
     code_blocks,
@@ -29,9 +33,11 @@ from rankcast.codec.blocks import (
     lead_digits,
 )
 from rankcast.codec.entropy_model import FALLS, ans, near_bits, near_model
-from rankcast.codec.header import Header
+from rankcast.codec.header import SEGMENT, Header, module_shapes
+from rankcast.codec.layout import Layout
 from rankcast.codec.quantiser import Float32Array, Indices, quantise
-from rankcast.codec.tensors import AdapterTensors, Factors, group_shapes, rows_of
+from rankcast.codec.spool import Collector
+from rankcast.codec.tensors import AdapterTensors, Carriage, Factors
 from rankcast.errors import CodecError
 from rankcast.records import IntArray
 
@@ -45,7 +51,7 @@ class ChunkPlan:
 
     Attributes:
         exponent: of the step to which it brings its blocks, before their offsets.
-        counts: blocks of each group that take part, the first ones: ranks, then 0 or 1 for each
+        counts: components of each projection that take part, the first ones, then 0 or 1 for each
             tensor.
     """
 
@@ -54,7 +60,10 @@ class ChunkPlan:
 
 
 def encode(
-    tensors: AdapterTensors, plans: Sequence[ChunkPlan], offsets: Sequence[IntArray] | None = None
+    tensors: AdapterTensors,
+    plans: Sequence[ChunkPlan],
+    offsets: Sequence[IntArray] | None = None,
+    segment: int = SEGMENT,
 ) -> list[bytes]:
     """Return the chunks of an adapter.
 
@@ -62,30 +71,133 @@ def encode(
         tensors: with the components of each projection in order of importance; see
             `Factors.balanced`, which makes one step fit both factors.
         plans: what each chunk brings, every one a refinement of those before it.
-        offsets: for each group an (n_blocks,) array of exponents that are added to the plans';
-            None for none.
+        offsets: for each component of a projection and for each tensor exponents that are added to
+            the plans'; None for none.
+        segment: numbers that are coded together; an adapter of more is cut into segments.
 
     Raises:
         CodecError: NaN or infinite weights, or plans that do not fit the adapter or do not refine.
     """
-    state, chunks = _with_goals(tensors, plans, offsets), []
-    sizes = [shape.blocks for shape in state.shapes]
+    ranks = tensors.ranks.tolist()
+    sizes = [*ranks, *(1 for _ in tensors.modules)]
     for plan in plans:
         fits = len(plan.counts) == len(sizes)
         if not fits or any(not 0 <= n <= m for n, m in zip(plan.counts, sizes, strict=True)):
             raise CodecError(f"A chunk counts {plan.counts} blocks where there are {sizes}.")
-        writer = SymbolWriter()
-        for n, size in zip(plan.counts, sizes, strict=True):
-            code_uniform(writer, np.array([n], dtype=np.int32), 1, size + 1)
-        new = [block for _, block in state.chosen(plan.counts) if block.exponent is None]
-        for block in new:
-            block.lead = lead_digits(block, plan.exponent + block.offset)
-        has_offsets = any(block.offset or block.lead for block in new)
-        code_blocks(state, plan.counts, plan.exponent, writer, offsets=has_offsets)
-        fall = writer.best_fall()
-        head = _HEAD.pack(plan.exponent, fall + _WITH_OFFSETS * has_offsets)
-        chunks.append(head + writer.to_bytes(fall))
-    return chunks
+    limit = segment if tensors.n_params > segment else None
+    layout = Layout.made(tensors.projections, ranks, module_shapes(tensors), limit)
+    numbers = _numbers(tensors, layout)
+    pieces = [
+        _encode_segment(layout, groups, islice(numbers, len(groups)), plans, offsets)
+        for groups in layout.segments
+    ]
+    return [_joined_pieces(of_chunk) for of_chunk in zip(*pieces, strict=True)]
+
+
+def _joined_pieces(pieces: Sequence[bytes]) -> bytes:
+    if len(pieces) == 1:
+        return pieces[0]
+    return struct.pack(f"<{len(pieces)}I", *map(len, pieces)) + b"".join(pieces)
+
+
+def _pieces_of(chunk: bytes, n: int) -> list[memoryview]:
+    """Return the pieces of a chunk.
+
+    Raises:
+        CodecError: their lengths do not add up to the chunk's.
+    """
+    if n == 1:
+        return [memoryview(chunk)]
+    table = struct.Struct(f"<{n}I")
+    lengths = table.unpack_from(chunk) if len(chunk) >= table.size else ()
+    if table.size + sum(lengths) != len(chunk):
+        raise CodecError(f"A chunk has {len(chunk)} bytes, and its {n} pieces another number.")
+    pieces, start = [], table.size
+    for length in lengths:
+        pieces.append(memoryview(chunk)[start : start + length])
+        start += length
+    return pieces
+
+
+@dataclass(frozen=True, eq=False)
+class _Numbers:
+    """What an encoder codes of a group: arrays of strips, one block after the other."""
+
+    strips: Sequence[NDArray[Any]]
+    centre: float = 0.0
+    whole: NDArray[np.int64] | None = None
+
+
+def _numbers(tensors: AdapterTensors, layout: Layout) -> Iterator[_Numbers]:
+    """Yield the numbers of each group, with one projection or tensor in memory at a time."""
+    for factors in tensors.factors:
+        yield _Numbers((np.ascontiguousarray(factors.left.T), factors.right))
+    g = len(tensors.projections)
+    for item, name in enumerate(tensors.modules, start=g):
+        values, start = tensors.modules[name].reshape(-1), 0
+        sizes = tensors.module_sizes.get(name)
+        while g < len(layout.items) and layout.items[g] == item:
+            shape = layout.shapes[g]
+            part = values[start : start + shape.size]
+            start, g = start + shape.size, g + 1
+            if sizes is None:
+                yield _Numbers((), whole=part.astype(np.int64))
+            else:
+                ends = np.cumsum(shape.widths, dtype=np.int64)
+                strips = np.split(part, ends)[:-1]  # behind the last one nothing is left
+                centre = sizes.centre if shape.own else 0.0
+                yield _Numbers([strip[None] for strip in strips], centre)
+
+
+def _encode_segment(
+    layout: Layout,
+    groups: range,
+    numbers: Iterable[_Numbers],
+    plans: Sequence[ChunkPlan],
+    offsets: Sequence[IntArray] | None,
+) -> list[bytes]:
+    """Return the piece of a segment in each chunk."""
+    state = StreamState(layout.shapes[groups.start : groups.stop])
+    for g, blocks, coded in zip(groups, state.groups, numbers, strict=True):
+        item = layout.items[g]
+        for k, block in enumerate(blocks):
+            reached = [plan.exponent for plan in plans if plan.counts[item] > k]
+            if reached:
+                block.offset = 0 if offsets is None else int(offsets[item][k])
+                block.finest = min(reached) + block.offset
+        _set_goals(blocks, coded)
+    pieces = []
+    for plan in plans:
+        counts = tuple(plan.counts[layout.items[g]] for g in groups)
+        pieces.append(_encode_piece(state, ChunkPlan(plan.exponent, counts)))
+    return pieces
+
+
+def _set_goals(blocks: list[Block], coded: _Numbers) -> None:
+    """Give every block the indices that it is to reach."""
+    for block in blocks:
+        block.centre, block.whole = np.float32(coded.centre), coded.whole
+    for exponent in {b.finest for b in blocks if b.finest is not None}:
+        for place, strip in enumerate(coded.strips):
+            centred = strip.astype(np.float64) - coded.centre if coded.centre else strip
+            goals = quantise(centred, exponent)
+            for k, block in enumerate(blocks):
+                if block.finest == exponent:
+                    block.strips[place].goal = goals[k]
+
+
+def _encode_piece(state: StreamState, plan: ChunkPlan) -> bytes:
+    writer = SymbolWriter()
+    for n, shape in zip(plan.counts, state.shapes, strict=True):
+        code_uniform(writer, np.array([n], dtype=np.int32), 1, shape.blocks + 1)
+    new = [block for _, block in state.chosen(plan.counts) if block.exponent is None]
+    for block in new:
+        block.lead = lead_digits(block, plan.exponent + block.offset)
+    has_offsets = any(block.offset or block.lead for block in new)
+    code_blocks(state, plan.counts, plan.exponent, writer, offsets=has_offsets)
+    fall = writer.best_fall()
+    head = _HEAD.pack(plan.exponent, fall + _WITH_OFFSETS * has_offsets)
+    return head + writer.to_bytes(fall)
 
 
 class Decoder:
@@ -97,8 +209,10 @@ class Decoder:
 
     def __init__(self, header: Header) -> None:
         self.header = header
-        shapes = [m.shape for m in header.modules]
-        self._state = StreamState(group_shapes(header.projections, header.ranks, shapes))
+        self._layout = Layout.of(header)
+        self._states = [
+            StreamState(self._layout.shapes[s.start : s.stop]) for s in self._layout.segments
+        ]
         self._damaged = False
 
     def add(self, chunk: bytes) -> ChunkPlan:
@@ -109,9 +223,9 @@ class Decoder:
         """
         self._refuse_damaged()
         self._damaged = True  # until the chunk has been read to its end
-        plan, reader, offsets = _opened(self._state.shapes, chunk)
-        code_blocks(self._state, plan.counts, plan.exponent, reader, offsets=offsets)
-        reader.close()
+        pieces = _pieces_of(chunk, len(self._states))
+        plans = [_refine(state, piece) for state, piece in zip(self._states, pieces, strict=True)]
+        plan = _joined_plans(self._layout, plans)
         self._damaged = False
         return plan
 
@@ -123,52 +237,128 @@ class Decoder:
         as a difference, the difference is zero until then.
 
         Raises:
-            CodecError: a damaged chunk was met.
+            CodecError: a damaged chunk was met, or numbers that do not fit their type.
         """
         self._refuse_damaged()
-        header, n = self.header, len(self.header.projections)
-        factors = tuple(
-            _factors(self._state.values(g), p.d_out, p.d_in)
-            for g, p in enumerate(header.projections)
-        )
-        modules, carriage = {}, {}
-        for g, module in enumerate(header.modules, start=n):
-            blocks = self._state.values(g)
-            if blocks:
-                modules[module.name] = np.stack(blocks[0]).reshape(module.shape)
-            elif module.carriage == "difference":
-                modules[module.name] = np.zeros(module.shape, dtype=np.float32)
-            else:
-                continue
-            carriage[module.name] = module.carriage
-        return AdapterTensors(header.projections, factors, modules, carriage, header.config)
+        received = (group for state in self._states for group in _received(state))
+        return _assembled(self.header, self._layout, received)
 
     def _refuse_damaged(self) -> None:
         if self._damaged:
             raise CodecError("This decoder met a damaged chunk; begin again with a new one.")
 
 
-def _with_goals(
-    tensors: AdapterTensors, plans: Sequence[ChunkPlan], offsets: Sequence[IntArray] | None
-) -> StreamState:
-    """Return an encoder's state: every block with the indices that it is to reach."""
-    shapes = [m.shape for m in tensors.modules.values()]
-    state = StreamState(group_shapes(tensors.projections, tensors.ranks.tolist(), shapes))
-    factors = [(np.ascontiguousarray(f.left.T), f.right) for f in tensors.factors]
-    rows = [tuple(rows_of(m)[:, None]) for m in tensors.modules.values()]  # one block of rows
-    for g, (blocks, strips) in enumerate(zip(state.groups, [*factors, *rows], strict=True)):
-        for k, block in enumerate(blocks):
-            reached = [plan.exponent for plan in plans if plan.counts[g] > k]
-            if reached:
-                block.offset = 0 if offsets is None else int(offsets[g][k])
-                block.finest = min(reached) + block.offset
-        for exponent in {b.finest for b in blocks if b.finest is not None}:
-            goals = [quantise(strip, exponent) for strip in strips]
-            for k, block in enumerate(blocks):
-                if block.finest == exponent:
-                    for strip, goal in zip(block.strips, goals, strict=True):
-                        strip.goal = goal[k]
-    return state
+def decode(header: Header, chunks: Sequence[bytes]) -> AdapterTensors:
+    """Return the adapter that chunks amount to; see `Decoder.tensors`.
+
+    One segment after the other is decoded. An adapter of several lies on the disk afterwards, and
+    only what is looked at is in memory.
+
+    Raises:
+        CodecError: a damaged chunk.
+    """
+    layout = Layout.of(header)
+    parts = [_pieces_of(chunk, len(layout.segments)) for chunk in chunks]
+
+    def received() -> Iterator[Any]:
+        exponents: list[int] = []
+        for i, groups in enumerate(layout.segments):
+            state = StreamState(layout.shapes[groups.start : groups.stop])
+            met = [_refine(state, pieces[i]).exponent for pieces in parts]
+            if met != (exponents := exponents or met):
+                raise CodecError("The pieces of a chunk reach different steps.")
+            yield from _received(state)
+
+    return _assembled(header, layout, received())
+
+
+def plan_of_chunk(layout: Layout, data: bytes) -> ChunkPlan:
+    """Return what a chunk brings, from its first symbols alone.
+
+    Raises:
+        CodecError: bytes that do not begin like a chunk; what follows is not looked at.
+    """
+    pieces = _pieces_of(data, len(layout.segments))
+    plans = [
+        _opened(layout.shapes[s.start : s.stop], piece)[0]
+        for s, piece in zip(layout.segments, pieces, strict=True)
+    ]
+    return _joined_plans(layout, plans)
+
+
+def _joined_plans(layout: Layout, plans: Sequence[ChunkPlan]) -> ChunkPlan:
+    """Return the plan of a chunk from those of its pieces.
+
+    Raises:
+        CodecError: they differ in what they say of the chunk.
+    """
+    if len({plan.exponent for plan in plans}) > 1:
+        raise CodecError("The pieces of a chunk reach different steps.")
+    counts: dict[int, int] = {}
+    for item, n in zip(layout.items, (n for plan in plans for n in plan.counts), strict=True):
+        counts[item] = max(n, counts.get(item, 0))
+    return ChunkPlan(plans[0].exponent, tuple(counts.values()))
+
+
+def _refine(state: StreamState, piece: memoryview) -> ChunkPlan:
+    """Let a piece refine its segment, and return what it brought."""
+    plan, reader, offsets = _opened(state.shapes, piece)
+    code_blocks(state, plan.counts, plan.exponent, reader, offsets=offsets)
+    reader.close()
+    return plan
+
+
+def _opened(shapes: Sequence[GroupShape], data: memoryview) -> tuple[ChunkPlan, SymbolReader, bool]:
+    """Return a piece's plan, the reader behind it, and whether offsets follow."""
+    if len(data) < _HEAD.size:
+        raise CodecError(f"A chunk has at least {_HEAD.size} bytes, got {len(data)}.")
+    exponent, tables = _HEAD.unpack_from(data)
+    reader = SymbolReader(data[_HEAD.size :], tables & ~_WITH_OFFSETS)
+    counts = [int(code_uniform(reader, None, 1, s.blocks + 1)[0]) for s in shapes]
+    return ChunkPlan(exponent, tuple(counts)), reader, bool(tables & _WITH_OFFSETS)
+
+
+def _received(state: StreamState) -> Iterator[Any]:
+    """Yield what has been received of each group: components, or a tensor's numbers or None."""
+    for g, shape in enumerate(state.shapes):
+        yield state.components(g) if shape.paired else state.tensor(g)
+
+
+def _assembled(header: Header, layout: Layout, received: Iterator[Any]) -> AdapterTensors:
+    """Return the adapter that the groups amount to, on the disk if it has several segments."""
+    collector = Collector(None if header.segment is None else 0)
+    factors = collector.factors(
+        _factors(blocks, p.d_out, p.d_in)
+        for p, blocks in zip(header.projections, received, strict=False)
+    )
+    modules = collector.tensors(_modules(header, layout, received))
+    carriage: dict[str, Carriage] = {
+        m.name: m.carriage for m in header.modules if m.name in modules
+    }
+    return AdapterTensors(header.projections, factors, modules, carriage, header.config)
+
+
+def _modules(
+    header: Header, layout: Layout, received: Iterator[Any]
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the tensors of which something has been received, and differences that are zero."""
+    first, n_parts = len(header.projections), Counter(layout.items)
+    g = first
+    for item, module in enumerate(header.modules, start=first):
+        parts = list(islice(received, n_parts[item]))
+        shapes, g = layout.shapes[g : g + len(parts)], g + len(parts)
+        if module.carriage != "difference" and all(part is None for part in parts):
+            continue
+        dtype = np.dtype(module.dtype)
+        filled = [
+            np.zeros(shape.size, dtype) if part is None else part
+            for part, shape in zip(parts, shapes, strict=True)
+        ]
+        values = np.concatenate(filled) if filled[1:] else filled[0]
+        cast = values.astype(dtype, copy=False)
+        if cast is not values and not np.array_equal(cast, values):
+            raise CodecError(f"{module.name} holds numbers that are no {module.dtype}.")
+        yield module.name, cast.reshape(module.shape)
 
 
 def _factors(blocks: list[list[Float32Array]], d_out: int, d_in: int) -> Factors:
@@ -178,25 +368,6 @@ def _factors(blocks: list[list[Float32Array]], d_out: int, d_in: int) -> Factors
         return Factors(np.zeros((d_out, 0), np.float32), np.zeros((0, d_in), np.float32))
     lefts, rights = zip(*alive, strict=True)
     return Factors(np.stack(lefts, axis=1), np.stack(rights))
-
-
-def plan_of_chunk(shapes: Sequence[GroupShape], data: bytes) -> ChunkPlan:
-    """Return what a chunk brings, from its first symbols alone.
-
-    Raises:
-        CodecError: bytes that do not begin like a chunk; what follows is not looked at.
-    """
-    return _opened(shapes, data)[0]
-
-
-def _opened(shapes: Sequence[GroupShape], data: bytes) -> tuple[ChunkPlan, SymbolReader, bool]:
-    """Return a chunk's plan, the reader behind it, and whether offsets follow."""
-    if len(data) < _HEAD.size:
-        raise CodecError(f"A chunk has at least {_HEAD.size} bytes, got {len(data)}.")
-    exponent, tables = _HEAD.unpack_from(data)
-    reader = SymbolReader(data[_HEAD.size :], tables & ~_WITH_OFFSETS)
-    counts = [int(code_uniform(reader, None, 1, s.blocks + 1)[0]) for s in shapes]
-    return ChunkPlan(exponent, tuple(counts)), reader, bool(tables & _WITH_OFFSETS)
 
 
 class SymbolWriter:
@@ -251,7 +422,7 @@ class SymbolReader:
             fall.
     """
 
-    def __init__(self, data: bytes, fall: int) -> None:
+    def __init__(self, data: bytes | memoryview, fall: int) -> None:
         if len(data) % 4:
             raise CodecError(f"A chunk's symbols come in words of 4 bytes, got {len(data)} bytes.")
         if not 0 <= fall < len(FALLS):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from rankcast.codec.chunks import ChunkPlan, Decoder, encode
+from rankcast.codec.chunks import ChunkPlan, Decoder, decode, encode
 from rankcast.codec.formats.gguf import read_base_config, write_gguf
 from rankcast.codec.formats.peft import write_peft
 from rankcast.codec.header import LARGEST_PARAMS, Header, header_bytes, read_header
@@ -21,6 +21,7 @@ from rankcast.codec.packing import Source, block_offsets, chunk_plans
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError, ConfigError, check_choice
 from rankcast.files import put_file
+from rankcast.naming import public_config, public_name
 
 Format = Literal["peft", "vllm", "gguf", "merged", "rcast"]
 """`peft`: a LoRA with a rank for each projection. `vllm`: the same padded to one rank, as vLLM and
@@ -90,10 +91,7 @@ class Container:
         Raises:
             CodecError: damaged chunks.
         """
-        decoder = Decoder(self.header)
-        for chunk in self.chunks:
-            decoder.add(chunk)
-        return decoder.tensors()
+        return decode(self.header, self.chunks)
 
     def decoded(self) -> Iterator[tuple[ChunkPlan, AdapterTensors]]:
         """Yield what each chunk brings and the adapter of the prefix that ends with it.
@@ -177,11 +175,10 @@ def pack_at_exponent(
     """
     tensors = source.tensors
     plans = chunk_plans(tensors, exponent, n_steps, n_parts, offsets=source.offsets)
-    chunks = encode(tensors, plans, block_offsets(tensors, source.offsets))
-    base = source.base
-    if base.name is not None and Path(base.name).is_absolute():
-        base = replace(base, name=Path(base.name).name)  # says nothing of this machine's folders
-    return Container(Header.of(tensors, chunks, base, source.task), tuple(chunks))
+    chunks = encode(tensors, plans, block_offsets(tensors, source.offsets, exponent))
+    base = replace(source.base, name=public_name(source.base.name))
+    header = Header.of(tensors, chunks, base, source.task)
+    return Container(replace(header, config=public_config(header.config)), tuple(chunks))
 
 
 def read_container(

@@ -31,6 +31,8 @@ LARGEST_JSON = 2**23
 """Bytes once it is decompressed."""
 LARGEST_PARAMS = 2**28
 """Numbers that an adapter may have unless the caller allows more: 1 GiB in float32."""
+SEGMENT = 2**20
+"""Numbers that are coded together; larger adapters are cut into segments."""
 MOST_CHUNKS = 4096
 LARGEST_WIDTH = 2**24
 MOST_AXES = 8
@@ -107,6 +109,7 @@ class Header:
         fingerprint: logits that the whole adapter gives for a fixed input; see
             `rankcast.adapters.fingerprint`.
         config: see `AdapterTensors.config`.
+        segment: numbers in a segment at most (`rankcast.codec.layout`); None if there is but one.
     """
 
     base: BaseModel
@@ -117,6 +120,7 @@ class Header:
     task: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: Mapping[str, Any] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    segment: int | None = None
 
     @classmethod
     def of(
@@ -125,19 +129,18 @@ class Header:
         chunks: Sequence[bytes],
         base: BaseModel,
         task: Mapping[str, Any],
+        segment: int = SEGMENT,
     ) -> Header:
         """Return the header of an adapter that was just coded, of which nothing was measured."""
         return cls(
             base=base,
             projections=tensors.projections,
             ranks=tuple(tensors.ranks.tolist()),
-            modules=tuple(
-                ModuleShape(name, values.shape, tensors.carriage[name], values.dtype.name)
-                for name, values in tensors.modules.items()
-            ),
+            modules=module_shapes(tensors),
             chunks=tuple(map(ChunkEntry.of, chunks)),
             task=task,
             config=tensors.config,
+            segment=segment if tensors.n_params > segment else None,
         )
 
     @property
@@ -152,6 +155,14 @@ class Header:
     def float32_bits(self) -> int:
         """Bits that they would take in float32."""
         return 32 * self.n_params
+
+
+def module_shapes(tensors: AdapterTensors) -> tuple[ModuleShape, ...]:
+    """Return the modules of an adapter as a header lists them."""
+    return tuple(
+        ModuleShape(name, shape, tensors.carriage[name], dtype.name)
+        for name, (shape, dtype) in tensors.shapes.items()
+    )
 
 
 def header_bytes(header: Header) -> bytes:
@@ -227,13 +238,15 @@ def _to_plain(header: Header) -> dict[str, Any]:
         "chunks": [[c.n_bytes, c.sha256, c.loss, c.accuracy] for c in header.chunks],
         "task": dict(header.task),
         "fingerprint": None if header.fingerprint is None else dict(header.fingerprint),
-    } | ({"config": dict(header.config)} if header.config else {})
+        **({"config": dict(header.config)} if header.config else {}),
+        **({} if header.segment is None else {"segment": header.segment}),
+    }
 
 
 def _is_second(header: Header) -> bool:
     """Whether a header says what programs that read only version 1 would not understand."""
-    own = any(m.carriage == "own" or m.dtype != "float32" for m in header.modules)
-    return bool(header.config) or own
+    new = any(m.carriage == "own" or m.dtype != "float32" or 0 in m.shape for m in header.modules)
+    return bool(header.config) or header.segment is not None or new
 
 
 def _from_plain(raw: Any) -> Header:
@@ -252,6 +265,7 @@ def _from_plain(raw: Any) -> Header:
             task=_typed(raw["task"], dict, "an object"),
             fingerprint=_typed(fingerprint, dict | None, "an object"),
             config=_typed(raw.get("config", {}), dict, "an object"),
+            segment=_count(raw["segment"], 1, LARGEST_WIDTH) if "segment" in raw else None,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, CodecError):
@@ -274,7 +288,7 @@ def _module(item: Any) -> ModuleShape:
     if len(shape) > MOST_AXES:
         raise CodecError(f"The header has a tensor of more than {MOST_AXES} axes.")
     return ModuleShape(
-        _name(name), tuple(_count(n, 1, LARGEST_WIDTH) for n in shape), carriage, dtype
+        _name(name), tuple(_count(n, 0, LARGEST_WIDTH) for n in shape), carriage, dtype
     )
 
 

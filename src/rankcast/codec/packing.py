@@ -15,9 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rankcast.codec.blocks import LARGEST_OFFSET
 from rankcast.codec.chunks import ChunkPlan
 from rankcast.codec.header import BaseModel
-from rankcast.codec.quantiser import EXPONENTS, PER_RADIX, RADIX, exponent_near, step_of
+from rankcast.codec.quantiser import (
+    EXPONENTS,
+    LARGEST_INDEX,
+    PER_RADIX,
+    RADIX,
+    exponent_near,
+    step_of,
+)
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError
 from rankcast.records import FloatArray, IntArray
@@ -27,6 +35,14 @@ RELATIVE_STEPS: Mapping[Quality, float] = {"fine": 0.5, "good": 1.0, "small": 2.
 """Step of the last chunk as a multiple of the weights' root mean square."""
 MODULE_OFFSET = -2 * PER_RADIX
 """Tensors beside the projections get steps nine times finer: they are few and matter much."""
+OF_A_BIAS, OF_A_HEAD = 1 / 3, 1 / 6
+"""Nor are they coarser than these multiples of their own spread: of vectors, of matrices."""
+OF_A_VECTOR, OF_A_MATRIX = 1 / 256, 1 / 32
+"""Steps of the adapter's own tensors as multiples of their spread: vectors are few numbers with a
+large effect."""
+_LARGEST_STEPS = LARGEST_INDEX / 4
+"""Of a tensor's largest number: float32 has hardly more."""
+_TENSOR_EXPONENTS = (EXPONENTS[0] + 40, EXPONENTS[1] - 40)
 WIDEST_OFFSET = 2 * PER_RADIX
 """Steps of projections are at most nine times finer or coarser than the common one."""
 COARSEST = 6.6
@@ -85,33 +101,81 @@ def offsets_of_sensitivity(sensitivity: FloatArray, power: float = 0.5) -> tuple
 def exponent_of_quality(tensors: AdapterTensors, quality: float) -> int:
     """Return the exponent whose step is `quality` times the weights' root mean square.
 
+    The weights are those of the factors. Without any, the exponent says nothing by itself: steps
+    of tensors follow from it and from their own size (`block_offsets`).
+
     Raises:
-        CodecError: quality not positive, or an adapter of zeros.
+        CodecError: quality not positive, or a low-rank adapter of zeros.
     """
-    total = sum(float(np.square(x).sum()) for f in tensors.factors for x in (f.left, f.right))
-    count = sum(f.left.size + f.right.size for f in tensors.factors)
-    if not (quality > 0 and total > 0 and np.isfinite(total)):
+    total = sum(square for sizes in tensors.component_sizes for square in sizes.squares)
+    count = sum(sizes.count for sizes in tensors.component_sizes)
+    wanted = _wanted_exponents(tensors)
+    something = total > 0 or wanted or tensors.is_general or _beside(tensors)
+    if not (quality > 0 and np.isfinite(total) and something):
         raise CodecError(
             f"A relative step must be positive, of an adapter with finite weights other than zero; "
             f"got {quality}."
         )
     low, high = EXPONENTS
-    return int(np.clip(exponent_near(quality * np.sqrt(total / count)), low, high))
+    if total > 0:
+        return int(np.clip(exponent_near(quality * np.sqrt(total / count)), low, high))
+    middle = (min(wanted.values(), default=0) + max(wanted.values(), default=0)) // 2
+    return int(np.clip(middle + exponent_near(quality), low, high))
 
 
-def block_offsets(tensors: AdapterTensors, offsets: Sequence[int] = ()) -> list[IntArray]:
-    """Return the offsets of every block: those of its projection, `MODULE_OFFSET` for tensors.
+def _wanted_exponents(tensors: AdapterTensors) -> dict[str, int]:
+    """Return the step exponent that suits each tensor at the quality `good`, zeros left out.
+
+    Raises:
+        CodecError: NaN or infinite numbers.
+    """
+    wanted = {}
+    for name, sizes in tensors.module_sizes.items():
+        if not np.isfinite(sizes.spread):
+            raise CodecError(f"{name} holds NaN or infinite weights; its training has diverged.")
+        spread, share = sizes.spread, OF_A_VECTOR if sizes.is_vector else OF_A_MATRIX
+        if tensors.carriage[name] != "own":  # these have no centre
+            spread = spread or abs(sizes.centre)
+            share = OF_A_BIAS if sizes.is_vector else OF_A_HEAD
+        if spread > 0:
+            wanted[name] = int(np.clip(exponent_near(share * spread), *_TENSOR_EXPONENTS))
+    return wanted
+
+
+def _beside(tensors: AdapterTensors) -> bool:
+    """Whether an adapter has whole numbers, or tensors of its own of one number again and again."""
+    centres = any(sizes.centre for sizes in tensors.module_sizes.values())
+    return centres or len(tensors.module_sizes) < len(tensors.modules)
+
+
+def block_offsets(
+    tensors: AdapterTensors, offsets: Sequence[int] = (), finest: int | None = None
+) -> list[IntArray]:
+    """Return the offsets of every block: those of its projection, or what suits a tensor.
 
     Args:
         tensors: what is coded.
         offsets: one for each projection; empty for none.
+        finest: exponent of the last chunk, to keep indices within what can be coded; None if it is
+            known to be coarse.
 
     Raises:
-        CodecError: offsets of another number of projections.
+        CodecError: offsets of another number of projections, or NaN or infinite numbers.
     """
     each = _each_projection(tensors, offsets)
-    components = [np.full(r, o, dtype=np.int64) for r, o in zip(tensors.ranks, each, strict=True)]
-    return components + [np.array([MODULE_OFFSET])] * len(tensors.modules)
+    found = [np.full(r, o, dtype=np.int64) for r, o in zip(tensors.ranks, each, strict=True)]
+    wanted = _wanted_exponents(tensors)
+    common = exponent_of_quality(tensors, 1.0) if wanted else 0
+    for name, carriage in tensors.carriage.items():
+        offset = 0 if carriage == "own" else MODULE_OFFSET
+        if name in wanted:
+            offset = min(offset or LARGEST_OFFSET, wanted[name] - common)
+        if name in wanted and finest is not None:
+            sizes = tensors.module_sizes[name]
+            largest = sizes.peak + (0.0 if carriage == "own" else abs(sizes.centre))
+            offset = max(offset, exponent_near(largest / _LARGEST_STEPS) - finest)
+        found.append(np.array([int(np.clip(offset, -LARGEST_OFFSET, LARGEST_OFFSET))]))
+    return found
 
 
 def chunk_plans(
@@ -141,7 +205,7 @@ def chunk_plans(
         raise CodecError(
             f"An adapter is cut into at least one step and part, got {n_steps} and {n_parts}."
         )
-    weights = _norms(tensors)
+    weights = [sizes.norms for sizes in tensors.component_sizes]
     each = _each_projection(tensors, offsets)
     plans: list[ChunkPlan] = []
     for digits in range(n_steps - 1, -1, -1):
@@ -156,19 +220,12 @@ def chunk_plans(
 
 def _useful_steps(tensors: AdapterTensors, finest: int) -> int:
     """Return how many precisions lead from a step of at most `COARSEST` to the finest one."""
+    coarsest = COARSEST
     if not tensors.ranks.any():
-        return 1
-    coarsest = exponent_of_quality(tensors, COARSEST)
-    return max((coarsest - finest) // PER_RADIX + 1, 1)
-
-
-def _norms(tensors: AdapterTensors) -> list[FloatArray]:
-    """Return ‖left column‖·‖right row‖ of each component."""
-    return [
-        np.linalg.norm(f.left.astype(np.float64), axis=0)
-        * np.linalg.norm(f.right.astype(np.float64), axis=1)
-        for f in tensors.factors
-    ]
+        if not tensors.module_sizes:
+            return 1
+        coarsest /= RADIX * OF_A_MATRIX  # a digit finer: a tensor must not vanish as a whole
+    return max((exponent_of_quality(tensors, coarsest) - finest) // PER_RADIX + 1, 1)
 
 
 def _each_projection(tensors: AdapterTensors, offsets: Sequence[int]) -> IntArray:
@@ -182,19 +239,16 @@ def _each_projection(tensors: AdapterTensors, offsets: Sequence[int]) -> IntArra
 def _surviving(tensors: AdapterTensors, exponents: IntArray) -> list[int]:
     """Return how many components of each projection survive its step, up to the last one."""
     counts = []
-    for f, exponent in zip(tensors.factors, exponents.tolist(), strict=True):
-        half = float(step_of(exponent)) / 2
-        alive = (np.abs(f.left).max(axis=0, initial=0) >= half) & (
-            np.abs(f.right).max(axis=1, initial=0) >= half
-        )
-        counts.append(int(np.max(np.nonzero(alive)[0], initial=-1)) + 1)
+    for sizes, exponent in zip(tensors.component_sizes, exponents.tolist(), strict=True):
+        (alive,) = np.nonzero(sizes.peaks >= float(step_of(exponent)) / 2)
+        counts.append(int(np.max(alive, initial=-1)) + 1)
     return counts
 
 
 def _parts(counts: list[int], weights: Sequence[FloatArray], n_parts: int) -> list[list[int]]:
     """Return growing counts that share the surviving components out by importance."""
     surviving = [w[:n] for n, w in zip(counts, weights, strict=True)]
-    strongest_first = np.sort(np.concatenate(surviving))[::-1]
+    strongest_first = np.sort(np.concatenate([np.zeros(0), *surviving]))[::-1]
     parts = []
     for part in range(1, n_parts):
         if not len(strongest_first):

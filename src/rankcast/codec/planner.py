@@ -227,8 +227,7 @@ def pack_within(source: Source, budget_bits: float) -> Container:
     exponent = finest + bisect_left(
         range(finest, coarsest), 1, key=lambda e: pack_at_exponent(source, e).n_bits <= budget_bits
     )
-    factors = source.tensors.factors
-    energy = [float(np.square(f.left).sum() + np.square(f.right).sum()) for f in factors]
+    energy = [sum(sizes.squares) for sizes in source.tensors.component_sizes]
     order = sorted(range(len(energy)), key=lambda i: -energy[i])
 
     def with_finer(n: int) -> Container:

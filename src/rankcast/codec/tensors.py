@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankcast.codec.blocks import GroupShape
+from rankcast.codec.measures import ComponentSizes, TensorSizes
 from rankcast.codec.quantiser import Float32Array
 from rankcast.errors import CodecError
 from rankcast.records import IntArray, Projection
@@ -68,14 +70,76 @@ class Factors:
 
 
 @dataclass(frozen=True, eq=False)
+class LazyFactors(Sequence[Factors]):
+    """Factors that are fetched anew each time that they are asked for.
+
+    Attributes:
+        ranks: of each projection.
+        load: returns the factors of one.
+    """
+
+    ranks: tuple[int, ...]
+    load: Callable[[int], Factors]
+
+    def __len__(self) -> int:
+        """Return the number of projections."""
+        return len(self.ranks)
+
+    @overload
+    def __getitem__(self, index: int) -> Factors: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Factors]: ...
+    def __getitem__(self, index: int | slice) -> Factors | Sequence[Factors]:
+        """Fetch the factors of one projection, or of some."""
+        if isinstance(index, slice):
+            return [self.load(i) for i in range(*index.indices(len(self)))]
+        return self.load(range(len(self))[index])
+
+
+Shape = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and dtype of a tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class LazyTensors(Mapping[str, NDArray[Any]]):
+    """Tensors that are fetched anew each time that they are asked for.
+
+    Attributes:
+        shapes: of each tensor by its name.
+        load: returns one.
+    """
+
+    shapes: Mapping[str, Shape]
+    load: Callable[[str], NDArray[Any]]
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self.shapes)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self.shapes)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is such a tensor, without fetching it."""
+        return name in self.shapes
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Fetch a tensor."""
+        self.shapes[name]  # a KeyError for names that are not known
+        return self.load(name)
+
+
+@dataclass(frozen=True, eq=False)
 class AdapterTensors:
     """An adapter to be coded, or as it was decoded.
 
     Attributes:
         projections: the linear maps that are adapted, in the order of their groups.
-        factors: of each projection, strongest component first.
+        factors: of each projection, strongest component first; perhaps `LazyFactors`.
         modules: tensors that travel beside the projections, by their name in the base model, or in
-            the adapter's file for its own: float32, or whole numbers that are carried exactly.
+            the adapter's file for its own: float32, or whole numbers that are carried exactly;
+            perhaps `LazyTensors`.
         carriage: how each of them travels.
         config: fields of PEFT's configuration that whoever writes the adapter writes again: beside
             a low-rank one what it needs (`target_parameters`); for any other kind of adapter, which
@@ -86,7 +150,7 @@ class AdapterTensors:
     """
 
     projections: tuple[Projection, ...]
-    factors: tuple[Factors, ...]
+    factors: Sequence[Factors]
     modules: Mapping[str, NDArray[Any]]
     carriage: Mapping[str, Carriage]
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -95,6 +159,8 @@ class AdapterTensors:
         """Check the shapes."""
         if len(self.projections) != len(self.factors) or set(self.modules) != set(self.carriage):
             raise CodecError("Each projection needs its factors, each module its carriage.")
+        if isinstance(self.factors, LazyFactors):
+            return
         for p, f in zip(self.projections, self.factors, strict=True):
             if f.left.shape != (p.d_out, f.rank) or f.right.shape != (f.rank, p.d_in):
                 raise CodecError(
@@ -107,10 +173,33 @@ class AdapterTensors:
         """Whether this is an adapter of another kind than low-rank, with tensors of its own."""
         return "peft_type" in self.config
 
-    @property
+    @cached_property
     def ranks(self) -> IntArray:
         """(N,) components that each projection has."""
+        if isinstance(self.factors, LazyFactors):
+            return np.array(self.factors.ranks, dtype=np.int64)
         return np.array([f.rank for f in self.factors], dtype=np.int64)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape and dtype of each module."""
+        if isinstance(self.modules, LazyTensors):
+            return self.modules.shapes
+        return {name: (values.shape, values.dtype) for name, values in self.modules.items()}
+
+    @cached_property
+    def component_sizes(self) -> tuple[ComponentSizes, ...]:
+        """Sizes of the components of each projection."""
+        return tuple(ComponentSizes.of(f.left, f.right) for f in self.factors)
+
+    @cached_property
+    def module_sizes(self) -> Mapping[str, TensorSizes]:
+        """Sizes of the numbers of each module that is not of whole numbers."""
+        return {
+            name: TensorSizes.of(self.modules[name])
+            for name, (_, dtype) in self.shapes.items()
+            if dtype == np.float32
+        }
 
     def truncated(self, ranks: IntArray) -> AdapterTensors:
         """Return the adapter with the first components of each projection.
@@ -125,36 +214,18 @@ class AdapterTensors:
             raise CodecError(
                 f"{len(self.factors)} projections need as many ranks, not {len(ranks)}."
             )
-        factors = tuple(
-            Factors(f.left[:, :r], f.right[:r])
-            for f, r in zip(self.factors, np.asarray(ranks).tolist(), strict=True)
-        )
-        return replace(self, factors=factors)
+        kept = np.minimum(ranks, self.ranks).tolist()
+
+        def cut(i: int) -> Factors:
+            whole = self.factors[i]
+            return Factors(whole.left[:, : kept[i]], whole.right[: kept[i]])
+
+        lazy = LazyFactors(tuple(kept), cut)
+        return replace(self, factors=lazy if isinstance(self.factors, LazyFactors) else tuple(lazy))
 
     @property
     def n_params(self) -> int:
         """Numbers in the factors and the modules."""
-        return sum(f.left.size + f.right.size for f in self.factors) + sum(
-            m.size for m in self.modules.values()
-        )
-
-
-def rows_of(values: NDArray[Any]) -> NDArray[Any]:
-    """Return a tensor as rows: its last axis, or all of it if it is a vector."""
-    return values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(1, -1)
-
-
-def group_shapes(
-    projections: Sequence[Projection], ranks: Sequence[int], modules: Sequence[tuple[int, ...]]
-) -> tuple[GroupShape, ...]:
-    """Return the groups of the stream: one per projection, then one per module tensor."""
-    components = [
-        GroupShape(int(r), (p.d_out, p.d_in), paired=True)
-        for p, r in zip(projections, ranks, strict=True)
-    ]
-    tensors = []
-    for shape in modules:
-        width = shape[-1] if shape else 1
-        rows = int(np.prod(shape[:-1], dtype=np.int64))
-        tensors.append(GroupShape(1, (width,) * rows))
-    return (*components, *tensors)
+        widths = [p.d_in + p.d_out for p in self.projections]
+        factors = sum(r * w for r, w in zip(self.ranks.tolist(), widths, strict=True))
+        return factors + sum(math.prod(shape) for shape, _ in self.shapes.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,7 +141,8 @@ class EdgeClient:
     Args:
         server_url: of the delivery server, or of any web server that hands out the store.
         adapter: name of the adapter.
-        base_fingerprint: of the base model on this device.
+        base_fingerprint: of the base model on this device; several, where one folder has a
+            fingerprint for each class that it may be loaded under.
         folder: for blobs and state; one adapter each.
         source: of trusted manifests; `signed_source` of the server if left out.
         activator: makes an adapter active; writes a PEFT adapter to `folder/adapter` if left out.
@@ -160,7 +161,7 @@ class EdgeClient:
         self,
         server_url: str,
         adapter: str,
-        base_fingerprint: str,
+        base_fingerprint: str | Sequence[str],
         folder: Path,
         source: ManifestSource | None = None,
         activator: Activator | None = None,
@@ -172,7 +173,8 @@ class EdgeClient:
         runtime: Runtime | None = None,
     ) -> None:
         self.adapter = checked_name(adapter)
-        self.base_fingerprint = checked_sha256(base_fingerprint)
+        several = [base_fingerprint] if isinstance(base_fingerprint, str) else base_fingerprint
+        self.base_fingerprints = tuple(map(checked_sha256, several))
         self.settings = settings or SyncSettings()
         self.folder = folder
         self.source = source or signed_source(server_url, folder, token=token)
@@ -264,11 +266,11 @@ class EdgeClient:
                 self._runtime.sleep(backoff.wait_s(failures, self._runtime.rng))
         if manifest.name != self.adapter:
             raise TrustError(f"Asked for {self.adapter}, got a release of {manifest.name}.")
-        if manifest.base.fingerprint != self.base_fingerprint:
+        if manifest.base.fingerprint not in self.base_fingerprints:
             raise ModelError(
                 f"{self.adapter} adapts {manifest.base.name or 'a model'} (fingerprint "
                 f"{str(manifest.base.fingerprint)[:12]}…), this device has another base model "
-                f"({self.base_fingerprint[:12]}…). Install that model, or ask for another adapter."
+                f"({', '.join(f[:12] + '…' for f in self.base_fingerprints)}). Install that model, or ask for another adapter."
             )
         return manifest
 

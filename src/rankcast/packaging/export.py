@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rankcast.codec.container import Container, Format
 from rankcast.codec.header import Header
 from rankcast.codec.tensors import AdapterTensors
-from rankcast.errors import ConfigError
+from rankcast.errors import CodecError, ConfigError
+from rankcast.files import disk_errors, new_folder
+from rankcast.packaging.base_model import Adapted, explained, load_base
 from rankcast.records import Plan
 
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+_BESIDE = (".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".bpe", ".spm")
+"""Endings of what belongs to a model beside its weights: tokenizer, processor, templates, …"""
+_NOT_BESIDE = ("config.json", "readme", "licen", "notice", "trainer_state", "training_args")
 
 
 def export(
@@ -38,8 +44,10 @@ def export(
 
     Raises:
         CodecError: damaged chunks, or an adapter that the format cannot take.
-        ConfigError: a format that needs the base model, and none was named.
-        ModelError: another base model than the adapter was made for.
+        ConfigError: a format that needs the base model, and none was named or can be loaded; or a
+            merged model for a folder that is not empty.
+        ModelError: another base model than the adapter was made for, or one that cannot be merged.
+        UnavailableError: the disk is full.
     """
     tensors, header = container.tensors(), container.header
     if format == "merged":
@@ -95,7 +103,7 @@ def in_full_on(folder: Path, tensors: AdapterTensors, header: Header) -> Adapter
     from rankcast.adapters.arrays import in_full  # noqa: PLC0415 needs torch
     from rankcast.adapters.fingerprint import check_base  # noqa: PLC0415
 
-    model = _model(folder, header)
+    model = load_base(folder, Adapted.of(header))
     check_base(model, header.base.fingerprint, header.base.name)
     return in_full(tensors, model)
 
@@ -110,32 +118,74 @@ def _needed(base_model: str | os.PathLike[str] | None, form: Format) -> Path:
 
 
 def _write_merged(folder: Path, tensors: AdapterTensors, header: Header, output: Path) -> None:
-    """Write the base model with the adapter merged into its weights, and its tokenizer."""
+    """Write the base model with the adapter merged into its weights, and what belongs to it."""
+    from transformers import GenerationConfig  # noqa: PLC0415 takes seconds
+
     from rankcast.adapters.arrays import install  # noqa: PLC0415 needs torch
 
-    model = install(_model(folder, header), tensors, header)
-    model.merge_and_unload().save_pretrained(output)
-    for name in _TOKENIZER:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, output / name)
+    if output.is_dir() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty, and a model needs a folder of its own.")
+    model = load_base(folder, Adapted.of(header))
+    with explained("The adapter cannot be merged"), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")  # not found in the model
+        model = _merged(install(model, tensors, header))
+    if (folder / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig()  # checked as it is saved; theirs is copied
+    with explained(f"{output} cannot be written"), disk_errors(output), new_folder(output) as new:
+        model.save_pretrained(new)
+        for path in _beside(folder):
+            target = new / path.relative_to(folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
 
 
-def _model(folder: Path, header: Header) -> Any:
-    """Load the base model with a head for the adapter's task.
+def _merged(adapted: Any) -> Any:
+    """Return a PEFT model's base with the adapter in its weights.
+
+    An output layer that is tied to the embedding and was adapted gets weights of its own.
 
     Raises:
-        ConfigError: no model in the folder.
+        CodecError: a method that cannot be merged.
     """
-    import transformers  # noqa: PLC0415 takes seconds
+    from peft.utils.other import AuxiliaryTrainingWrapper  # noqa: PLC0415 takes seconds
+    from torch import nn  # noqa: PLC0415 likewise
 
-    classes: dict[Any, Any] = {
-        "SEQ_CLS": transformers.AutoModelForSequenceClassification,
-        "CAUSAL_LM": transformers.AutoModelForCausalLM,
-    }
-    cls = classes.get(header.task.get("task_type"), transformers.AutoModel)
-    head = [m.shape for m in header.modules if len(m.shape) == 2]
-    labels = {"num_labels": head[-1][0]} if head and cls is classes["SEQ_CLS"] else {}
+    head, embedding = _ends(adapted.get_base_model())
+    if hasattr(head, "lora_A") and head.weight is embedding.weight:
+        head.base_layer.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     try:
-        return cls.from_pretrained(folder, ignore_mismatched_sizes=bool(labels), **labels).eval()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} holds no base model that can be loaded ({error}).") from error
+        model = adapted.merge_and_unload()
+    except (AttributeError, NotImplementedError) as error:
+        raise CodecError(
+            f"Weights cannot hold an adapter of the method "
+            f"{adapted.active_peft_config.peft_type.value}. Export it with --format peft."
+        ) from error
+    for name, module in list(model.named_modules()):  # LN tuning forgets the head's
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            own = module.unload_and_optionally_merge_module(True, False, None)
+            model.set_submodule(name, own)
+    head, embedding = _ends(model)
+    if head is not None and head.weight is not embedding.weight:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return model
+
+
+def _ends(model: Any) -> tuple[Any, Any]:
+    """Return a language model's output layer and its embedding; no output layer for others."""
+    try:
+        return model.get_output_embeddings(), model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None, None
+
+
+def _beside(folder: Path) -> Iterator[Path]:
+    """Yield the files of a model that are no weights, and folders' that hold nothing else."""
+    for path in sorted(folder.iterdir()):
+        inner = sorted(path.iterdir()) if path.is_dir() and path.name[0] != "." else []
+        if inner and all(p.is_file() and p.suffix in _BESIDE for p in inner):
+            yield from inner
+        name = path.name.lower()
+        known = path.suffix in _BESIDE and not name.endswith(".index.json")
+        if path.is_file() and known and not name.startswith(_NOT_BESIDE):
+            yield path

@@ -7,6 +7,7 @@ worth (`rankcast.packaging.measure`).
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,13 @@ import numpy as np
 
 from rankcast.codec.container import Container, load, pack_at_exponent
 from rankcast.codec.formats import native, peft
+from rankcast.codec.formats.base_folder import BaseFolder
+from rankcast.codec.formats.peft_names import split_expert
+from rankcast.codec.formats.tensor_file import TensorFile
 from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import RELATIVE_STEPS, Quality, Source, exponent_of_quality
 from rankcast.codec.planner import pack_planned, pack_within
+from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError, ConfigError, ModelError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits as bits_before_deadline
@@ -41,12 +46,15 @@ def pack(
     planned: bool = False,
     measure: bool = False,
     texts: Texts | None = None,
+    base_model: str | os.PathLike[str] | None = None,
+    initial_adapter: str | os.PathLike[str] | None = None,
+    embeddings: bool = False,
 ) -> Container:
     """Return an adapter as a container, every prefix of whose chunks is an adapter.
 
     Args:
-        adapter: folder of a run or of a LoRA or AdaLoRA that PEFT saved; a model that carries one,
-            whose active adapter is packed; or what `read_adapter` returned.
+        adapter: folder of a run or of an adapter that PEFT saved; a model that carries one, whose
+            active adapter is packed; or what `read_adapter` returned.
         quality: quantiser step beside the root mean square of the weights: `fine` is half of it,
             `good` one, `small` two. None, without a budget: the step to which the adapter was
             trained to be rounded, else `good`.
@@ -57,10 +65,16 @@ def pack(
         measure: run the model, to take coarser steps where weights matter less and to write into
             the file the loss and accuracy that each prefix reaches on the validation texts.
         texts: where the folder does not name texts and model; implies `measure`.
+        base_model: folder of the base model, whose fingerprint is written into the file. PiSSA and
+            OLoRA need it.
+        initial_adapter: folder of the adapter as it was before training, for initialisations that
+            change the base model.
+        embeddings: accept embeddings that were trained in full, which are large.
 
     Raises:
         CodecError: no adapter there, or one that cannot be carried.
-        ConfigError: options that exclude each other, or texts or model that are not known.
+        ConfigError: options that exclude each other, texts or model that are not known, or an
+            adapter that cannot be measured.
         InfeasibleDeadlineError: not even the coarsest step fits the budget.
         ModelError: another base model than the adapter was made for.
     """
@@ -69,11 +83,16 @@ def pack(
     if planned and budget_bits is None:
         raise ConfigError("--planned needs a budget or a link.")
     folder = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
+    base = None if base_model is None else BaseFolder.open(base_model)
+    beside = peft.PeftSource(base, initial_adapter, embeddings)
     if folder is not None:
-        source = read_adapter(folder)
+        source = read_adapter(folder, beside)
     else:
-        source = adapter if isinstance(adapter, Source) else _from_memory(adapter)
+        source = adapter if isinstance(adapter, Source) else _from_memory(adapter, beside)
+    if base is not None:
+        source = replace(source, base=_checked_base(source, base))
     if measure or texts is not None:
+        _check_measurable(source.tensors)
         from rankcast.packaging.measure import pack_measured, setup_for  # noqa: PLC0415 needs torch
 
         fit = partial(pack, quality=quality, planned=planned)
@@ -86,27 +105,68 @@ def pack(
     return pack_at_exponent(source, exponent)
 
 
-def read_adapter(path: str | os.PathLike[str]) -> Source:
+def read_adapter(path: str | os.PathLike[str], beside: peft.PeftSource | None = None) -> Source:
     """Return the adapter in a run's folder, in a folder of `save_adapter`, or in one of PEFT's.
+
+    Args:
+        path: of the folder.
+        beside: what else helps to read one of PEFT's.
 
     Raises:
         CodecError: no adapter there, or one that cannot be carried.
+        ModelError: the base model is needed and lacks a weight.
     """
-    folder = Path(path)
-    for candidate in (folder, folder / "adapter"):
-        if (candidate / native.DESCRIPTION).is_file():
-            tensors, about = native.read_native(candidate)
-            base, task = BaseModel(about.base_model, about.base_fingerprint), about.task_type
-            more = about.offsets, about.exponent, about.gains
-            return Source(tensors, base, {"task_type": task} if task else {}, *more)
-        if (candidate / peft.CONFIG).is_file():
-            tensors, config = peft.read_peft(candidate)
-            base, task = BaseModel(config.get("base_model_name_or_path")), config.get("task_type")
-            return Source(tensors, base, {"task_type": task} if task else {})
-    raise CodecError(
-        f"There is no adapter in {folder}: neither a run of rankcast (adapter/) nor an adapter "
-        f"that PEFT saved (adapter_config.json)."
-    )
+    folder, description = _folder_of(Path(path))
+    if description == native.DESCRIPTION:
+        tensors, about = native.read_native(folder)
+        base, task = BaseModel(about.base_model, about.base_fingerprint), about.task_type
+        more = about.offsets, about.exponent, about.gains
+        return Source(tensors, base, {"task_type": task} if task else {}, *more)
+    tensors, config = peft.read_peft(folder, beside)
+    base, task = BaseModel(config.get("base_model_name_or_path")), config.get("task_type")
+    return Source(tensors, base, {"task_type": task} if task else {})
+
+
+def given_bits(path: str | os.PathLike[str]) -> tuple[str, int] | None:
+    """Return the words for the file of weights that PEFT saved in a folder, and its size.
+
+    Returns:
+        Its name with the precision of most of its numbers, and its bits; None for a run, whose
+        file holds more than the adapter.
+    """
+    folder, description = _folder_of(Path(path))
+    if description != peft.CONFIG:
+        return None
+    file = TensorFile.open(folder / peft.WEIGHTS)
+    sizes: Counter[str] = Counter()
+    for entry in file.entries.values():
+        sizes[entry.dtype.lower()] += entry.n_bytes
+    words = f"{file.path.name} ({sizes.most_common(1)[0][0]})" if sizes else file.path.name
+    return words, 8 * file.path.stat().st_size
+
+
+def _folder_of(path: Path) -> tuple[Path, str]:
+    """Return the folder that holds an adapter, and the name of its description.
+
+    Raises:
+        CodecError: none does; says where one is.
+    """
+    for candidate in (path, path / "adapter"):
+        for description in (native.DESCRIPTION, peft.CONFIG):
+            if (candidate / description).is_file():
+                return candidate, description
+    inside = sorted({p.parent.name for p in path.glob(f"*/{peft.CONFIG}")})
+    if (path / peft.WEIGHTS).is_file():
+        words = f"{peft.CONFIG}, which PEFT writes beside {peft.WEIGHTS}, is missing: copy it, too"
+    elif inside:
+        words = f"its subfolders {', '.join(inside)} hold one each: name one of them"
+        if len(inside) == 1:
+            words = f"its subfolder holds one: name {path / inside[0]}"
+    else:
+        words = (
+            f"neither a run of rankcast (adapter/) nor an adapter that PEFT saved ({peft.CONFIG})"
+        )
+    raise CodecError(f"There is no adapter in {path}: {words}.")
 
 
 def load_or_pack(path: Path) -> Container:
@@ -138,7 +198,50 @@ def link_budget_bits(
     return float(bits_before_deadline(rate_bps(model, link)[0], deadline_s))
 
 
-def _from_memory(adapter: Any) -> Source:
+def _checked_base(source: Source, base: BaseFolder) -> BaseModel:
+    """Return the base model with its fingerprint.
+
+    Raises:
+        ModelError: another one than the adapter names, or none that can be identified.
+    """
+    from rankcast.packaging.base_model import base_fingerprint_of_folder  # noqa: PLC0415 heavy
+
+    known, tensors = source.base, source.tensors
+    plain = [p.name for p in tensors.projections if split_expert(p.name)[1] is None]
+    names = () if "target_modules" in tensors.config else tuple(plain)
+    found = base_fingerprint_of_folder(base.path, source.task.get("task_type"), names)
+    if known.fingerprint not in (None, found):
+        raise ModelError(
+            f"The adapter was made for {known.name or 'another model'} (fingerprint "
+            f"{str(known.fingerprint)[:12]}…), and {base.path} holds another one ({found[:12]}…)."
+        )
+    return BaseModel(known.name or str(base.path), found)
+
+
+def _beyond_lora(tensors: AdapterTensors) -> str | None:
+    """Return what makes an adapter more than low-rank maps and modules in full; None if nothing."""
+    if tensors.is_general:
+        return f"in general form ({tensors.config['peft_type']})"
+    own = [name for name, how in tensors.carriage.items() if how == "own"]
+    more = own + [p.name for p in tensors.projections if split_expert(p.name)[1] is not None]
+    return f"more ({more[0]})" if more else None
+
+
+def _check_measurable(tensors: AdapterTensors) -> None:
+    """Raise on adapters that the training code cannot hold, which runs them to measure.
+
+    Raises:
+        ConfigError: names what cannot be measured.
+    """
+    what = _beyond_lora(tensors)
+    if what is not None:
+        raise ConfigError(
+            f"Only plain low-rank adapters can be measured, and this one is {what}. Pack it "
+            f"without --measure and --texts."
+        )
+
+
+def _from_memory(adapter: Any, beside: peft.PeftSource) -> Source:
     """Return the adapter that a model carries.
 
     Raises:
@@ -161,5 +264,7 @@ def _from_memory(adapter: Any) -> Source:
             )
         # Without save_embedding_layers PEFT asks the hub whether the vocabulary was changed.
         adapter.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
-        source = read_adapter(folder if name == "default" else Path(folder) / name)
+        source = read_adapter(folder if name == "default" else Path(folder) / name, beside)
+    if beside.base is not None or beside.initial is not None or _beyond_lora(source.tensors):
+        return source  # the model in memory may have other weights than the base model
     return replace(source, base=replace(source.base, fingerprint=base_fingerprint(adapter)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from rankcast.codec.chunks import plan_of_chunk
 from rankcast.codec.header import read_header
-from rankcast.codec.tensors import group_shapes
+from rankcast.codec.layout import Layout
 from rankcast.errors import CodecError, DeliveryError
 from rankcast.records import IntArray, Projection
 from rankcast.release.manifest import File
@@ -47,8 +47,8 @@ def contents_of(store: Store, file: File) -> Contents | None:
         n = len(header.projections)
         if not n or n * len(file.chunks) > MOST_NUMBERS:
             return None
-        shapes = group_shapes(header.projections, header.ranks, [m.shape for m in header.modules])
-        counts = [plan_of_chunk(shapes, store.get(c.blob)).counts[:n] for c in file.chunks]
+        layout = Layout.of(header)
+        counts = [plan_of_chunk(layout, store.get(c.blob)).counts[:n] for c in file.chunks]
     except (DeliveryError, CodecError):
         return None
     ranks = np.maximum.accumulate(np.array(counts, dtype=np.int64), axis=0)

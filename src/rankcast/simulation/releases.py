@@ -115,6 +115,8 @@ def least_bits(manifest: Manifest) -> int:
 
 
 def _nudged(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if values.dtype != np.float32:  # whole numbers, such as places of weights
+        return values
     size = float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
     return (values + _CHANGE * size * rng.normal(size=values.shape)).astype(np.float32)
 

@@ -34,6 +34,8 @@ _ARCHITECTURES = {
 """llama.cpp's words for `model_type` of a Hugging Face configuration."""
 _INTERLEAVED = ("llama", "mistral")
 """Model types of which llama.cpp's converter reorders query and key for its rotary embedding."""
+_TIED = ("gemma", "gemma2", "gpt2")
+"""Model types whose output layer is their embedding unless the configuration says otherwise."""
 
 
 def write_gguf(
@@ -48,8 +50,8 @@ def write_gguf(
             numbers of layers and heads.
 
     Raises:
-        CodecError: no component, modules beside the projections, or a projection that llama.cpp
-            has no name for.
+        CodecError: no component, modules beside the projections, a projection that llama.cpp has
+            no name for, or an output layer that is the embedding.
         ConfigError: no configuration, an architecture that llama.cpp does not know, or the extra is
             missing.
     """
@@ -63,6 +65,11 @@ def write_gguf(
         raise ConfigError(
             f"A GGUF adapter can be written for {', '.join(_ARCHITECTURES)}; this model is "
             f"{kind!r}. Export merged weights and convert those instead."
+        )
+    if tensors.is_general:
+        raise CodecError(
+            f"llama.cpp takes plain LoRAs only, and this adapter is in general form "
+            f"({tensors.config['peft_type']})."
         )
     if tensors.modules:
         raise CodecError(
@@ -111,11 +118,16 @@ def _named(
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
     architecture = getattr(gguf.MODEL_ARCH, _ARCHITECTURES[kind].upper())
     names = gguf.get_tensor_name_map(architecture, layers)
-    named = {}
+    tied, named = config.get("tie_word_embeddings"), {}
     for p, f in zip(tensors.projections, tensors.factors, strict=True):
         if not f.rank:
             continue
         name = names.get_name(f"{p.name}.weight", try_suffixes=(".weight",))
+        if p.kind == "lm_head" and (kind in _TIED if tied is None else tied):
+            raise CodecError(
+                f"The adapter changes {p.name}, which in this {kind} is tied to the embedding, so "
+                f"that llama.cpp has no such tensor. Export merged weights instead."
+            )
         if name is None:
             raise CodecError(f"llama.cpp has no name for {p.name}; export merged weights instead.")
         left = f.left

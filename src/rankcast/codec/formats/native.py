@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file
 
+from rankcast.codec.formats.peft_names import modules_saved
 from rankcast.codec.quantiser import Float32Array
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import CodecError
@@ -127,7 +128,9 @@ def read_native(directory: str | os.PathLike[str]) -> tuple[AdapterTensors, Desc
         original = tensors.get(ORIGINAL + plain)
         modules[plain] = np.asarray(values if original is None else values - original, np.float32)
         carriage[plain] = "full" if original is None else "difference"
-    return AdapterTensors(description.projections, factors, modules, carriage), description
+    saved = sorted(description.modules_to_save)
+    config = {} if saved == modules_saved(modules) else {"modules_to_save": saved}
+    return AdapterTensors(description.projections, factors, modules, carriage, config), description
 
 
 def _factors(tensors: Mapping[str, Float32Array], name: str, scale: float) -> Factors:

@@ -108,7 +108,9 @@ class TensorFile:
         except (OSError, ValueError) as error:
             raise CodecError(f"{self.path} cannot be read ({error}).") from error
         if entry.dtype == "BF16":  # NumPy does not know it: the upper half of a float32
-            return (values.astype("<u4") << 16).view("<f4").reshape(entry.shape)
+            wide = values.astype("<u4")
+            wide <<= 16
+            return wide.view("<f4")
         return values.astype(np.float32, copy=False) if entry.is_float else values
 
 
