@@ -2,31 +2,38 @@
 
 A LoRA of rank 16 on every projection of a model of Llama 3's 8B shape, Gaussian with falling
 components, is packed, within a budget as well, unpacked as a LoRA for PEFT and exported for
-llama.cpp, each in a process of its own. Memory is the most that the process held (ru_maxrss), with
-Python and its libraries. Run it alone with `python benchmarks/test_adapter_memory.py`; results lie
-in `results/adapter_memory.json`. With `--before SRC`, the folder `src` of another checkout, that
-one is measured, too, and kept beside; without it what was kept stays.
+llama.cpp, each in a process of its own. Then the fingerprint of two layers of that base model
+(0.9 GB) is computed, and beside it SHA-256 alone of as many bytes, the floor. Memory is the most
+that the process held (VmHWM, so on Linux only), with Python and its libraries. Run it alone with
+`python benchmarks/test_adapter_memory.py`; results lie in `results/adapter_memory.json`. With
+`--before SRC`, the folder `src` of another checkout, that one is measured, too, and kept beside;
+without it what was kept stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "adapter_memory.json"
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 N_LAYERS, RANK, HIDDEN, INNER, OF_KEYS = 32, 16, 4096, 14336, 1024
+N_BASE_LAYERS = 2
 BUDGET_BYTES = 6_000_000
 MOST_PACKING, MOST_UNPACKING = 252_000_000, 300_000_000
 WIDTHS = {
@@ -40,22 +47,26 @@ CALLS = {
     "pack_within_budget": "rankcast.pack({lora!r}, budget_bits=8 * {budget}).save({small!r})",
     "unpack": "rankcast.load({file!r}).export('peft', {out!r})",
     "export_gguf": "rankcast.load({file!r}).export('gguf', {gguf!r}, base_model={base!r})",
+    "fingerprint": "rankcast.codec.formats.base_folder.BaseFolder.open({weights!r}).fingerprint()",
+    "sha256_alone": "[hashlib.sha256(bytes(2**20)) for _ in range(4 * {n_base} // 2**20)]",
 }
 CHILD = """
-import json, resource, sys, time
+import hashlib, json, sys, time
+from pathlib import Path
 import rankcast
+if {call!r}.startswith("rankcast.codec"):
+    import rankcast.codec.formats.base_folder
 start = time.perf_counter()
 {call}
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+(line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x]
+peak = int(line.split()[1]) * 1024
 print(json.dumps({{"peak_bytes": peak, "seconds": seconds}}))
 """
 
 
 def write_adapter(folder: Path, seed: int) -> int:
     """Write the adapter as PEFT does, in bfloat16, and return how many numbers it has."""
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     falls = np.sqrt(0.5 * 0.8 ** np.arange(RANK))
     shapes = {}
@@ -64,43 +75,81 @@ def write_adapter(folder: Path, seed: int) -> int:
             stem = f"base_model.model.model.layers.{layer}.{part}"
             shapes[f"{stem}.lora_A.weight"] = (RANK, d_in)
             shapes[f"{stem}.lora_B.weight"] = (d_out, RANK)
-    plain: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (rows, columns) in shapes.items():
-        start, end = end, end + 2 * rows * columns
-        plain[name] = {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [start, end]}
     folder.mkdir()
-    text = json.dumps(plain).encode()
-    with (folder / "adapter_model.safetensors").open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for rows, columns in shapes.values():
-            fall = falls[:, None] if rows == RANK else falls
-            width = columns if rows == RANK else rows
-            values = (rng.normal(size=(rows, columns)) * fall / width**0.5).astype("<f4")
-            stream.write((values.view("<u4") >> 16).astype("<u2").tobytes())
+
+    def drawn(shape: tuple[int, ...]) -> NDArray[Any]:
+        fall = falls[:, None] if shape[0] == RANK else falls
+        return rng.normal(size=shape) * fall / max(shape) ** 0.5
+
+    write_bfloat16(folder / "adapter_model.safetensors", shapes, drawn)
     modules = [part.rpartition(".")[2] for part in WIDTHS]
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK,
         "target_modules": modules, "base_model_name_or_path": None, "bias": "none",
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
-    return end // 2
+    return sum(map(math.prod, shapes.values()))
+
+
+def write_base(folder: Path, seed: int, n_layers: int) -> None:
+    """Write a model of the same widths in bfloat16, with a small vocabulary."""
+    rng = np.random.default_rng(seed)
+    shapes = {"model.embed_tokens.weight": (8192, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    for layer in range(n_layers):
+        for part, (d_in, d_out) in WIDTHS.items():
+            shapes[f"model.layers.{layer}.{part}.weight"] = (d_out, d_in)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"model.layers.{layer}.{norm}.weight"] = (HIDDEN,)
+    write_config(folder, n_layers)
+    write_bfloat16(
+        folder / "model.safetensors", shapes, lambda s: rng.standard_normal(s, np.float32)
+    )
+
+
+def write_config(folder: Path, n_layers: int) -> None:
+    """Write the description of such a model."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": n_layers,
+        "intermediate_size": INNER,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+
+
+def write_bfloat16(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    drawn: Callable[[tuple[int, ...]], NDArray[Any]],
+) -> None:
+    """Write a safetensors file as others do, one tensor at a time."""
+    plain: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        plain[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(plain).encode()
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for shape in shapes.values():
+            bits = drawn(shape).astype("<f4").view("<u4") >> 16
+            stream.write(bits.astype("<u2").tobytes())
 
 
 def measure(source: Path, folder: Path) -> dict[str, Any]:
     """Return memory and time of each call with the package in `source`."""
-    base = folder / "base"
-    base.mkdir(exist_ok=True)
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": N_LAYERS,
-        "intermediate_size": INNER,
-    }  # fmt: skip
-    (base / "config.json").write_text(json.dumps(config), "utf-8")
-    names = {n: str(folder / n) for n in ("lora", "file", "small", "out", "gguf", "base")}
+    names = {
+        n: str(folder / n) for n in ("lora", "file", "small", "out", "gguf", "base", "weights")
+    }
+    n_base = (folder / "weights/model.safetensors").stat().st_size // 2
     found = {}
     for what, call in CALLS.items():
-        code = CHILD.format(call=call.format(**names, budget=BUDGET_BYTES))
+        if (
+            what == "fingerprint"
+            and not (source / "rankcast/codec/formats/base_folder.py").is_file()
+        ):
+            continue  # older checkouts loaded the model with torch
+        code = CHILD.format(call=call.format(**names, budget=BUDGET_BYTES, n_base=n_base))
         done = subprocess.run(  # noqa: S603 our own interpreter
             [sys.executable, "-c", code],
             env=os.environ | ONE_THREAD | {"PYTHONPATH": str(source)},
@@ -119,6 +168,8 @@ def run(before: Path | None = None) -> Mapping[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         n_numbers = write_adapter(folder / "lora", seed=0)
+        write_config(folder / "base", N_LAYERS)
+        write_base(folder / "weights", seed=1, n_layers=N_BASE_LAYERS)
         result = {
             "numbers": n_numbers,
             "input_bytes": (folder / "lora" / "adapter_model.safetensors").stat().st_size,

@@ -157,6 +157,22 @@ def test_a_run_is_packed_with_every_component_and_its_head(tmp_path: Path) -> No
     assert set(decoded.modules) == {"classifier.weight", "classifier.bias"}
 
 
+def test_a_checkpoint_of_a_trainer_is_read_at_the_ranks_that_it_was_saved_at(
+    tmp_path: Path,
+) -> None:
+    adapter = ElasticAdapter.attach(tiny_model("bert"), r_max=4, alpha=6.0)
+    randomise(adapter)
+    adapter.set_ranks([i % 5 for i in range(len(adapter.ranks))])
+    adapter.model.save_pretrained(tmp_path)
+    tensors, _ = read_peft(tmp_path)
+    found = {p.name: f for p, f in zip(tensors.projections, tensors.factors, strict=True)}
+    for i, projection in enumerate(adapter.layout.projections):
+        expected = adapter.delta_weight(i).detach().numpy()
+        update = found[projection.name].delta_weight()
+        assert np.allclose(update, expected, atol=1e-5), projection.name
+        assert np.linalg.matrix_rank(update) == i % 5
+
+
 def test_bfloat16_is_read_by_its_bits(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -13,7 +13,10 @@ from rankcast.errors import ModelError
 
 N_TOKENS = 16
 N_LOGITS = 8
-_ADDED = (".lora_", ".modules_to_save.", ".ranknum.")
+_ORIGINAL = {"base_layer", "original_module"}
+"""Under which PEFT's layers keep what they stand in for."""
+_WRAPPERS = {*_ORIGINAL, "token_adapter"}
+"""Parts of names that PEFT puts in."""
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -57,17 +60,28 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
     prefix = getattr(base, "base_model_prefix", "")
     inside = f"{prefix}." if prefix and hasattr(base, prefix) else ""
+    added = _added_by_peft(base)
     seen: set[int] = set()
     for name, tensor in base.named_parameters(remove_duplicate=False):
-        if (
-            not name.startswith(inside)
-            or any(part in name for part in _ADDED)
-            or id(tensor) in seen
-        ):
+        if not name.startswith(inside) or name in added or id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        plain = name.removeprefix(inside)
-        yield plain.replace(".base_layer.", ".").replace(".original_module.", "."), tensor
+        parts = name.removeprefix(inside).split(".")
+        yield ".".join(part for part in parts if part not in _WRAPPERS), tensor
+
+
+def _added_by_peft(base: nn.Module) -> set[str]:
+    """Return the names of the parameters that adapters of any method brought into a model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415 takes seconds
+    from peft.utils.other import AuxiliaryTrainingWrapper  # noqa: PLC0415 likewise
+
+    return {
+        f"{where}.{name}"
+        for where, layer in base.named_modules()
+        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        for name, _ in layer.named_parameters(remove_duplicate=False)
+        if _ORIGINAL.isdisjoint(name.split("."))
+    }
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:

@@ -6,9 +6,11 @@ as a difference from the base model, and runs.
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,17 +144,19 @@ def _write_merged(folder: Path, tensors: AdapterTensors, header: Header, output:
 def _merged(adapted: Any) -> Any:
     """Return a PEFT model's base with the adapter in its weights.
 
-    An output layer that is tied to the embedding and was adapted gets weights of its own.
+    An embedding or output layer that was adapted and is tied to others gets weights of its own.
 
     Raises:
         CodecError: a method that cannot be merged.
     """
-    from peft.utils.other import AuxiliaryTrainingWrapper  # noqa: PLC0415 takes seconds
-    from torch import nn  # noqa: PLC0415 likewise
+    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415 takes seconds
+    from peft.utils.other import AuxiliaryTrainingWrapper  # noqa: PLC0415 likewise
 
-    head, embedding = _ends(adapted.get_base_model())
-    if hasattr(head, "lora_A") and head.weight is embedding.weight:
-        head.base_layer.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    uses = Counter(id(p) for _, p in adapted.named_parameters(remove_duplicate=False))
+    for module in list(adapted.modules()):
+        layer = module.base_layer if isinstance(module, BaseTunerLayer) else None
+        if uses[id(getattr(layer, "weight", None))] > 1 and not isinstance(layer, BaseTunerLayer):
+            module.base_layer = copy.deepcopy(layer)
     try:
         model = adapted.merge_and_unload()
     except (AttributeError, NotImplementedError) as error:

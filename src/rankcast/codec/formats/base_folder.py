@@ -13,12 +13,10 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rankcast.codec.formats.tensor_file import TensorEntry, TensorFile
 from rankcast.codec.quantiser import Float32Array
@@ -144,7 +142,7 @@ class BaseFolder:
         return self._array(key)
 
     def fingerprint(self, task_type: str | None = None, names: Sequence[str] = ()) -> str:
-        """Return the SHA-256 of the frozen weights, in hexadecimal, with one tensor in memory.
+        """Return the SHA-256 of the frozen weights, in hexadecimal, a piece at a time.
 
         Args:
             task_type: PEFT's word for the adapter's task, and
@@ -162,9 +160,9 @@ class BaseFolder:
             )
         digest = hashlib.sha256()
         for name, key in sorted(self._parameters(self._head(task_type, names)).items()):
-            values = self._array(key)
-            digest.update(f"{name}:{tuple(values.shape)};".encode())
-            digest.update(np.ascontiguousarray(values).data)
+            digest.update(f"{name}:{self._entry(key).shape};".encode())
+            for piece in self._pieces(key):
+                digest.update(piece.data)
         return digest.hexdigest()
 
     def fingerprints(self) -> tuple[str, ...]:
@@ -291,7 +289,17 @@ class BaseFolder:
             raise ModelError(f"{self.path} is no whole model: {error}") from error
 
     def _digest(self, key: str) -> bytes:
-        return hashlib.sha256(self._array(key).data).digest() if key in self.files else b""
+        digest = hashlib.sha256()
+        for piece in self._pieces(key) if key in self.files else ():
+            digest.update(piece.data)
+        return digest.digest()
+
+    def _pieces(self, key: str) -> Iterator[Float32Array]:
+        """Yield the numbers of a tensor in order, some at a time."""
+        try:
+            yield from self.files[key].pieces(key)
+        except CodecError as error:
+            raise ModelError(f"{self.path} is no whole model: {error}") from error
 
 
 def _inside(kind: str) -> tuple[str, ...]:

@@ -78,10 +78,10 @@ def write_gguf(
         )
     if not tensors.ranks.any():
         raise CodecError("No component of the adapter has arrived; decode more chunks.")
-    named = _named(gguf, tensors, base_config, kind)
+    names = _names(gguf, tensors, base_config, kind)
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, lambda partial: _write(gguf, partial, _ARCHITECTURES[kind], named))
+    replace_file(file, lambda partial: _write(gguf, partial, tensors, names, base_config))
     return file
 
 
@@ -111,18 +111,18 @@ def permuted(rows: Float32Array, n_heads: int) -> Float32Array:
     return np.ascontiguousarray(split.swapaxes(1, 2).reshape(rows.shape))
 
 
-def _named(
+def _names(
     gguf: Any, tensors: AdapterTensors, config: Mapping[str, Any], kind: str
-) -> dict[str, Float32Array]:
-    """Return the factors under llama.cpp's names."""
+) -> dict[int, str]:
+    """Return llama.cpp's names of the projections that have components, by their number."""
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
     architecture = getattr(gguf.MODEL_ARCH, _ARCHITECTURES[kind].upper())
-    names = gguf.get_tensor_name_map(architecture, layers)
-    tied, named = config.get("tie_word_embeddings"), {}
-    for p, f in zip(tensors.projections, tensors.factors, strict=True):
-        if not f.rank:
+    known = gguf.get_tensor_name_map(architecture, layers)
+    tied, names = config.get("tie_word_embeddings"), {}
+    for i, p in enumerate(tensors.projections):
+        if not tensors.ranks[i]:
             continue
-        name = names.get_name(f"{p.name}.weight", try_suffixes=(".weight",))
+        name = known.get_name(f"{p.name}.weight", try_suffixes=(".weight",))
         if p.kind == "lm_head" and (kind in _TIED if tied is None else tied):
             raise CodecError(
                 f"The adapter changes {p.name}, which in this {kind} is tied to the embedding, so "
@@ -130,28 +130,49 @@ def _named(
             )
         if name is None:
             raise CodecError(f"llama.cpp has no name for {p.name}; export merged weights instead.")
-        left = f.left
-        if kind in _INTERLEAVED and p.kind in ("q", "k"):
-            heads = int(config["num_attention_heads"])
-            if p.kind == "k":
-                heads = int(config.get("num_key_value_heads") or heads)
-            left = permuted(left, heads)
-        named[f"{name}.lora_a"] = np.ascontiguousarray(f.right)
-        named[f"{name}.lora_b"] = np.ascontiguousarray(left)
-    return named
+        names[i] = name
+    return names
 
 
-def _write(gguf: Any, path: Path, architecture: str, named: Mapping[str, Float32Array]) -> None:
-    writer = gguf.GGUFWriter(path, architecture)
+def _write(
+    gguf: Any,
+    path: Path,
+    tensors: AdapterTensors,
+    names: Mapping[int, str],
+    config: Mapping[str, Any],
+) -> None:
+    """Write one projection after another."""
+    kind = str(config["model_type"])
+    writer = gguf.GGUFWriter(path, _ARCHITECTURES[kind])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
-    for name, values in named.items():
-        writer.add_tensor(name, values)
+    for i, name in names.items():
+        p, rank = tensors.projections[i], int(tensors.ranks[i])
+        for part, shape in (("a", (rank, p.d_in)), ("b", (p.d_out, rank))):
+            size = 4 * shape[0] * shape[1]
+            writer.add_tensor_info(f"{name}.lora_{part}", shape, np.dtype(np.float32), size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for i in names:
+        f = tensors.factors[i]
+        writer.write_tensor_data(np.ascontiguousarray(f.right))
+        left = _reordered(f.left, tensors.projections[i].kind, kind, config)
+        writer.write_tensor_data(np.ascontiguousarray(left))
     writer.close()
+
+
+def _reordered(
+    left: Float32Array, projection: str, kind: str, config: Mapping[str, Any]
+) -> Float32Array:
+    """Return a left factor with its rows where llama.cpp's converter puts those of the weight."""
+    if kind not in _INTERLEAVED or projection not in ("q", "k"):
+        return left
+    heads = int(config["num_attention_heads"])
+    if projection == "k":
+        heads = int(config.get("num_key_value_heads") or heads)
+    return permuted(left, heads)
 
 
 def _library() -> Any:

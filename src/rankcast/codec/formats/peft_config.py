@@ -44,6 +44,11 @@ _WITHOUT_EFFECT = {
     # of a switch that is listed below
     "qalora_group_size",
 }  # fmt: skip
+_OF_TASKS = {
+    **dict.fromkeys(("SEQ_CLS", "TOKEN_CLS"), ("classifier", "score")),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""Modules that PEFT saves in full for a task, be they in `modules_to_save` or not."""
 _GENERAL = (
     "use_dora", "bias", "alora_invocation_tokens", "use_qalora", "monteclora_config",
     "layer_replication", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
@@ -75,6 +80,12 @@ def read_config(path: Path) -> dict[str, Any]:
     if kind in LOW_RANK:
         _check_fields(config, path)
     return config
+
+
+def saved_in_full(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of modules that PEFT saves in full, which ends of longer names suit."""
+    named = config.get("modules_to_save") or ()
+    return (*named, *_OF_TASKS.get(str(config.get("task_type")), ()))
 
 
 def is_off(field: str, value: Any) -> bool:

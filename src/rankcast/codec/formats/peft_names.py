@@ -11,9 +11,10 @@ from rankcast.errors import CodecError
 from rankcast.naming import ORDER, kind_of, layer_number
 
 PREFIX = "base_model.model."
+_PREFIX = ["base_model", "model"]
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """What torch.compile, FSDP and checkpointing put into names."""
-_FACTOR = re.compile(r"(.+)\.lora_([ABE])(?:\.[^.]+)??(\.weight|\.bias)?")
+_FACTOR = re.compile(r"(.+)\.lora_([ABE]|rank)(?:\.[^.]+)??(\.weight|\.bias)?")
 _SAVED = re.compile(r"\.modules_to_save(\.[^.]+(?=\.[^.]+))?(?=\.)")
 """Of modules saved in full, in a state that was written by hand; PEFT leaves it out."""
 _TOKENS = re.compile(r"(.+\.token_adapter\.trainable_tokens_delta)(\.[^.]+)?")
@@ -31,7 +32,8 @@ class NamedTensors:
     """The tensors of a LoRA by what they are, each with its name in the file.
 
     Attributes:
-        factors: of each module: its `A`, `B`, AdaLoRA's `E`, and the `bias` of its B.
+        factors: of each module: its `A`, `B`, AdaLoRA's `E`, the `bias` of its B, and the `rank` at
+            which an elastic adapter was saved.
         tokens: rows of embeddings, trained one by one.
         others: everything else, by its name in the base model.
     """
@@ -74,6 +76,8 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
         parts = [part for part in stored.split(".") if part not in _WRAPPERS]
         while parts[0] == "module" and "base_model" in parts[1:3]:  # DistributedDataParallel
             parts = parts[1:]
+        while parts[:4] == 2 * _PREFIX:  # a PeftModel in a PeftModel
+            parts = parts[2:]
         _put(found, ".".join(parts), stored)
     return found
 

@@ -20,6 +20,7 @@ from rankcast.codec.formats.peft_config import (
     is_off,
     rank_of,
     read_config,
+    saved_in_full,
     scale_of,
 )
 from rankcast.codec.formats.peft_initial import Weights, check_source, computed, difference
@@ -149,7 +150,7 @@ class _Reading:
         biases = [module for module, parts in named.factors.items() if "B.bias" in parts]
         own = [*(f"{module}{_BIAS}" for module in sorted(biases, key=place)), *named.tokens]
         carriage: dict[str, Carriage] = dict.fromkeys(own, "own")
-        saved = self.config.get("modules_to_save") or ()
+        saved = saved_in_full(self.config)
         of_vocabulary = self._of_vocabulary(named.others)
         for name in self._without_copies(named.others):
             in_full = saved_module(name, saved) is not None
@@ -197,7 +198,7 @@ class _Reading:
         if may_be_renamed(named.factors):
             again += SELECTION
         kept = {n: config[n] for n in again if not is_off(n, config.get(n))}
-        saved = config.get("modules_to_save") or ()
+        saved = saved_in_full(config)
         modules = sorted({saved_module(name, saved) or "" for name in in_full})
         return kept if modules == modules_saved(in_full) else kept | {"modules_to_save": modules}
 
@@ -240,7 +241,9 @@ class _Reading:
         scale = scale_of(self.config, module)
         if self.config["peft_type"] == "ADALORA":
             values = self._part(module, parts, "E").reshape(-1)
-            yield module, Factors((scale * left * values).astype(np.float32), right)
+            kept = int(self._array(parts["rank"])[0]) if "rank" in parts else len(values)
+            scaled = (scale * left * values).astype(np.float32)
+            yield module, Factors(scaled[:, :kept], right[:kept])
             return
         rank = rank_of(self.config, module)
         n_experts, odd = divmod(right.shape[0], rank)
@@ -308,7 +311,7 @@ class _Reading:
         """
         shapes = {n: self.file.entries[s].shape for n, s in names.items()}
         sizes = {shape for n, shape in shapes.items() if is_embedding(n)}
-        listed = self.config.get("modules_to_save") or ()
+        listed = saved_in_full(self.config)
 
         def is_copy(name: str) -> bool:
             beside = name.endswith(".weight") and shapes[name] in sizes
@@ -361,8 +364,9 @@ def _check_parts(named: NamedTensors, config: Mapping[str, Any]) -> None:
     """Raise on parts of a LoRA that its configuration does not announce."""
     adaptive = config["peft_type"] == "ADALORA"
     for module, parts in named.factors.items():
-        if "E" in parts and not adaptive:
-            raise CodecError(f"{parts['E']} is of an AdaLoRA, and {CONFIG} describes a LoRA.")
+        for part in ("E", "rank"):
+            if part in parts and not adaptive:
+                raise CodecError(f"{parts[part]} is of an AdaLoRA, and {CONFIG} describes a LoRA.")
         if "B.bias" in parts and not config.get("lora_bias"):
             raise CodecError(f"The adapter has {parts['B.bias']}, and lora_bias is not set.")
         if "A.bias" in parts or "E.bias" in parts:

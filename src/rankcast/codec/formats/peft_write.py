@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankcast.codec.formats.peft_config import CONFIG, SELECTION, WRITTEN_AGAIN
-from rankcast.codec.formats.peft_names import PREFIX, modules_saved, split_expert
+from rankcast.codec.formats.peft_names import PREFIX, is_parameter, modules_saved, split_expert
 from rankcast.codec.formats.peft_read import WEIGHTS
 from rankcast.codec.formats.tensor_file import write_tensor_file
 from rankcast.codec.tensors import AdapterTensors, Factors, Shape
@@ -82,7 +82,7 @@ class _Piece:
         rank: of each.
         d_in: input width.
         d_out: output width.
-        of_experts: whether it is a parameter's.
+        of_experts: whether it is of a parameter, mostly of several experts.
     """
 
     name: str
@@ -110,9 +110,10 @@ def _pieces(tensors: AdapterTensors, *, uniform_rank: bool) -> list[_Piece]:
     names = [split_expert(p.name) for p in projections]
     for stem, grouped in groupby(range(len(names)), key=lambda i: names[i][0]):
         members = tuple(grouped)
-        of_experts = names[members[0]][1] is not None
-        if of_experts and [names[i][1] for i in members] != list(range(len(members))):
+        in_parts = names[members[0]][1] is not None
+        if in_parts and [names[i][1] for i in members] != list(range(len(members))):
             raise CodecError(f"The experts of {stem} are not complete or not in order.")
+        of_experts = in_parts or is_parameter(stem, tensors.config)
         rank = max(ranks[i] for i in members)
         stays = of_experts or selected or f"{stem}.lora_B.bias" in tensors.shapes
         if rank or stays:
@@ -166,11 +167,15 @@ def _check_writable(tensors: AdapterTensors, *, uniform_rank: bool) -> None:
             "chunks."
         )
     if uniform_rank:
-        experts = [p.name for p in tensors.projections if split_expert(p.name)[1] is not None]
-        if experts:
+        parameters = [
+            p.name
+            for p in tensors.projections
+            if is_parameter(split_expert(p.name)[0], tensors.config)
+        ]
+        if parameters:
             raise CodecError(
                 f"{plain}, and this one adapts parameters of experts (target_parameters: "
-                f"{experts[0]}, …). Export merged weights instead."
+                f"{parameters[0]}, …). Export merged weights instead."
             )
         if any(name.endswith(".lora_B.bias") for name in tensors.shapes):
             raise CodecError(f"{plain}, and this one has lora_bias. Export merged weights instead.")

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,21 +97,35 @@ class TensorFile:
         Raises:
             CodecError: no such tensor, or the file cannot be read.
         """
-        if name not in self.entries:
-            raise CodecError(f"{self.path} has no tensor {name}; save or copy it again.")
-        entry = self.entries[name]
+        entry = self._entry(name)
+        pieces = list(self.pieces(name, max(math.prod(entry.shape), 1)))
+        return pieces[0].reshape(entry.shape)
+
+    def pieces(self, name: str, most: int = 2**18) -> Iterator[NDArray[Any]]:
+        """Yield the numbers of a tensor in order, at most so many at a time; see `array`.
+
+        Raises:
+            CodecError: no such tensor, or the file cannot be read.
+        """
+        entry = self._entry(name)
+        left = math.prod(entry.shape)
         try:
             with self.path.open("rb") as stream:
                 stream.seek(entry.start)
-                values = np.fromfile(stream, _DTYPES[entry.dtype], math.prod(entry.shape))
-            values = values.reshape(entry.shape)
+                while True:
+                    count = min(left, most)
+                    values = np.fromfile(stream, _DTYPES[entry.dtype], count)
+                    yield _as_float32(values.reshape(count), entry.dtype)
+                    left -= count
+                    if not left:
+                        return
         except (OSError, ValueError) as error:
             raise CodecError(f"{self.path} cannot be read ({error}).") from error
-        if entry.dtype == "BF16":  # NumPy does not know it: the upper half of a float32
-            wide = values.astype("<u4")
-            wide <<= 16
-            return wide.view("<f4")
-        return values.astype(np.float32, copy=False) if entry.is_float else values
+
+    def _entry(self, name: str) -> TensorEntry:
+        if name not in self.entries:
+            raise CodecError(f"{self.path} has no tensor {name}; save or copy it again.")
+        return self.entries[name]
 
 
 def write_tensor_file(
@@ -150,6 +164,15 @@ def write_tensor_file(
             stream.write(np.ascontiguousarray(array).data)
         if next(left, None) is not None:
             raise CodecError(f"{path} lacks tensors that it names.")
+
+
+def _as_float32(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return floats as float32; bfloat16, which NumPy does not know, is the upper half of one."""
+    if dtype == "BF16":
+        wide = values.astype("<u4")
+        wide <<= 16
+        return wide.view("<f4")
+    return values.astype(np.float32, copy=False) if dtype in _FLOATS else values
 
 
 def _entry(plain: Mapping[str, Any], front: int, size: int) -> TensorEntry:
