@@ -77,11 +77,15 @@ def test_a_configuration_keeps_all_but_its_folders() -> None:
         "target_modules": r".*\.(q|k)_proj/~",
         "corda_config": {"cache_file": "C:\\Users\\alice\\cache.pt", "cov_mode": "a/b/c"},
         "profile": "/not/a/place",
+        "adapters": {"0": "/home/alice/one", "1": "D:\\alice\\two"},
+        "modules_to_save": ["~/alice/three", "score"],
         "r": 4,
         "revision": None,
     }
     assert public_config(config) == config | {
         "base_model_name_or_path": "llama",
         "corda_config": {"cache_file": "cache.pt", "cov_mode": "a/b/c"},
+        "adapters": {"0": "one", "1": "two"},
+        "modules_to_save": ["three", "score"],
     }
     assert config["base_model_name_or_path"] == "/home/alice/llama"

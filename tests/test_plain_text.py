@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import re
 import tempfile
 from pathlib import Path
@@ -103,3 +104,13 @@ def test_another_separator_is_named(separator: str) -> None:
         caught.value
     )
     assert "commas between columns" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [(gzip.compress(b"text,label\na,0\n"), "a gzip file"), (b"PK\x03\x04\x14\0", "a zip file or"),
+     (b"PAR1\x15\x04\x15", "Parquet")],
+)  # fmt: skip
+def test_a_packed_file_is_named_as_what_it_is(raw: bytes, name: str) -> None:
+    with pytest.raises(DataError, match=rf"file\.csv is {name}.*not text\. Unpack it"):
+        read_bytes(raw)

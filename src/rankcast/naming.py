@@ -87,6 +87,7 @@ _HUB_CACHE = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?", re.ASCII)
 """A folder in which the hub's own programs keep a model; what lies in it is named by digests."""
 _URL = re.compile(r"[A-Za-z][\w+.-]+://[^/?#]*([^?#]*).*", re.ASCII)
 _DRIVE = re.compile(r"^[A-Za-z]:")
+_IS_PLACE = re.compile(r"/(home|root|Users|mnt|tmp)/|~[\w.-]*/|[A-Za-z]:[/\\]|\\\\", re.ASCII)
 _NAMES_PLACE = re.compile(r"(?:^|_)(?:path|dir|folder|file)(?:$|_)")
 
 
@@ -107,11 +108,17 @@ def public_name(name: str | None) -> str | None:
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration whose fields that name files and folders have public names."""
+    """Return a configuration in which files and folders of this machine have public names.
+
+    They are told by the names of their fields, or by where they lie.
+    """
     return {key: _public_value(key, value) for key, value in config.items()}
 
 
 def _public_value(key: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return public_config(value)
-    return public_name(value) if isinstance(value, str) and _NAMES_PLACE.search(key) else value
+    if isinstance(value, list | tuple):
+        return [_public_value(key, part) for part in value]
+    is_place = isinstance(value, str) and (_NAMES_PLACE.search(key) or _IS_PLACE.match(value))
+    return public_name(value) if is_place else value

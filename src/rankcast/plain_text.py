@@ -14,18 +14,26 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_PACKED = {
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a zip file or a workbook",
+    b"PAR1\x15": "Parquet",
+}
 
 
 def read_text(path: Path, error: type[RankcastError]) -> str:
     """Return what a UTF-8 file holds, its line ends as they are, without its byte order mark.
 
     Raises:
-        error: no such file; another encoding, with how to change it; a NUL byte.
+        error: no such file; a packed one; another encoding, with how to change it; a NUL byte.
     """
     try:
         raw = path.read_bytes()
     except OSError as failed:
         raise error(f"{path} cannot be read: {failed.strerror}.") from failed
+    packed = next((name for mark, name in _PACKED.items() if raw.startswith(mark)), "")
+    if packed:
+        raise error(f"{path} is {packed}, not text. Unpack it, or save the table as CSV.")
     wide = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "")
     head = raw[:400]
     nuls = abs(head[::2].count(0) - head[1::2].count(0))  # of letters, every other byte

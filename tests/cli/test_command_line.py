@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -101,6 +102,15 @@ def test_a_reader_that_has_seen_enough_ends_help_quietly(command: str) -> None:
     program.stdout.close()
     assert program.communicate()[1] == b""
     assert program.returncode == 0
+
+
+def test_an_output_that_lacks_a_sign_or_is_closed_is_no_failure() -> None:
+    variables = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*RANKCAST, "--help"], capture_output=True, env=variables, check=True)  # noqa: S603
+    assert b"rankcast COMMAND \\u2026" in done.stdout
+    closed = ["sh", "-c", '"$@" >&-', "sh", *RANKCAST, "presets", "tiny"]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, check=True)  # noqa: S603
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize(

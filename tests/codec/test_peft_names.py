@@ -34,8 +34,65 @@ def test_wrappers_are_stripped_wherever_they_are(
     assert unwrapped([stored]) == {NAME: stored}
 
 
-@pytest.mark.parametrize("name", ["module.x.lora_A.weight", f"{PREFIX}module.x.lora_A.weight"])
-def test_a_module_that_is_called_module_keeps_its_name(name: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("SEQ_CLS", "score.weight"),
+        ("TOKEN_CLS", "classifier.bias"),
+        ("QUESTION_ANS", "qa_outputs.bias"),
+    ],
+)
+def test_heads_of_a_task_need_not_be_listed(task: str, name: str, tmp_path: Path) -> None:
+    """Earlier versions of PEFT left modules_to_save empty."""
+    head = {PREFIX + name: np.ones(3, np.float32)}
+    config = PLAIN | {"task_type": task, "modules_to_save": None}
+    tensors, _ = read_peft(save_folder(tmp_path, config, two_projections() | head))
+    assert tensors.carriage == {name: "full"}
+    with pytest.raises(CodecError, match=f"{name}, which is neither"):
+        read_peft(
+            save_folder(tmp_path, config | {"task_type": "CAUSAL_LM"}, two_projections() | head)
+        )
+
+
+def test_a_module_that_peft_saved_under_three_names_is_one(tmp_path: Path) -> None:
+    """So it does with save_embedding_layers, which it switches on where a vocabulary has grown."""
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    stem = f"{PREFIX}model.embed_tokens."
+    names = ("weight", "modules_to_save.weight", "original_module.weight")
+    saved = dict(zip((stem + n for n in names), (rows, rows, -rows), strict=True))
+    config = PLAIN | {"modules_to_save": ["embed_tokens"]}
+    folder = save_folder(tmp_path, config, two_projections() | saved)
+    tensors, _ = read_peft(folder, PeftSource(embeddings=True))
+    assert list(tensors.modules) == ["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(tensors.modules["model.embed_tokens.weight"], rows)
+    saved[f"{stem}modules_to_save.weight"] = rows + 1
+    with pytest.raises(CodecError, match="are the same tensor"):
+        read_peft(save_folder(tmp_path, config, two_projections() | saved))
+
+
+def test_a_parameter_that_is_no_experts_is_written_as_a_parameter(tmp_path: Path) -> None:
+    config = PLAIN | {"target_modules": ["v_proj"], "target_parameters": ["q_proj.weight"]}
+    tensors, _ = read_peft(save_folder(tmp_path, config, two_projections()))
+    folder = write_peft(tensors, tmp_path / "out")
+    written = json.loads((folder / CONFIG).read_text())
+    assert written["target_modules"] == [VALUE]
+    assert written["target_parameters"] == ["q_proj.weight"]
+    again, _ = read_peft(folder)
+    for one, other in zip(tensors.factors, again.factors, strict=True):
+        np.testing.assert_allclose(one.delta_weight(), other.delta_weight(), atol=1e-5)
+    with pytest.raises(CodecError, match="target_parameters"):
+        write_peft(tensors, tmp_path / "vllm", uniform_rank=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "module.x.lora_A.weight",
+        f"{PREFIX}module.x.lora_A.weight",
+        f"{PREFIX}base_model.model.layers.0.q_proj.lora_A.weight",  # of a class with a base_model
+    ],
+)
+def test_a_module_that_is_called_like_a_wrapper_keeps_its_name(name: str) -> None:
     assert list(unwrapped([name])) == [name]
 
 
@@ -266,13 +323,22 @@ def test_an_output_layer_that_peft_added_is_left_out_if_it_is_the_base_models(
 
 
 def test_an_adapter_that_learned_nothing_says_so(tmp_path: Path) -> None:
-    zero = {n: v * ("lora_A" in n) for n, v in two_projections().items()}
-    with pytest.raises(CodecError, match="Every lora_B of the adapter is zero"):
-        read_peft(save_folder(tmp_path, PLAIN, zero))
+    trained = two_projections()
+    zero = {n: v * ("lora_A" in n) for n, v in trained.items()}
+    for config, tensors in (
+        (PLAIN, zero),
+        (PLAIN, {n: v * ("lora_B" in n) for n, v in trained.items()}),
+        (PLAIN | {"lora_alpha": 0}, trained),
+        (PLAIN, {}),
+    ):
+        with pytest.raises(CodecError, match=r"every lora_B or lora_A is zero, or lora_alpha is"):
+            read_peft(save_folder(tmp_path, config, tensors))
     head = {f"{PREFIX}score.weight": np.ones((2, 4), np.float32)}
     config = PLAIN | {"modules_to_save": ["score"]}
     tensors, _ = read_peft(save_folder(tmp_path, config, zero | head))
     assert tensors.is_general  # only the head was trained
+    tensors, _ = read_peft(save_folder(tmp_path, config, head))
+    assert list(tensors.modules) == list(head)
 
 
 def test_shards_and_numbers_of_other_types_are_refused_by_name(tmp_path: Path) -> None:

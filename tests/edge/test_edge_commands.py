@@ -37,7 +37,7 @@ def options(server: EdgeServer, folder: Path) -> list[str]:
 
 def test_sync_and_status(server: EdgeServer, tmp_path: Path, call: Call) -> None:
     folder, token = tmp_path / "device", tmp_path / "token"
-    token.write_text("of-this-device\n")
+    token.write_bytes(b"\xef\xbb\xbfof-this-device\r\n")  # as editors of Windows write it
     assert "state.json" in call.refused("edge", "status", "--folder", str(folder))
     server.publish(release_of(1, measured=True))
     args = ["edge", "sync", *options(server, folder), "--token-file", str(token)]
@@ -56,6 +56,27 @@ def test_sync_and_status(server: EdgeServer, tmp_path: Path, call: Call) -> None
     assert json.loads(out)["active"]["version"] == 1
 
 
+def test_damaged_files_and_another_format_are_written_anew(
+    server: EdgeServer, tmp_path: Path, call: Call
+) -> None:
+    server.publish(release_of(1))
+    log, current = tmp_path / "log", tmp_path / "device" / "adapter" / "current"
+    args = ["edge", "sync", *options(server, tmp_path / "device")]
+    args += ["--hook", f"{sys.executable} -c \"open(r'{log}', 'a').write('x')\""]
+    call.ok(*args)
+    weights = current / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(bytes(len(whole)))
+    assert call.ok(*args).startswith("up-to-date")
+    assert weights.read_bytes() == whole
+    call.ok(*args, "--format", "rcast")
+    assert sorted(path.name for path in current.iterdir()) == [
+        "adapter.rcast", "rankcast_release.json"
+    ]  # fmt: skip
+    call.ok(*args, "--format", "rcast")
+    assert log.read_text() == "xxx"  # the last one found nothing to do
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -65,6 +86,7 @@ def test_sync_and_status(server: EdgeServer, tmp_path: Path, call: Call) -> None
         (["--token-file", sys.executable], "it is not text"),
         (["--hook", "true", "--vllm-url", "http://localhost"], "not both"),
         (["--format", "gguf", "--base-model", "/nowhere"], "config.json"),
+        (["--hook", "echo 'a"], "--hook cannot be read"),
         (["--deadline-s", "0"], "positive"),
         (["--max-bps", "-1"], "positive"),
         (["--adapter", "../x"], "lower-case"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -237,11 +238,57 @@ def test_a_server_that_is_busy_is_asked_again(status: int, server: Site, tmp_pat
         return Answer(status, b"", {"Retry-After": "1"})
 
     server.habit = habit
-    folder = tmp_path / "device"
-    with pytest.raises(UnavailableError, match="cannot answer now"):
-        sync(server, folder)  # timestamp, snapshot and targets take three tries
-    assert sync(server, folder).outcome == "activated"
-    assert any("/blobs/" in path for path in refused)
+    assert sync(server, tmp_path / "device").outcome == "activated"
+    assert [path.split("/")[1] for path in refused[:5]] == [*["metadata"] * 3, "targets", "blobs"]
+
+
+@pytest.mark.parametrize("status", [429, 502])
+def test_a_server_that_stays_busy_is_left_alone(status: int, server: Site, tmp_path: Path) -> None:
+    server.habit = lambda asked: Answer(status) if "timestamp" in asked.path else None
+    with pytest.raises(UnavailableError, match=f"{status}: it is busy or broken just now"):
+        sync(server, tmp_path / "device")
+    assert paths(server).count("/metadata/timestamp.json") == 3
+
+
+def test_a_server_that_fails_here_and_there_is_left_alone_in_the_end(
+    server: Site, tmp_path: Path
+) -> None:
+    def habit(asked: Asked) -> Answer | None:
+        n = len(server.asked)
+        wanted = "timestamp" if n % 3 else "2.root"
+        return Answer(503) if wanted in asked.path else None
+
+    server.habit = habit
+    with pytest.raises(UnavailableError, match="503"):
+        sync(server, tmp_path / "device")
+    assert paths(server).count("/metadata/2.root.json") <= 6
+
+
+def test_a_web_server_that_asks_for_a_password(server: Site, tmp_path: Path) -> None:
+    """Where it redirects to its whole address, it is told the password there, too."""
+    known = "Basic " + b64encode(b"me:p@ss/w\xc3\xb6rd").decode()
+
+    def habit(asked: Asked) -> Answer | None:
+        if asked.headers.get("authorization") != known:
+            return Answer(401, b"", {"WWW-Authenticate": 'Basic realm="store"'})
+        path = asked.path.removeprefix("/cdn")
+        if path == asked.path:
+            return Answer(302, b"", {"Location": f"http://127.0.0.1:{server.port}/cdn{path}"})
+        return server.file(asked, path)
+
+    server.habit = habit
+    url = server.url.replace("http://", "http://me:p%40ss%2Fw%C3%B6rd@")
+    assert sync(server, tmp_path / "device", url=url).outcome == "activated"
+    with pytest.raises(DeliveryError, match="does not accept the user and the password") as wrong:
+        sync(server, tmp_path / "device", url=server.url.replace("//", "//me:secret@"))
+    with pytest.raises(DeliveryError, match="or a user and a password: https://USER"):
+        sync(server, tmp_path / "device")
+    with pytest.raises(ConfigError, match="a token, or a user and a password"):
+        sync(server, tmp_path / "device", TOKEN, url)
+    files = [path for path in (tmp_path / "device").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if b"secret" in path.read_bytes()]
+    assert "secret" not in str(wrong.value)
 
 
 def test_a_store_below_a_path_and_an_address_with_a_password(server: Site, tmp_path: Path) -> None:

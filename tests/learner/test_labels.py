@@ -69,7 +69,7 @@ def test_fractions_are_never_classes(label: Any, other: Any) -> None:
 @pytest.mark.parametrize(
     "label",
     [[0, 1], ["a"], [], (1,), {"a": 1}, b"a", "[0, 1]", "['a', 'b']", '["a"]', "[]", "[0 1]",
-     "[1.0\n 0.0]"],
+     "[1.0\n 0.0]", "{'a': 1}", '{"a", "b"}', "{}"],
 )  # fmt: skip
 def test_several_labels_of_a_text_are_refused(label: Any) -> None:
     with pytest.raises(DataError, match=r"rows 1 is no single class\. Keep one label of a text"):

@@ -128,6 +128,13 @@ def test_other_separators_are_named(separator: str) -> None:
     assert "commas between columns, and points in decimals" in str(caught.value)
 
 
+def test_lines_of_nothing_but_spaces_are_no_rows() -> None:
+    trace = snr_of(f"\n \n{HEADER}\n\n0,5\n\t\n1,6\n   \n")
+    assert (trace.values.tolist(), trace.skipped) == ([5.0, 6.0], 0)
+    with pytest.raises(LinkError, match=r"no CSV .*Commas separate its columns"):
+        snr_of('"time_s";"snr_db"\n0;5\n1;6\n')
+
+
 def test_a_column_that_is_there_twice_is_refused() -> None:
     with pytest.raises(LinkError, match=r"line 1: 2 columns are called 'snr_db'\. Rename all but"):
         snr_of("time_s,snr_db,snr_db\n0,1,2\n1,1,2\n")

@@ -47,6 +47,15 @@ def test_times_that_are_equal_but_for_rounding_are_equal() -> None:
     assert measured.sampled(0.1).tolist() == values
 
 
+def test_a_quarter_in_slots_of_a_millisecond_fits_and_a_year_is_refused() -> None:
+    quarter = Trace(np.array([0.0, 600.0]), np.array([3.0, 4.0]), "snr", 900.0)
+    values = quarter.sampled(1e-3, max_gap_s=1e9)
+    assert (len(values), np.count_nonzero(values == 3.0)) == (900_000, 600_000)
+    year = Trace(np.array([0.0, 1.0, 31_536_000.0]), np.zeros(3), "snr", 31_536_001.0)
+    with pytest.raises(LinkError, match="too many; take a part of the trace"):
+        year.sampled(1e-3, max_gap_s=math.inf)
+
+
 def test_throughput_is_the_mean_over_each_step() -> None:
     measured = trace([0.0, 1.0, 2.5, 3.0], [4e6, 2e6, 6e6, 0.0], "throughput", duration_s=4.5)
     np.testing.assert_allclose(measured.sampled(1.0), [4e6, 2e6, 4e6, 0.0])

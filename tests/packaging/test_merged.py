@@ -50,7 +50,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.base}-{self.adapted}-{self.task}"
+        return f"{self.base}-{self.adapted}-{self.task}-{self.targets[-1]}"
 
 
 QV = ("query", "value")
@@ -98,6 +98,14 @@ CASES = [
          labels=3),
     Case("llava", "LlavaForConditionalGeneration", "LlavaForConditionalGeneration", "CAUSAL_LM",
          ("q_proj",)),
+    Case("llama", "LlamaForCausalLM", "LlamaForCausalLM", "CAUSAL_LM", ("q_proj", "embed_tokens"),
+         settings=TIED),
+    Case("gpt2", "GPT2LMHeadModel", "GPT2LMHeadModel", "CAUSAL_LM", ("wte",)),
+    Case("bert", "BertForMaskedLM", "BertForMaskedLM", None, ("word_embeddings",)),
+    Case("t5", "T5ForConditionalGeneration", "T5ForConditionalGeneration", "SEQ_2_SEQ_LM",
+         ("q", "shared")),
+    Case("t5", "T5ForConditionalGeneration", "T5ForConditionalGeneration", "SEQ_2_SEQ_LM",
+         ("q", "lm_head")),
     Case("wav2vec2", "Wav2Vec2Model", f"Wav2Vec2{SEQ}", None, ("q_proj",),
          ("classifier", "projector"), labels=3),
 ]  # fmt: skip

@@ -166,8 +166,9 @@ def test_general_form_is_said_and_shown(tmp_path: Path, call: Call) -> None:
     assert "general form (LORA), 6 tensors" in said
     assert error_in_peft("Llama", tmp_path / "out", wanted) < EXACT
     assert "general form" in call.refused("export", file, "--format", "vllm", "-o", saved + "x")
-    refused = call.refused("pack", saved, "-o", file, "--measure", "--texts", "texts.tsv")
-    assert "Only plain low-rank adapters can be measured" in refused
+    for words in (["pack", saved, "-o", file, "--measure"], ["qat", saved, "-o", file]):
+        refused = call.refused(*words, "--texts", "texts.tsv")
+        assert "Only plain low-rank adapters can be measured or trained" in refused
 
 
 def test_the_size_is_said_beside_the_file_that_was_given(tmp_path: Path, call: Call) -> None:
@@ -177,7 +178,7 @@ def test_the_size_is_said_beside_the_file_that_was_given(tmp_path: Path, call: C
     file = tmp_path / "a.rcast"
     said = call.ok("pack", str(tmp_path / "saved"), "-o", str(file))
     ratio = path.stat().st_size / file.stat().st_size
-    assert f"{ratio:.0f} times smaller than adapter_model.safetensors (bf16)" in said
+    assert f"{ratio:.1f} times smaller than adapter_model.safetensors (bf16)" in said
 
 
 def test_a_folder_without_an_adapter_says_where_one_is(tmp_path: Path) -> None:

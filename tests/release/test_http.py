@@ -8,12 +8,14 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from tuf.api.exceptions import DownloadError
 
 from helpers.sites import Answer, Asked, site
 from rankcast.errors import ConfigError, DeliveryError
 from rankcast.release.http import (
     CHUNK,
     MOST_REDIRECTS,
+    HttpFetcher,
     checked_server,
     checked_token,
     http_client,
@@ -76,6 +78,7 @@ def test_a_connection_is_used_again_after_a_redirect(tmp_path: Path) -> None:
         ("https://127.0.0.1:{port}/new", "another port, https://127.0.0.1:"),
         ("ftp://127.0.0.1/new", "another port, ftp://127.0.0.1"),
         ("http://user:secret@portal.example/new", "another host, http://portal.example,"),
+        ("http://user:secret@127.0.0.1:{port}/old", "in a circle"),
         ("http://127.0.0.1.portal.example/new", "another host"),
         ("file:///etc/passwd", "another host"),
         ("http://[::1/new", "no address"),
@@ -175,7 +178,9 @@ def test_what_is_posted_is_posted_again(status: int, is_sent_on: bool, tmp_path:
         (401, {}, TOKEN, "does not accept this device's token"),
         (401, {}, None, "asks for a token: give the device's own with --token-file"),
         (403, {"WWW-Authenticate": "Bearer"}, TOKEN, "does not accept this device's token"),
-        (403, {"WWW-Authenticate": "Basic"}, None, "asks for a token"),
+        (403, {"WWW-Authenticate": "Basic"}, None, "or a user and a password: https://USER"),
+        (429, {}, None, "busy or broken"),
+        (503, {}, TOKEN, "busy or broken"),
         (403, {}, TOKEN, "token does not allow it, or the file is not there"),
         (403, {}, None, "asks for a token, or the file is not there"),
         (404, {}, TOKEN, "lacks the file"),
@@ -201,14 +206,48 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_repeated(token: str) -> N
     assert checked_token("aZ09-._~+/=") == "aZ09-._~+/="
 
 
+@pytest.mark.parametrize(
+    "named",
+    [{"HTTP_PROXY": "socks5://127.0.0.1:1"}, {"HTTPS_PROXY": "ftp://127.0.0.1"},
+     {"SSL_CERT_FILE": "/no/such/file"}, {"SSL_CERT_FILE": __file__}],
+)  # fmt: skip
+def test_what_the_environment_names_and_nobody_can_use(
+    named: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=next(iter(named))):
+        http_client(TOKEN, "http://a.example")
+
+
+@pytest.mark.parametrize(("spared", "is_named"), [("", True), ("127.0.0.1", False), ("*", False)])
+def test_a_proxy_that_does_not_answer_is_named(
+    spared: str, is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with site(tmp_path) as closed:
+        port = closed.port
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("NO_PROXY", spared)
+    url = f"http://127.0.0.1:{port}/"
+    with http_client(base_url=url) as client, pytest.raises(DownloadError) as failed:
+        list(HttpFetcher(client).fetch(url + "x"))
+    assert ("by the proxy of the environment" in str(failed.value)) is is_named
+    assert "secret" not in str(failed.value)
+
+
 @pytest.mark.parametrize("url", ["", "adapters.example", "ftp://a.example", "http://", "http://[::1",
-                                 "http://a.example:port", "file:///srv/store"])  # fmt: skip
+                                 "http://a.example:port", "file:///srv/store",
+                                 "https://a.example/?signature=x", "https://a.example/#x",
+                                 "me:secret@a.example", "http://me:secret@a.example:port",
+                                 "http://me:secret/x@a.example"])  # fmt: skip
 def test_an_address_that_cannot_be_one(url: str) -> None:
-    with pytest.raises(ConfigError, match="no address of a server"):
+    with pytest.raises(ConfigError, match="no address of a server") as refused:
         checked_server(url)
+    assert "secret" not in str(refused.value)
 
 
 def test_an_address_is_shown_without_secrets() -> None:
-    assert checked_server("http://a.example/store") == "http://a.example/store/"
+    assert checked_server("http://me:secret@a.example/store") == "http://a.example/store/"
+    assert checked_server("http://[::1]:80//") == "http://[::1]/"
     url = httpx2.URL("https://me:secret@a.example/x?signature=s#f")
     assert shown(url) == "https://a.example/x"

@@ -41,6 +41,24 @@ def test_what_is_published_arrives_and_is_the_file(publisher: Publisher, tmp_pat
         assert read_container(data).to_bytes() == container_.to_bytes()
 
 
+def test_folders_that_an_earlier_version_wrote_into_a_file_are_not_published(
+    publisher: Publisher,
+) -> None:
+    file = container(0)
+    base = replace(file.header.base, name="/home/alice/models/llama")
+    config = {"peft_type": "PROMPT_TUNING", "tokenizer_name_or_path": "C:\\alice\\llama"}
+    old = replace(file, header=replace(file.header, base=base, config=config))
+    manifests = [publish([old], "sst2", publisher.store, publisher.keys, NOW) for _ in range(2)]
+    assert [manifest.version for manifest in manifests] == [1, 1]
+    assert manifests[1].base.name == "llama"
+    data = b"".join(map(publisher.store.get, manifests[1].files[0].blobs()))
+    published_ = read_container(data)
+    assert published_.header.config == config | {"tokenizer_name_or_path": "llama"}
+    assert published_.chunks == file.chunks
+    written = [path.read_bytes() for path in publisher.store.root.rglob("*") if path.is_file()]
+    assert not [file for file in written if b"alice" in file]
+
+
 def test_versions_count_changes_and_nothing_else(publisher: Publisher) -> None:
     assert publisher.publish(0).version == 1
     files = sorted(publisher.store.root.rglob("*.json"))

@@ -225,6 +225,20 @@ def test_reporters_see_the_plan_if_the_callback_is_attached(tmp_path: Path) -> N
         assert "mean_rank" in trainer.state.log_history[0]
 
 
+@pytest.mark.parametrize("attach", [True, False])
+def test_a_callback_that_is_attached_again_still_chooses_once(
+    attach: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback, chosen = random_callback(adapted()), list[int]()
+    trainer = trainer_of(callback, tmp_path, attach=attach)
+    callback.attach(trainer)
+    real = callback._choose
+    monkeypatch.setattr(callback, "_choose", lambda step: (chosen.append(step), real(step)))
+    trainer.train()
+    assert chosen == [0, 2, 4, 6]
+    assert trainer.callback_handler.callbacks[0] is callback
+
+
 def test_a_link_that_carries_nothing_stops_the_run(tmp_path: Path) -> None:
     adapter = adapted()
     problem = AllocationProblem(adapter.layout, costs_of(adapter), min_rank=1)

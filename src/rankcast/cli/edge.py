@@ -39,7 +39,8 @@ class _DeviceOptions:
     """Options of a device that syncs, once or again and again."""
 
     server: str
-    """Address of the delivery server, such as https://adapters.example."""
+    """Address of the delivery server, such as https://adapters.example; or of a web server that
+    hands the store out, https://USER:PASSWORD@HOST/PATH where it asks for a password."""
     adapter: str
     """Name of the adapter."""
     folder: Path
@@ -124,7 +125,7 @@ class _DeviceOptions:
         if self.token_file is None:
             return self.token
         try:
-            return self.token_file.read_text("utf-8").strip()
+            return self.token_file.read_text("utf-8-sig").strip()
         except OSError as error:
             raise ConfigError(f"{self.token_file} cannot be read: {error.strerror}.") from error
         except UnicodeError as error:
@@ -160,12 +161,16 @@ class _DeviceOptions:
             return VllmEndpoint(self.vllm_url, self.adapter, target)
         base = self.base_model
         config = read_base_config(base) if base is not None and self.format == "gguf" else None
+        try:
+            hook = shlex.split(self.hook or "")
+        except ValueError as error:
+            raise ConfigError(f"--hook cannot be read as a command: {error}.") from error
         return WriteAdapter(
             self.format,
             target,
             config,
             None if base is None else lambda tensors, header: in_full_on(base, tensors, header),
-            shlex.split(self.hook or ""),
+            hook,
             self.hook_timeout_s,
         )
 

@@ -118,7 +118,7 @@ def _ladder_table(container: Container, ladder: list[dict[str, Any]]) -> Table:
             str(row["chunk"]),
             f"{row['bytes']:,}",
             f"{row['bits_so_far']:,}",
-            f"{container.header.float32_bits / row['bits_so_far']:.0f}",
+            f"{container.header.float32_bits / row['bits_so_far']:.3g}",
             "–" if row["mean_rank"] is None else f"{row['mean_rank']:.2f}",
             "–" if loss is None else f"{loss:.3f}",
             "–" if accuracy is None else f"{accuracy:.1%}",

@@ -10,6 +10,7 @@ answers at once.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -93,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -122,7 +126,8 @@ def _run(args: list[str]) -> int:
             status = parse(args).run(["rankcast", *args])
     except SystemExit as stop:  # tyro has printed help or what is wrong
         status = stop.code if isinstance(stop.code, int) else 2
-    sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
+    if sys.stdout is not None:  # closed by whoever started us
+        sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
     return status
 
 
@@ -188,7 +193,8 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, UnicodeError):
         return f"a file or an option that should be text is not UTF-8 ({error})."
     if isinstance(error, OSError) and error.strerror and not isinstance(error, RankcastError):
-        where = "" if error.filename is None else f"{error.filename}: "
+        path = error.filename2 or error.filename  # the target of a rename
+        where = "" if path is None else f"{path}: "
         return f"{where}{error.strerror}."
     return str(error)
 

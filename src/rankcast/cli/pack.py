@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,9 +121,9 @@ class Pack:
         from rankcast.packaging.pack import given_bits
 
         header, n_bits, given = container.header, container.n_bits, given_bits(self.adapter)
-        smaller = f"{header.float32_bits / n_bits:.0f} times smaller than float32"
+        smaller = _beside(header.float32_bits, n_bits, "float32")
         if given is not None:
-            smaller = f"{given[1] / n_bits:.0f} times smaller than {given[0]}, {smaller}"
+            smaller = f"{_beside(given[1], n_bits, given[0])}, {smaller}"
         size = f"{n_bits // 8:,} bytes in {len(container.chunks)} chunks, {smaller}"
         reason = why_general(header)
         if reason is None:
@@ -148,3 +149,11 @@ class Pack:
         from rankcast.packaging.pack import link_budget_bits
 
         return link_budget_bits(snr_db, bandwidth_hz, deadline_s, self.rate_model)
+
+
+def _beside(before_bits: float, n_bits: int, what: str) -> str:
+    """Return how much smaller a file is than something else, or larger."""
+    times = before_bits / n_bits
+    word = "smaller" if times >= 1 else "larger"
+    times = max(times, 1 / times) if times else math.inf
+    return f"{times:.{0 if times >= 10 else 1}f} times {word} than {what}"

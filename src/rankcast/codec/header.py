@@ -166,9 +166,19 @@ def module_shapes(tensors: AdapterTensors) -> tuple[ModuleShape, ...]:
 
 
 def header_bytes(header: Header) -> bytes:
-    """Return what stands before the first chunk."""
+    """Return what stands before the first chunk.
+
+    Raises:
+        CodecError: larger than readers accept.
+    """
     text = json.dumps(_to_plain(header), separators=(",", ":"), allow_nan=False)
     packed = zlib.compress(text.encode("ascii"), 9)
+    if len(text) > LARGEST_JSON or len(packed) > LARGEST_HEADER:
+        raise CodecError(
+            f"The adapter has {len(header.projections) + len(header.modules):,} tensors, whose "
+            f"names and shapes take {len(text):,} bytes; readers accept {LARGEST_JSON:,}, and "
+            f"{LARGEST_HEADER:,} compressed. Adapt fewer modules."
+        )
     front = _FRONT.pack(MAGIC, 2 if _is_second(header) else 1, len(packed)) + packed
     return front + hashlib.sha256(front).digest()
 

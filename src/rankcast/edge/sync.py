@@ -139,7 +139,8 @@ class EdgeClient:
     """Keeps one adapter of a device up to date.
 
     Args:
-        server_url: of the delivery server, or of any web server that hands out the store.
+        server_url: of the delivery server, or of any web server that hands out the store; with
+            user and password where that one asks for them.
         adapter: name of the adapter.
         base_fingerprint: of the base model on this device; several, where one folder has a
             fingerprint for each class that it may be loaded under.
@@ -254,23 +255,25 @@ class EdgeClient:
             TrustError: what is there must not be trusted, or is of another adapter.
             ModelError: it is for another base model.
         """
-        backoff, failures = self.settings.fetch.backoff, 0
+        backoff, words, failures, alike = self.settings.fetch.backoff, "", 0, 0
         while True:
             try:
                 manifest = self.source.manifest(self.adapter)
                 break
-            except UnavailableError:
-                failures += 1
-                if failures >= min(_MANIFEST_TRIES, backoff.n_tries):
+            except UnavailableError as error:
+                failures, alike = failures + 1, alike + 1 if str(error) == words else 1
+                words = str(error)  # names the file: another one is progress
+                if alike >= _MANIFEST_TRIES or failures >= backoff.n_tries:
                     raise
                 self._runtime.sleep(backoff.wait_s(failures, self._runtime.rng))
         if manifest.name != self.adapter:
             raise TrustError(f"Asked for {self.adapter}, got a release of {manifest.name}.")
         if manifest.base.fingerprint not in self.base_fingerprints:
+            own = ", ".join(f"{fingerprint[:12]}…" for fingerprint in self.base_fingerprints)
             raise ModelError(
                 f"{self.adapter} adapts {manifest.base.name or 'a model'} (fingerprint "
                 f"{str(manifest.base.fingerprint)[:12]}…), this device has another base model "
-                f"({', '.join(f[:12] + '…' for f in self.base_fingerprints)}). Install that model, or ask for another adapter."
+                f"({own}). Install that model, or ask for another adapter."
             )
         return manifest
 

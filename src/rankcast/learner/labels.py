@@ -11,7 +11,7 @@ from rankcast.learner.texts import shown
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})(\.0*)?")  # 01 is a code, not the number 1
 _FRACTION = re.compile(r"[+-]?([0-9]*[.,][0-9]+|[0-9]+([.,]|(?=e)))(e[+-]?[0-9]+)?", re.IGNORECASE)
-_LIST = re.compile(r"\[(.*[0-9,'\"].*)?\]", re.DOTALL)
+_LIST = re.compile(r"\[(.*[0-9,'\"].*)?\]|\{(.*['\"].*)?\}", re.DOTALL)  # or a dictionary
 
 
 def sorted_labels(where: object, values: Sequence[Any]) -> tuple[str, ...]:

@@ -36,6 +36,8 @@ LONGEST_GAP_S = 5.0
 """Where values are further apart, and twice as far as usual, something is missing."""
 LONGEST_USUAL_S = 60.0
 """Where they usually are further apart, the stamps may be in another unit: one has to say so."""
+MOST_SAMPLES = 2**27
+"""Of a trace, for its decisions: 1 GiB."""
 PACKET_BITS = 12_000
 """Of a Mahimahi packet: 1,500 bytes."""
 UNITS_BPS = {"bits/sec": 1.0, "kbits/sec": 1e3, "mbits/sec": 1e6, "gbits/sec": 1e9}
@@ -154,12 +156,18 @@ class Trace:
             max_gap_s: longest time between two values of one stretch [s]; see `held_s`.
 
         Raises:
-            LinkError: a step that is not positive and finite; no stretch of throughput as long as
-                a step; values too far apart for max_gap_s.
+            LinkError: a step that is not positive and finite, or so short that there are more than
+                `MOST_SAMPLES`; no stretch of throughput as long as a step; values too far apart for
+                max_gap_s.
         """
         if not 0 < step_s < math.inf:
             raise LinkError(f"The step must be a positive number of seconds, got {step_s}.")
         held = self.held_s(max_gap_s)
+        if not held.sum() / step_s < MOST_SAMPLES:
+            raise LinkError(
+                f"{self.name}: {held.sum():g} s in steps of {step_s:g} s are too many; take a part "
+                f"of the trace, longer steps, or a shorter longest gap."
+            )
         ends_s = self.time_s + held
         cuts = 1 + np.flatnonzero(self.time_s[1:] - ends_s[:-1] > _ROUNDING * held[:-1])
         sample = self._last_values if self.kind == "snr" else self._step_means
@@ -174,10 +182,10 @@ class Trace:
 
     def _last_values(self, at: IntArray, end_s: float, step_s: float) -> FloatArray:
         """Return the last value before every step of a stretch."""
-        time_s = self.time_s[at]
-        n_steps = max(math.ceil((end_s - time_s[0]) / step_s - _ROUNDING), 1)
-        moments = time_s[0] + step_s * (np.arange(n_steps) + _ROUNDING)
-        return self.values[at][np.searchsorted(time_s, moments, side="right") - 1]
+        edges_s = np.append(self.time_s[at], end_s) - self.time_s[at[0]]
+        first = np.ceil(edges_s / step_s - _ROUNDING).astype(np.int64)
+        first[-1] = max(first[-1], 1)
+        return np.repeat(self.values[at], np.diff(first))
 
     def _step_means(self, at: IntArray, end_s: float, step_s: float) -> FloatArray:
         """Return the mean over every whole step of a stretch."""
@@ -328,20 +336,24 @@ def _cells(path: Path, time_column: str, value_column: str) -> Iterator[tuple[st
     try:
         for row in rows:
             where = f"{path}, line {rows.line_num}"
+            if len(row) < 2 and not "".join(row).strip():
+                continue
             if not at:
                 header = [name.strip() for name in row]
                 at = [
                     column_place(where, header, n, LinkError) for n in (time_column, value_column)
                 ]
-            elif row:
-                if len(row) != len(header):
-                    raise LinkError(
-                        f"{where}: {len(row)} cells under {len(header)} columns. Look for commas "
-                        f"in decimals, or at the end."
-                    )
-                yield where, row[at[0]].strip(), row[at[1]].strip()
+                continue
+            if len(row) != len(header):
+                raise LinkError(
+                    f"{where}: {len(row)} cells under {len(header)} columns. Look for commas "
+                    f"in decimals, or at the end."
+                )
+            yield where, row[at[0]].strip(), row[at[1]].strip()
     except csv.Error as error:
-        raise LinkError(f"{path}, line {rows.line_num}: this is no CSV ({error}).") from error
+        raise LinkError(
+            f"{path}, line {rows.line_num}: this is no CSV ({error}). Commas separate its columns."
+        ) from error
 
 
 def _seconds(stamp: str, time_format: str | None, where: str) -> float:

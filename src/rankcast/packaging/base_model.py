@@ -14,7 +14,7 @@ from typing import Any
 from rankcast.codec.container import Container
 from rankcast.codec.formats.base_folder import BaseFolder
 from rankcast.codec.formats.peft_names import PREFIX, split_expert
-from rankcast.codec.header import Header
+from rankcast.codec.header import BaseModel, Header
 from rankcast.errors import ConfigError, ModelError, RankcastError
 from rankcast.records import Projection
 
@@ -120,15 +120,41 @@ def with_base(container: Container, folder: Path) -> Container:
         ModelError: it names another one, or the folder's fingerprint is not known.
     """
     header = container.header
-    names = adapted_names(header.projections, header.config)
-    found = base_fingerprint_of_folder(folder, header.task.get("task_type"), names)
-    known = header.base
+    task = header.task.get("task_type")
+    base = identified(folder, header.base, task, header.projections, header.config)
+    known = replace(header.base, fingerprint=base.fingerprint)
+    return replace(container, header=replace(header, base=known))
+
+
+def identified(
+    folder: Path,
+    known: BaseModel,
+    task_type: str | None,
+    projections: Sequence[Projection],
+    config: Mapping[str, Any],
+) -> BaseModel:
+    """Return the base model in a folder with its fingerprint.
+
+    Args:
+        folder: of the base model.
+        known: what the adapter says of it.
+        task_type: see `BaseFolder.fingerprint`.
+        projections: see `adapted_names`.
+        config: likewise.
+
+    Raises:
+        ModelError: the adapter is of another model, or the folder's fingerprint is not known.
+    """
+    base = BaseFolder.open(folder)
+    for p in projections:
+        base.check_fits(split_expert(p.name)[0], p.d_in, p.d_out)
+    found = base_fingerprint_of_folder(folder, task_type, adapted_names(projections, config))
     if known.fingerprint not in (None, found):
         raise ModelError(
             f"The adapter was made for {known.name or 'another model'} (fingerprint "
             f"{str(known.fingerprint)[:12]}…), and {folder} holds another one ({found[:12]}…)."
         )
-    return replace(container, header=replace(header, base=replace(known, fingerprint=found)))
+    return BaseModel(known.name or str(folder), found)
 
 
 def load_base(folder: Path, adapted: Adapted) -> Any:
@@ -180,7 +206,9 @@ def _load(folder: Path, adapted: Adapted) -> tuple[Any, set[str]]:
             f"Export the adapter with --format peft and merge it with PEFT."
         )
     cls, config = _class(transformers, config, adapted, folder)
-    with explained(f"{folder} cannot be loaded as {cls.__name__}"):
+    quantised = getattr(config, "quantization_config", None)
+    how = " (it is quantised; name the base model in full precision)" if quantised else ""
+    with explained(f"{folder} cannot be loaded as {cls.__name__}{how}"):
         model, info = cls.from_pretrained(
             folder, config=config, dtype="auto", trust_remote_code=False, local_files_only=True,
             ignore_mismatched_sizes=bool(adapted.shapes), output_loading_info=True,

@@ -149,30 +149,54 @@ def _merged(adapted: Any) -> Any:
     Raises:
         CodecError: a method that cannot be merged.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415 takes seconds
-    from peft.utils.other import AuxiliaryTrainingWrapper  # noqa: PLC0415 likewise
+    from peft.utils.other import AuxiliaryTrainingWrapper  # noqa: PLC0415 takes seconds
+    from torch import nn  # noqa: PLC0415 likewise
 
-    uses = Counter(id(p) for _, p in adapted.named_parameters(remove_duplicate=False))
-    for module in list(adapted.modules()):
-        layer = module.base_layer if isinstance(module, BaseTunerLayer) else None
-        if uses[id(getattr(layer, "weight", None))] > 1 and not isinstance(layer, BaseTunerLayer):
-            module.base_layer = copy.deepcopy(layer)
+    before, config = _uses(adapted), adapted.active_peft_config
+    _untie(adapted, before)
     try:
-        model = adapted.merge_and_unload()
-    except (AttributeError, NotImplementedError) as error:
+        model = None if getattr(config, "layer_replication", None) else adapted.merge_and_unload()
+    except (AttributeError, NotImplementedError):
+        model = None
+    if model is None:
         raise CodecError(
-            f"Weights cannot hold an adapter of the method "
-            f"{adapted.active_peft_config.peft_type.value}. Export it with --format peft."
-        ) from error
+            f"An adapter of the method {config.peft_type.value}, or with layer_replication, cannot "
+            f"be merged into weights. Export it with --format peft."
+        )
     for name, module in list(model.named_modules()):  # LN tuning forgets the head's
         if isinstance(module, AuxiliaryTrainingWrapper):
             own = module.unload_and_optionally_merge_module(True, False, None)
             model.set_submodule(name, own)
+    after = _uses(model)
+    untied = any(0 < after[p] < before[p] for p in after)
+    for module in model.modules() if untied else ():  # transformers saves nothing that is tied
+        for name, p in module.named_parameters(recurse=False):
+            if before[p] > 1:
+                setattr(module, name, nn.Parameter(p.detach().clone(), requires_grad=False))
     head, embedding = _ends(model)
     if head is not None and head.weight is not embedding.weight:
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
     return model
+
+
+def _uses(model: Any) -> Counter[Any]:
+    """Return in how many places each parameter of a model is."""
+    return Counter(p for _, p in model.named_parameters(remove_duplicate=False))
+
+
+def _untie(adapted: Any, uses: Counter[Any]) -> None:
+    """Give adapted modules whose weights are others', too, weights of their own."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer  # noqa: PLC0415 takes seconds
+    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415 likewise
+
+    for module in list(adapted.modules()):
+        layer = getattr(module, "base_layer", None)
+        inner = layer is None or isinstance(layer, BaseTunerLayer)
+        if inner or isinstance(module, TrainableTokensLayer):  # PEFT keeps the latter tied
+            continue
+        if uses[getattr(layer, "weight", None)] > 1:
+            module.base_layer = copy.deepcopy(layer)
 
 
 def _ends(model: Any) -> tuple[Any, Any]:

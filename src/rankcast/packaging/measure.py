@@ -9,6 +9,7 @@ from pathlib import Path
 from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.fingerprint import base_fingerprint, check_base, logits_fingerprint
 from rankcast.codec.container import Container
+from rankcast.codec.formats.peft_names import beyond_lora
 from rankcast.codec.packing import RELATIVE_STEPS, Source
 from rankcast.config.learner import DatasetConfig, FinetuneConfig
 from rankcast.errors import ConfigError
@@ -59,9 +60,15 @@ def setup_for(source: Source, folder: Path | None, texts: Texts) -> AdapterSetup
         texts: for any other adapter; replaces what a run knows.
 
     Raises:
-        ConfigError: model or texts are not known.
+        ConfigError: model or texts are not known, or an adapter that the training code cannot hold.
         DataError: the texts cannot be read.
     """
+    more = beyond_lora(source.tensors)
+    if more is not None:
+        raise ConfigError(
+            f"Only plain low-rank adapters can be measured or trained, and this one is {more}. "
+            f"Pack it without --measure and --texts, and without qat."
+        )
     near = () if folder is None else (folder, folder.parent)
     settings = next((p / "config.yaml" for p in near if (p / "config.yaml").is_file()), None)
     if settings is not None:

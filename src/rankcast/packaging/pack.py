@@ -6,6 +6,7 @@ worth (`rankcast.packaging.measure`).
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from dataclasses import replace
@@ -19,12 +20,12 @@ import numpy as np
 from rankcast.codec.container import Container, load, pack_at_exponent
 from rankcast.codec.formats import native, peft
 from rankcast.codec.formats.base_folder import BaseFolder
-from rankcast.codec.formats.peft_names import split_expert
+from rankcast.codec.formats.gguf import read_base_config
+from rankcast.codec.formats.peft_names import beyond_lora
 from rankcast.codec.formats.tensor_file import TensorFile
-from rankcast.codec.header import BaseModel
+from rankcast.codec.header import LARGEST_PARAMS, BaseModel
 from rankcast.codec.packing import RELATIVE_STEPS, Quality, Source, exponent_of_quality
 from rankcast.codec.planner import pack_planned, pack_within
-from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError, ConfigError, ModelError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits as bits_before_deadline
@@ -80,6 +81,8 @@ def pack(
     """
     if quality is not None and budget_bits is not None:
         raise ConfigError("Give a quality or a budget in bits, not both.")
+    if budget_bits is not None and math.isnan(budget_bits):
+        raise ConfigError("The budget is no number of bits.")
     if planned and budget_bits is None:
         raise ConfigError("--planned needs a budget or a link.")
     folder = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
@@ -88,11 +91,22 @@ def pack(
     if folder is not None:
         source = read_adapter(folder, beside)
     else:
-        source = adapter if isinstance(adapter, Source) else _from_memory(adapter, beside)
+        source = (
+            adapter if isinstance(adapter, Source) else _from_memory(adapter, beside, base_model)
+        )
+    tensors = source.tensors
+    if tensors.n_params > LARGEST_PARAMS:
+        raise CodecError(
+            f"The adapter has {tensors.n_params:,} numbers, and readers accept {LARGEST_PARAMS:,}. "
+            f"Train fewer modules in full, or a smaller rank; leave out embeddings that were not "
+            f"trained (--base-model)."
+        )
     if base is not None:
-        source = replace(source, base=_checked_base(source, base))
+        from rankcast.packaging.base_model import identified  # noqa: PLC0415 heavy
+
+        about = source.base, source.task.get("task_type"), tensors.projections, tensors.config
+        source = replace(source, base=identified(base.path, *about))
     if measure or texts is not None:
-        _check_measurable(source.tensors)
         from rankcast.packaging.measure import pack_measured, setup_for  # noqa: PLC0415 needs torch
 
         fit = partial(pack, quality=quality, planned=planned)
@@ -101,7 +115,7 @@ def pack(
         return (pack_planned if planned else pack_within)(source, budget_bits)
     exponent = source.exponent
     if quality is not None or exponent is None:
-        exponent = exponent_of_quality(source.tensors, RELATIVE_STEPS[quality or "good"])
+        exponent = exponent_of_quality(tensors, RELATIVE_STEPS[quality or "good"])
     return pack_at_exponent(source, exponent)
 
 
@@ -156,7 +170,11 @@ def _folder_of(path: Path) -> tuple[Path, str]:
             if (candidate / description).is_file():
                 return candidate, description
     inside = sorted({p.parent.name for p in path.glob(f"*/{peft.CONFIG}")})
-    if (path / peft.WEIGHTS).is_file():
+    if path.is_file():
+        words = "it is a file; name the folder of the adapter"
+    elif not path.exists():
+        words = "there is no such folder; an adapter on the hub has to be downloaded first"
+    elif (path / peft.WEIGHTS).is_file():
         words = f"{peft.CONFIG}, which PEFT writes beside {peft.WEIGHTS}, is missing: copy it, too"
     elif inside:
         words = f"its subfolders {', '.join(inside)} hold one each: name one of them"
@@ -198,50 +216,9 @@ def link_budget_bits(
     return float(bits_before_deadline(rate_bps(model, link)[0], deadline_s))
 
 
-def _checked_base(source: Source, base: BaseFolder) -> BaseModel:
-    """Return the base model with its fingerprint.
-
-    Raises:
-        ModelError: another one than the adapter names, or none that can be identified.
-    """
-    from rankcast.packaging.base_model import base_fingerprint_of_folder  # noqa: PLC0415 heavy
-
-    known, tensors = source.base, source.tensors
-    plain = [p.name for p in tensors.projections if split_expert(p.name)[1] is None]
-    names = () if "target_modules" in tensors.config else tuple(plain)
-    found = base_fingerprint_of_folder(base.path, source.task.get("task_type"), names)
-    if known.fingerprint not in (None, found):
-        raise ModelError(
-            f"The adapter was made for {known.name or 'another model'} (fingerprint "
-            f"{str(known.fingerprint)[:12]}…), and {base.path} holds another one ({found[:12]}…)."
-        )
-    return BaseModel(known.name or str(base.path), found)
-
-
-def _beyond_lora(tensors: AdapterTensors) -> str | None:
-    """Return what makes an adapter more than low-rank maps and modules in full; None if nothing."""
-    if tensors.is_general:
-        return f"in general form ({tensors.config['peft_type']})"
-    own = [name for name, how in tensors.carriage.items() if how == "own"]
-    more = own + [p.name for p in tensors.projections if split_expert(p.name)[1] is not None]
-    return f"more ({more[0]})" if more else None
-
-
-def _check_measurable(tensors: AdapterTensors) -> None:
-    """Raise on adapters that the training code cannot hold, which runs them to measure.
-
-    Raises:
-        ConfigError: names what cannot be measured.
-    """
-    what = _beyond_lora(tensors)
-    if what is not None:
-        raise ConfigError(
-            f"Only plain low-rank adapters can be measured, and this one is {what}. Pack it "
-            f"without --measure and --texts."
-        )
-
-
-def _from_memory(adapter: Any, beside: peft.PeftSource) -> Source:
+def _from_memory(
+    adapter: Any, beside: peft.PeftSource, base_model: str | os.PathLike[str] | None
+) -> Source:
     """Return the adapter that a model carries.
 
     Raises:
@@ -256,15 +233,31 @@ def _from_memory(adapter: Any, beside: peft.PeftSource) -> Source:
             from rankcast.adapters.export import save_adapter  # noqa: PLC0415
 
             return read_adapter(save_adapter(adapter, folder))
-        name = getattr(adapter, "active_adapter", None)
-        if not isinstance(name, str) or not hasattr(adapter, "peft_config"):
+        active = getattr(adapter, "active_adapters", ())
+        config = getattr(adapter, "active_peft_config", None)
+        if config is None or len(active) != 1:
             raise ModelError(
                 f"There is no adapter on this {type(adapter).__name__}. Give a folder, a "
                 f"peft.PeftModel with one active adapter, or an ElasticAdapter."
             )
-        # Without save_embedding_layers PEFT asks the hub whether the vocabulary was changed.
-        adapter.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
+        if any(getattr(module, "merged_adapters", ()) for module in adapter.modules()):
+            raise ModelError(
+                "The adapter is merged into the model's weights, so that they are not the base "
+                "model's; call unmerge_adapter() first."
+            )
+        # PEFT's own "auto" asks the hub whether the vocabulary was changed.
+        resized = _is_resized(adapter, base_model or config.base_model_name_or_path)
+        (name,), more = active, beside.embeddings or resized
+        adapter.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=more)
         source = read_adapter(folder if name == "default" else Path(folder) / name, beside)
-    if beside.base is not None or beside.initial is not None or _beyond_lora(source.tensors):
+    if beside.base is not None or beside.initial is not None or beyond_lora(source.tensors):
         return source  # the model in memory may have other weights than the base model
     return replace(source, base=replace(source.base, fingerprint=base_fingerprint(adapter)))
+
+
+def _is_resized(adapter: Any, base: str | os.PathLike[str] | None) -> bool:
+    """Whether a model has another vocabulary than its base model, where that is in a folder."""
+    folder = Path(base or "")
+    known = read_base_config(folder) if (folder / "config.json").is_file() else {}
+    size = getattr(getattr(adapter, "config", None), "vocab_size", None)
+    return None not in (size, known.get("vocab_size")) and size != known["vocab_size"]

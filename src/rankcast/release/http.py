@@ -1,16 +1,18 @@
 """Ask a server for files as a device does: stay with its host, take files as they lie there.
 
-Tokens go to the host that the device was told, and to nobody else: redirects are followed within
-it, or from HTTP to HTTPS of it. Any other is refused by name, and so are answers that are no file
-of a store: a page to log in, or bytes that somebody compressed on the way.
+Tokens and passwords go to the host that the device was told, and nowhere else: redirects are
+followed within it, or from HTTP to HTTPS of it. Any other is refused by name, and so are answers
+that are no file of a store: a page to log in, or bytes that somebody compressed on the way.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalError
@@ -31,6 +33,7 @@ _COMPRESSING = frozenset({"gzip", "x-gzip", "compress", "x-compress", "deflate",
 """Others, such as the `aws-chunked` that some stores keep, say nothing of the bytes."""
 _PAGES = (b"<!doctype", b"<html")
 _PORTS = {"http": 80, "https": 443}
+_BASIC = "Basic"
 
 
 class StayingClient(httpx2.Client):
@@ -77,17 +80,34 @@ def http_client(
 
     Args:
         token: of the device; None for open servers.
-        base_url: of the server, for requests that name a path.
+        base_url: of the server, for requests that name a path; with a user and a password where
+            a web server asks for them.
         transport: of the connection; None for the network.
 
     Raises:
-        ConfigError: a token or an address that cannot be one.
+        ConfigError: a token or an address that cannot be one, both a token and a password, or a
+            proxy or certificates of the environment that cannot be used.
     """
     headers = {} if token is None else {"Authorization": f"Bearer {checked_token(token)}"}
-    return StayingClient(
-        base_url=checked_server(base_url) if base_url else "", headers=headers,
-        transport=transport, timeout=LONGEST_SILENCE_S,
-    )  # fmt: skip
+    server = checked_server(base_url) if base_url else ""
+    url = httpx2.URL(base_url)
+    if url.userinfo:
+        if headers:
+            raise ConfigError(
+                "One request carries a token, or a user and a password: give a token, or write "
+                "the other two into the address."
+            )
+        user = b64encode(f"{url.username}:{url.password}".encode()).decode()
+        headers = {"Authorization": f"{_BASIC} {user}"}
+    try:
+        return StayingClient(
+            base_url=server, headers=headers, transport=transport, timeout=LONGEST_SILENCE_S
+        )
+    except (ImportError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"The environment names a proxy or certificates that cannot be used ({error}); see "
+            f"HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
+        ) from error
 
 
 def checked_token(token: str) -> str:
@@ -105,21 +125,21 @@ def checked_token(token: str) -> str:
 
 
 def checked_server(url: str) -> str:
-    """Return the address of a server with a slash at its end.
+    """Return the address of a server with a slash at its end, without user and password.
 
     Raises:
-        ConfigError: no address of the web.
+        ConfigError: no address of the web, or one that no path can be added to.
     """
     try:
         parsed = httpx2.URL(url)
-    except httpx2.InvalidURL as error:
-        raise ConfigError(f"{url!r} is no address of a server: {error}.") from error
-    if parsed.scheme not in _PORTS or not parsed.host:
+    except httpx2.InvalidURL:
+        parsed = httpx2.URL()
+    if parsed.scheme not in _PORTS or not parsed.host or parsed.query or parsed.fragment:
         raise ConfigError(
-            f"{url!r} is no address of a server: it begins with https:// or http:// and a host, "
-            f"such as https://adapters.example."
+            f"{url.rpartition('@')[2]!r} is no address of a server: it begins with https:// or "
+            f"http:// and a host, such as https://adapters.example, and has no ? and no #."
         )
-    return url.rstrip("/") + "/"
+    return str(parsed.copy_with(userinfo=b"")).rstrip("/") + "/"
 
 
 def shown(url: httpx2.URL) -> str:
@@ -132,22 +152,32 @@ def why_refused(response: httpx2.Response) -> str:
 
     A store of objects says 403 of a file that it lacks, so that 403 alone says nothing of tokens.
     """
-    status, has_token = response.status_code, "Authorization" in response.request.headers
+    status, sent = response.status_code, response.request.headers.get("Authorization", "")
+    if may_pass(status):
+        return "it is busy or broken just now"
     if is_about_tokens(response):
-        if has_token:
-            return (
-                "it does not accept this device's token, which is mistyped, revoked or of another "
-                "server: ask for another (rankcast devices add NAME)"
-            )
-        return "it asks for a token: give the device's own with --token-file"
+        return _why_unauthorized(sent, response.headers.get("WWW-Authenticate", ""))
     if status == HTTPStatus.FORBIDDEN:
-        may_not = "this device's token does not allow it" if has_token else "it asks for a token"
+        may_not = "this device's token does not allow it" if sent else "it asks for a token"
         return f"{may_not}, or the file is not there, of which stores such as S3 say the same"
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
         return "it lacks the file: check the address, or ask whoever published to publish again"
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return "a proxy on the way asks for a user and a password: name them in HTTPS_PROXY"
     return "it is no server of adapters, or its address is another"
+
+
+def _why_unauthorized(sent: str, wanted: str) -> str:
+    if sent.startswith(_BASIC):
+        return "it does not accept the user and the password in its address"
+    if sent:
+        return (
+            "it does not accept this device's token, which is mistyped, revoked or of another "
+            "server: ask for another (rankcast devices add NAME)"
+        )
+    or_user = ", or a user and a password: https://USER:PASSWORD@HOST"
+    asks = "it asks for a token: give the device's own with --token-file"
+    return asks + (or_user if wanted.startswith(_BASIC) else "")
 
 
 def is_about_tokens(response: httpx2.Response) -> bool:
@@ -220,9 +250,18 @@ class HttpFetcher(FetcherInterface):
                         check_no_page(response, data)
                     yield data
         except httpx2.TimeoutException as error:
-            raise SlowRetrievalError(f"{where}: no answer in time") from error
+            raise SlowRetrievalError(f"{where}{_by_proxy(url)}: no answer in time") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-            raise DownloadError(f"{where}: {error}") from error
+            raise DownloadError(f"{where}{_by_proxy(url)}: {error}") from error
+
+
+def _by_proxy(url: str) -> str:
+    """Say whether requests take a way that the environment names."""
+    parsed, proxies = httpx2.URL(url), getproxies()
+    is_proxied = parsed.scheme in proxies or "all" in proxies
+    return (
+        " by the proxy of the environment" if is_proxied and not proxy_bypass(parsed.host) else ""
+    )
 
 
 def _redirected(response: httpx2.Response, seen: list[httpx2.URL]) -> httpx2.URL | None:
@@ -238,7 +277,7 @@ def _redirected(response: httpx2.Response, seen: list[httpx2.URL]) -> httpx2.URL
         return None  # the answer to what was sent lies elsewhere, and nobody needs it
     start = shown(seen[0])
     try:
-        target = request.url.join(location)
+        target = request.url.join(location).copy_with(userinfo=b"")
     except httpx2.InvalidURL as error:
         raise DeliveryError(f"{start} redirects to what is no address ({error}).") from error
     if not _is_home(request.url, target):

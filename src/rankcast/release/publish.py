@@ -18,6 +18,7 @@ from rankcast.codec.container import Container
 from rankcast.codec.header import header_bytes
 from rankcast.errors import DeliveryError
 from rankcast.files import put_file
+from rankcast.naming import public_config, public_name
 from rankcast.release.ceremony import LIFETIMES, check_outside, check_root
 from rankcast.release.keys import KeyFolder, Role
 from rankcast.release.manifest import LARGEST_MANIFEST, Choice, File, Manifest
@@ -93,6 +94,7 @@ def publish(
         TrustError: the store's metadata were changed by someone without the keys.
     """
     check_outside(keys, store)
+    source = [_public(container) for container in source]
     first = _manifest(source, name, tuple(choices))
     if not store.metadata.is_dir():
         Repository.load(store)  # says how to begin
@@ -139,6 +141,15 @@ def _open(store: Store, keys: KeyFolder, now: datetime) -> tuple[Repository, Sig
     check_root(repository, now)
     root = repository.root.signed
     return repository, {role: keys.signers(root, role) for role in _SIGNING}
+
+
+def _public(container: Container) -> Container:
+    """Return a file without folders of the machine that packed it, as earlier versions wrote."""
+    header = container.header
+    base = replace(header.base, name=public_name(header.base.name))
+    return replace(
+        container, header=replace(header, base=base, config=public_config(header.config))
+    )
 
 
 def _manifest(source: Sequence[Container], name: str, choices: tuple[Choice, ...]) -> Manifest:

@@ -125,7 +125,7 @@ def signed_source(
         TrustError: no root, not the expected one, or another one than is pinned already.
         ConfigError: a token or an address that cannot be one.
     """
-    client, server = http_client(token), checked_server(server_url)
+    client, server = http_client(token, server_url), checked_server(server_url)
     trusted = folder / "trust"
     if root is not None:
         try:
@@ -201,7 +201,7 @@ class TufSource:
         except OSError as error:
             raise TrustError(
                 f"{self.state_dir} has no trusted root, and one from the server would prove "
-                f"nothing: pin the publisher's root.json with trust_root when installing."
+                f"nothing: give the publisher's root.json with --root (trust_root), once."
             ) from error
 
 

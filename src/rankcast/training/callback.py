@@ -126,7 +126,8 @@ class RankcastCallback(TrainerCallback):
         `Trainer(callbacks=[callback])` does as well, but TensorBoard and the like run before it
         then, and the plan only appears in the Trainer's own log history.
         """
-        trainer.callback_handler.callbacks.insert(0, self)
+        handler = trainer.callback_handler
+        handler.callbacks = [self, *(other for other in handler.callbacks if other is not self)]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -141,6 +141,26 @@ class BaseFolder:
             )
         return self._array(key)
 
+    def check_fits(self, name: str, d_in: int, d_out: int) -> None:
+        """Raise if a module is not here as an adapter has it; not if it may have another name.
+
+        Raises:
+            ModelError: a weight of another shape, or a layer that is beyond the last one.
+        """
+        key = self._key_of(name)
+        first = re.sub(r"\.\d+\.", ".0.", name, count=1)
+        shape = self._entry(key).shape if key and self._entry(key).is_float else ()
+        if len(shape) == 2 and sorted(shape) != sorted((d_in, d_out)):
+            what = f"maps {d_in} to {d_out}, and the model's has the shape {shape}"
+        elif key is None and first != name and self._key_of(first):
+            what = f"is not there, other than {first}"
+        else:
+            return
+        raise ModelError(
+            f"The adapter does not fit {self.path}: {name} {what}. Name the model that it was "
+            f"trained on."
+        )
+
     def fingerprint(self, task_type: str | None = None, names: Sequence[str] = ()) -> str:
         """Return the SHA-256 of the frozen weights, in hexadecimal, a piece at a time.
 

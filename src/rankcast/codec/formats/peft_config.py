@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rankcast.codec.formats.base_folder import HEADS
 from rankcast.errors import CodecError
 
 CONFIG = "adapter_config.json"
@@ -119,7 +120,7 @@ def general_reason(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
 
 def general_words(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return why an adapter that is in general form is so; see `general_reason`."""
-    return general_reason(config, shapes) or "every lora_B is zero"
+    return general_reason(config, shapes) or "it has no factors other than zero"
 
 
 def changes_base(config: Mapping[str, Any]) -> bool:
@@ -237,7 +238,8 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "lora_alpha": _is_number,
     "alpha_pattern": _are_numbers,
     **dict.fromkeys(("use_rslora", "lora_bias", "fan_in_fan_out"), _is_switch),
-    **dict.fromkeys(("task_type", "base_model_name_or_path", "revision"), _is_text),
+    **dict.fromkeys(("base_model_name_or_path", "revision"), _is_text),
+    "task_type": lambda value: value in ("", *HEADS),
     **dict.fromkeys(("modules_to_save", "target_parameters"), _are_texts),
     "target_modules": lambda value: isinstance(value, str) or _are_texts(value),
     "trainable_token_indices": _are_tokens,

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError
 from rankcast.naming import ORDER, kind_of, layer_number
 
 PREFIX = "base_model.model."
-_PREFIX = ["base_model", "model"]
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """What torch.compile, FSDP and checkpointing put into names."""
 _FACTOR = re.compile(r"(.+)\.lora_([ABE]|rank)(?:\.[^.]+)??(\.weight|\.bias)?")
@@ -76,8 +76,6 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
         parts = [part for part in stored.split(".") if part not in _WRAPPERS]
         while parts[0] == "module" and "base_model" in parts[1:3]:  # DistributedDataParallel
             parts = parts[1:]
-        while parts[:4] == 2 * _PREFIX:  # a PeftModel in a PeftModel
-            parts = parts[2:]
         _put(found, ".".join(parts), stored)
     return found
 
@@ -91,6 +89,11 @@ def _put(found: dict[str, str], name: str, stored: str) -> None:
     if not name or set(name) & set("/\\\0"):
         raise CodecError(f"The adapter has a tensor named {stored!r}, which is no name.")
     found[name] = stored
+
+
+def bare(name: str) -> str:
+    """Return the name of a tensor without the wrapper of a module that is saved in full."""
+    return _SAVED.sub("", name.replace(".original_module.", "."))
 
 
 def saved_module(name: str, saved: Collection[str]) -> str | None:
@@ -118,7 +121,7 @@ def modules_saved(names: Iterable[str]) -> list[str]:
 
 def is_embedding(name: str) -> bool:
     """Whether a tensor is the weight of an embedding, a row for each token of a vocabulary."""
-    path, _, kind = name.replace(".base_layer", "").rpartition(".")
+    path, _, kind = re.sub(r"\.(base_layer|token_adapter)\b", "", name).rpartition(".")
     last = path.rpartition(".")[2]
     return kind == "weight" and ("embed" in last or last in ("wte", "wpe", "shared"))
 
@@ -160,3 +163,12 @@ def place(module: str) -> tuple[int, int, str]:
     """Return where a module stands: layer by layer, in the order of use."""
     kind = kind_of(module)
     return layer_number(module), ORDER.index(kind) if kind in ORDER else len(ORDER), module
+
+
+def beyond_lora(tensors: AdapterTensors) -> str | None:
+    """Return what makes an adapter more than low-rank maps and modules in full; None if nothing."""
+    if tensors.is_general:
+        return f"in general form ({tensors.config['peft_type']})"
+    own = [name for name, how in tensors.carriage.items() if how == "own"]
+    more = own + [p.name for p in tensors.projections if split_expert(p.name)[1] is not None]
+    return f"more ({more[0]})" if more else None

@@ -27,6 +27,7 @@ from rankcast.codec.formats.peft_initial import Weights, check_source, computed,
 from rankcast.codec.formats.peft_names import (
     PREFIX,
     NamedTensors,
+    bare,
     expert_name,
     is_embedding,
     is_parameter,
@@ -106,7 +107,7 @@ class _Reading:
     def of(cls, folder: Path, source: PeftSource) -> _Reading:
         """Open the files of a folder."""
         config, file = read_config(folder / CONFIG), _open(folder)
-        return cls(folder, config, file, unwrapped(file.entries), source)
+        return cls(folder, config, file, _once(file, unwrapped(file.entries)), source)
 
     def adapter(self) -> tuple[AdapterTensors, dict[str, Any]]:
         """Return the adapter in the form that suits it."""
@@ -129,8 +130,16 @@ class _Reading:
             named = NamedTensors.of(self.names)
             _check_parts(named, self.config)
             beside = self._beside(named)
-            if not self._is_zero(named, beside):
-                return self._low_rank(named, beside), self.config
+            if named.factors:
+                tensors = self._low_rank(named, beside)
+                if any(sizes.norms.any() for sizes in tensors.component_sizes):
+                    return tensors, self.config
+            if not beside:
+                raise CodecError(
+                    "The adapter adds nothing: every lora_B or lora_A is zero, or lora_alpha is, "
+                    "or there are none. Is it a checkpoint of step 0, or did no input reach the "
+                    "adapted modules?"
+                )
         return self._general(), self.config
 
     def _general(self) -> AdapterTensors:
@@ -288,22 +297,6 @@ class _Reading:
             raise CodecError(f"{stored} holds NaN or infinite weights; its training has diverged.")
         return values
 
-    def _is_zero(self, named: NamedTensors, beside: Mapping[str, Carriage]) -> bool:
-        """Whether all B are zero and only what is beside them was trained.
-
-        Raises:
-            CodecError: nothing was trained.
-        """
-        lefts = [p.get("E") or p.get("B") for p in named.factors.values()]
-        if changes_base(self.config) or any(n and self._array(n).any() for n in lefts):
-            return False
-        if not beside:
-            raise CodecError(
-                "Every lora_B of the adapter is zero: nothing was learned yet. Is it a checkpoint "
-                "of step 0, or did no input reach the adapted modules?"
-            )
-        return True
-
     def _of_vocabulary(self, names: Mapping[str, str]) -> dict[str, str]:
         """Return the tensors that PEFT may have copied from the base model.
 
@@ -350,11 +343,27 @@ class _Reading:
         return names
 
 
+def _once(file: TensorFile, names: Mapping[str, str]) -> dict[str, str]:
+    """Return names without the second and third under which PEFT saves a module in full.
+
+    With `save_embedding_layers` there are also the wrapper's, and the base model's own weight.
+    """
+
+    def is_another(name: str) -> bool:
+        first = names.get(bare(name), names[name])
+        return names[name] != first and (
+            ".original_module." in name
+            or np.array_equal(file.array(names[name]), file.array(first))
+        )
+
+    return {name: stored for name, stored in names.items() if not is_another(name)}
+
+
 def _equals_base(base: Weights, name: str, values: NDArray[Any]) -> bool:
     """Whether a tensor is the base model's own."""
-    module = name.removeprefix(PREFIX).removesuffix(".weight")
+    module = name.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
     try:
-        own = base.weight(module.removesuffix(".base_layer"))
+        own = base.weight(module.removesuffix(".token_adapter"))
     except ModelError:
         return False
     return own.shape == values.shape and bool(np.array_equal(own, values))
@@ -380,8 +389,6 @@ def _check_parts(named: NamedTensors, config: Mapping[str, Any]) -> None:
     if named.tokens and not config.get("trainable_token_indices"):
         name = next(iter(named.tokens))
         raise CodecError(f"The adapter has {name}, and trainable_token_indices is not set.")
-    if not named.factors:
-        raise CodecError("The adapter has no lora_A and lora_B, so there is no LoRA in it.")
 
 
 def _open(folder: Path) -> TensorFile:

@@ -103,12 +103,15 @@ class AdapterFolder:
         return self.root.absolute() / "versions" / label
 
     def active(self) -> str | None:
-        """Return the label of the version that `current` leads to; None if it leads nowhere."""
+        """Return the label of the version that `current` leads to.
+
+        None if it leads nowhere, or to files that were damaged or are of another format.
+        """
         try:
             label = (self.root / "current").readlink().name
         except OSError:
             return None
-        return label if self.version(label).is_dir() else None
+        return label if self._is_whole(self.version(label)) else None
 
     def write(self, candidate: Candidate) -> Path:
         """Write a version, unless it lies here unchanged, and return its folder.
@@ -120,7 +123,7 @@ class AdapterFolder:
         """
         container, tensors = candidate.container, candidate.tensors
         folder = self.version(candidate.prefix.label)
-        if _unchanged(folder):
+        if self._is_whole(folder):
             return folder
         with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -137,7 +140,7 @@ class AdapterFolder:
                         tensors, new, base_model_name=header.base.name,
                         task_type=header.task.get("task_type"), uniform_rank=self.format == "vllm",
                     )  # fmt: skip
-                (new / _SUMS).write_text(json.dumps(_sums(new), indent=2) + "\n", "utf-8")
+                (new / _SUMS).write_text(json.dumps(self._sums(new), indent=2) + "\n", "utf-8")
                 for path in new.iterdir():
                     flush_file(path)
                 flush_folder(new)
@@ -167,21 +170,19 @@ class AdapterFolder:
             if path.name not in keep and path.name != active:
                 shutil.rmtree(path, ignore_errors=True)
 
+    def _sums(self, folder: Path) -> dict[str, str]:
+        return {"format": self.format} | {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.iterdir())
+            if path.name != _SUMS
+        }
 
-def _sums(folder: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
-        if path.name != _SUMS
-    }
-
-
-def _unchanged(folder: Path) -> bool:
-    """Return whether the files of a version are those that were written."""
-    try:
-        return json.loads((folder / _SUMS).read_text("utf-8")) == _sums(folder)
-    except (OSError, ValueError):
-        return False
+    def _is_whole(self, folder: Path) -> bool:
+        """Return whether the files of a version are those that were written, in this format."""
+        try:
+            return json.loads((folder / _SUMS).read_text("utf-8")) == self._sums(folder)
+        except (OSError, ValueError):
+            return False
 
 
 @dataclass(frozen=True)
