@@ -75,10 +75,11 @@ def _added_by_peft(base: nn.Module) -> set[str]:
     from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415 takes seconds
     from peft.utils.other import AuxiliaryTrainingWrapper  # noqa: PLC0415 likewise
 
+    kinds: Any = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     return {
         f"{where}.{name}"
         for where, layer in base.named_modules()
-        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        if isinstance(layer, kinds)
         for name, _ in layer.named_parameters(remove_duplicate=False)
         if _ORIGINAL.isdisjoint(name.split("."))
     }
