@@ -1,4 +1,4 @@
-"""The ranks in force after the Trainer, or its user, went back to a checkpoint."""
+"""The active ranks after the Trainer, or its user, went back to a checkpoint."""
 
 from __future__ import annotations
 

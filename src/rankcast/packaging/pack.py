@@ -87,25 +87,7 @@ def pack(
         raise ConfigError("--planned needs a budget or a link.")
     folder = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
     base = None if base_model is None else BaseFolder.open(base_model)
-    beside = peft.PeftSource(base, initial_adapter, embeddings)
-    if folder is not None:
-        source = read_adapter(folder, beside)
-    else:
-        source = (
-            adapter if isinstance(adapter, Source) else _from_memory(adapter, beside, base_model)
-        )
-    tensors = source.tensors
-    if tensors.n_params > LARGEST_PARAMS:
-        raise CodecError(
-            f"The adapter has {tensors.n_params:,} numbers, and readers accept {LARGEST_PARAMS:,}. "
-            f"Train fewer modules in full, or a smaller rank; leave out embeddings that were not "
-            f"trained (--base-model)."
-        )
-    if base is not None:
-        from rankcast.packaging.base_model import identified  # noqa: PLC0415 heavy
-
-        about = source.base, source.task.get("task_type"), tensors.projections, tensors.config
-        source = replace(source, base=identified(base.path, *about))
+    source = _source_of(adapter, peft.PeftSource(base, initial_adapter, embeddings))
     if measure or texts is not None:
         from rankcast.packaging.measure import pack_measured, setup_for  # noqa: PLC0415 needs torch
 
@@ -115,8 +97,34 @@ def pack(
         return (pack_planned if planned else pack_within)(source, budget_bits)
     exponent = source.exponent
     if quality is not None or exponent is None:
-        exponent = exponent_of_quality(tensors, RELATIVE_STEPS[quality or "good"])
+        exponent = exponent_of_quality(source.tensors, RELATIVE_STEPS[quality or "good"])
     return pack_at_exponent(source, exponent)
+
+
+def _source_of(adapter: Any, beside: peft.PeftSource) -> Source:
+    """Return an adapter of any kind that `pack` takes, and its base model where that is at hand.
+
+    Raises:
+        CodecError: none that can be carried, or one of more numbers than readers accept.
+        ModelError: another base model than it was made for.
+    """
+    if isinstance(adapter, str | os.PathLike):
+        source = read_adapter(adapter, beside)
+    else:
+        source = adapter if isinstance(adapter, Source) else _from_memory(adapter, beside)
+    tensors, base = source.tensors, beside.base
+    if tensors.n_params > LARGEST_PARAMS:
+        raise CodecError(
+            f"The adapter has {tensors.n_params:,} numbers, and readers accept {LARGEST_PARAMS:,}. "
+            f"Train fewer modules in full, or a smaller rank; leave out embeddings that were not "
+            f"trained (--base-model)."
+        )
+    if not isinstance(base, BaseFolder):
+        return source
+    from rankcast.packaging.base_model import identified  # noqa: PLC0415 heavy
+
+    about = source.base, source.task.get("task_type"), tensors.projections, tensors.config
+    return replace(source, base=identified(base.path, *about))
 
 
 def read_adapter(path: str | os.PathLike[str], beside: peft.PeftSource | None = None) -> Source:
@@ -216,9 +224,7 @@ def link_budget_bits(
     return float(bits_before_deadline(rate_bps(model, link)[0], deadline_s))
 
 
-def _from_memory(
-    adapter: Any, beside: peft.PeftSource, base_model: str | os.PathLike[str] | None
-) -> Source:
+def _from_memory(adapter: Any, beside: peft.PeftSource) -> Source:
     """Return the adapter that a model carries.
 
     Raises:
@@ -246,7 +252,8 @@ def _from_memory(
                 "model's; call unmerge_adapter() first."
             )
         # PEFT's own "auto" asks the hub whether the vocabulary was changed.
-        resized = _is_resized(adapter, base_model or config.base_model_name_or_path)
+        at_hand = beside.base.path if isinstance(beside.base, BaseFolder) else None
+        resized = _is_resized(adapter, at_hand or config.base_model_name_or_path)
         (name,), more = active, beside.embeddings or resized
         adapter.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=more)
         source = read_adapter(folder if name == "default" else Path(folder) / name, beside)

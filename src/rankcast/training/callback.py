@@ -50,7 +50,7 @@ class RankcastCallback(TrainerCallback):
 
     The plan is logged as `mean_rank`, `link_cost`, `payload_bits` and `snr_db`, and saved with
     every checkpoint, so that a resumed run goes on with the same ranks and the same link. With
-    `load_best_model_at_end` the best checkpoint's ranks and link are in force after the training.
+    `load_best_model_at_end` the best checkpoint's ranks and link are active after the training.
 
     Args:
         adapter: whose ranks change; train `adapter.model`.

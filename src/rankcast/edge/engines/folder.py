@@ -172,9 +172,7 @@ class AdapterFolder:
 
     def _sums(self, folder: Path) -> dict[str, str]:
         return {"format": self.format} | {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.iterdir())
-            if path.name != _SUMS
+            path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != _SUMS
         }
 
     def _is_whole(self, folder: Path) -> bool:
@@ -183,6 +181,12 @@ class AdapterFolder:
             return json.loads((folder / _SUMS).read_text("utf-8")) == self._sums(folder)
         except (OSError, ValueError):
             return False
+
+
+def _sha256(path: Path) -> str:
+    """Return the digest of a file that may be larger than what a device has free."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
