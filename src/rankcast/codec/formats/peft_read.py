@@ -333,7 +333,7 @@ class _Reading:
         if copies and not self.source.embeddings:
             sizes = {n: self.file.entries[s].n_bytes for n, s in copies.items()}
             share = sum(sizes.values()) / sum(e.n_bytes for e in self.file.entries.values())
-            listed = ", ".join(f"{n} ({size / 1e6:.1f} MB)" for n, size in sizes.items())
+            listed = ", ".join(f"{n} ({_size_words(size)})" for n, size in sizes.items())
             raise CodecError(
                 f"The adapter has an embedding or output layer saved in full: {listed}, "
                 f"{share:.0%} of the adapter. Pack it with --embeddings if it was trained. If not, "
@@ -357,6 +357,10 @@ def _once(file: TensorFile, names: Mapping[str, str]) -> dict[str, str]:
         )
 
     return {name: stored for name, stored in names.items() if not is_another(name)}
+
+
+def _size_words(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:,.1f} kB"
 
 
 def _equals_base(base: Weights, name: str, values: NDArray[Any]) -> bool:
