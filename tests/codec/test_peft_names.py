@@ -296,8 +296,11 @@ def test_embeddings_come_along_only_if_asked_for(tmp_path: Path) -> None:
     name = f"{PREFIX}model.embed_tokens.weight"
     config = PLAIN | {"modules_to_save": ["embed_tokens"]}
     folder = save_folder(tmp_path, config, two_projections() | {name: rows})
-    with pytest.raises(CodecError, match=r"embed_tokens.weight \(0.0 MB\), 99% of the adapter"):
+    with pytest.raises(CodecError, match=r"embed_tokens.weight \(10.0 kB\), 99% of the adapter"):
         read_peft(folder)
+    wide = save_folder(tmp_path / "wide", config, two_projections() | {name: np.ones((60_000, 5))})
+    with pytest.raises(CodecError, match=r"embed_tokens.weight \(2.4 MB\)"):
+        read_peft(wide)
     tensors, _ = read_peft(folder, PeftSource(embeddings=True))
     assert tensors.carriage == {"model.embed_tokens.weight": "full"}
     for base, expected in ((rows, 0), (rows + 1, None)):
