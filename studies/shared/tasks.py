@@ -204,7 +204,20 @@ AGNEWS = LiveTask(
     finetune=replace(_NESTED, batch_size=16, max_length=32),
 )
 """Its texts are longer than SST-2's: title and lead begin within 32 tokens."""
-TASKS = {task.name: task for task in (SST2, SST2_CODES, AGNEWS)}
+_ONE_BUDGET = replace(_NESTED, total_steps=1000, weight_decay=0.0, alpha=None)
+"""What every method of the byte frontier gets, whatever its learning rate."""
+SST2_FRONTIER = LiveTask(
+    "sst2-frontier", "sst2", n_held_out=4400, n_probe=4000, finetune=_ONE_BUDGET
+)
+AGNEWS_FRONTIER = LiveTask(
+    "agnews-frontier",
+    "agnews",
+    n_held_out=1000,
+    n_probe=600,
+    finetune=replace(_ONE_BUDGET, total_steps=400, max_length=32),
+)
+"""Its data have 7,600 rows: 3,999 train, 600 are for tuning, 3,000 are judged."""
+TASKS = {task.name: task for task in (SST2, SST2_CODES, AGNEWS, SST2_FRONTIER, AGNEWS_FRONTIER)}
 
 
 def share_of_full_rank(snr_db: float) -> float:

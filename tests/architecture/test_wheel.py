@@ -42,6 +42,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names
     )
     assert "rankcast/server/dashboard/index.html" in names
+    assert "rankcast/codec/lean_dictionary.txt" in names
     assert n_lines <= MOST_LINES
 
 

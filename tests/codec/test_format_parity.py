@@ -12,12 +12,15 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from helpers.codec import header_of, packed, random_adapter
+from helpers.lean import DICTIONARY, as_second, split_lean
+from helpers.lean import MAGIC as LEAN_MAGIC
 from rankcast.codec.chunks import ChunkPlan, encode
 from rankcast.codec.container import Container
 from rankcast.codec.tensors import AdapterTensors
@@ -45,7 +48,13 @@ def rounded(shares: Sequence[float]) -> tuple[int, ...]:
 
 
 @functools.cache
-def index_weights(c: int) -> tuple[int, ...]:
+def index_weights(c: int, t: int) -> tuple[int, ...]:
+    if t and c <= 10:
+        gaussian, s = index_weights(c, 0), (0, 6, 4, 2)[t]
+        rest = (sum(gaussian) - gaussian[13]) // 2
+        far = [max(1, rest * (2**s - 1) // 2 ** (s * m)) for m in range(1, 13)]
+        far.append(max(1, rest // 2 ** (s * 12)))
+        return (*far[::-1], gaussian[13], *far)
     sigma = step(c - 11)
     tail = [mass((m - 0.5) / sigma, (m + 0.5) / sigma) for m in range(1, 13)]
     tail.append(mass(12.5 / sigma, math.inf))
@@ -186,12 +195,22 @@ class Stream:
         assert at == len(chunk)
 
     def add_piece(self, groups: list[list[Block]], piece: bytes) -> None:
-        exponent, tables = struct.unpack_from("<hB", piece)
-        coder, f = Coder(piece[3:]), tables & 127
-        counts = [coder.uniform(len(blocks) + 1) for blocks in groups]
+        exponent, f, how, tail, offsets, symbols = head_of(piece)
+        coder = Coder(symbols)
+        counts, count = [], None
+        for most in map(len, groups):
+            if how == 0:
+                count = coder.uniform(most + 1)
+            elif how == 1 or not most:
+                counts.append(most)
+                continue
+            else:
+                p = most if how == 2 or count is None else min(count, most)
+                count = coder.weighted(near_weights(p, most + 1, f))
+            counts.append(count)
         part = [b for blocks, n in zip(groups, counts, strict=True) for b in blocks[:n]]
         new = [b for b in part if b.e is None]
-        if tables & 128:
+        if offsets:
             o, lead = 60, 0
             for b in new:
                 o = coder.weighted(near_weights(o, 121, f))
@@ -202,7 +221,7 @@ class Stream:
         first = [b.lead if b.e is None else (b.e - exponent - b.o) // 6 - 1 for b in part]
         for t in range(max(first, default=-1), -1, -1):
             acting = [b for b, n in zip(part, first, strict=True) if n >= t]
-            self.one_pass(acting, coder, f)
+            self.one_pass(acting, coder, f, tail)
             for b in acting:
                 b.e = exponent + b.o + 6 * t
         assert coder.state == 0
@@ -221,7 +240,7 @@ class Stream:
                 for i in range(b.n_whole):
                     b.whole[i] += coder.uniform(2 ** min(16, bits - done)) << done
 
-    def one_pass(self, acting: list[Block], coder: Coder, f: int) -> None:
+    def one_pass(self, acting: list[Block], coder: Coder, f: int, tail: int) -> None:
         before = 6
         new, old = [], []
         for b in acting:
@@ -238,7 +257,7 @@ class Stream:
                     (new if b.e is None else old).append(s)
         for c, same in itertools.groupby(sorted(new, key=lambda s: s.c), key=lambda s: s.c):
             strips = list(same)
-            weights = index_weights(c)
+            weights = index_weights(c, tail)
             for s in strips:
                 s.q = [coder.weighted(weights) - 13 for _ in s.q]
             self.excess(strips, coder)
@@ -259,7 +278,26 @@ class Stream:
             s.q[j] += (value - 1) * (1 if s.q[j] > 0 else -1)
 
 
+def head_of(piece: bytes) -> tuple[int, int, int, int, bool, bytes]:
+    """Return exponent, table of differences, mode of counts, tail, offsets, symbols."""
+    if piece[1] in (0, 255):
+        exponent, tables = struct.unpack_from("<hB", piece)
+        return exponent, tables & 127, 0, 0, tables > 127, piece[3:]
+    bits, exponent = divmod(struct.unpack_from("<H", piece)[0] - 256, 421)
+    symbols = piece[2:] + bytes(-(len(piece) - 2) % 4)
+    return exponent - 240, bits & 3, bits >> 2 & 3, bits >> 4 & 3, bits > 63, symbols
+
+
 def chunks_of(data: bytes) -> Iterator[Any]:
+    if data[:4] == LEAN_MAGIC:
+        header, chunks = split_lean(data)
+        assert [e[1] for e in header["entries"]] == [
+            struct.pack("<I", zlib.crc32(chunk)) for chunk in chunks
+        ]
+        assert data.endswith(b"".join(chunks))
+        yield as_second(header)
+        yield from chunks
+        return
     magic, version, length = struct.unpack_from("<8sHI", data)
     assert magic.hex() == "8952434153540d0a"
     end = 14 + length
@@ -277,14 +315,14 @@ def chunks_of(data: bytes) -> Iterator[Any]:
     assert at == len(data)
 
 
-def small(seed: int) -> Container:
+def small(seed: int, lean: bool) -> Container:
     tensors = random_adapter(
         seed, ((12, 8), (8, 30)), (3, 0), {"classifier.weight": (2, 8), "classifier.bias": (2,)}
     )
-    return packed(tensors, n_steps=3)
+    return packed(tensors, n_steps=3, lean=lean)
 
 
-def with_outliers(seed: int) -> Container:
+def with_outliers(seed: int, lean: bool) -> Container:
     """Return a file whose indices escape, in a ladder whose ranks come and go."""
     tensors: AdapterTensors = random_adapter(seed, ((12, 8),), (3,))
     left = tensors.factors[0].left
@@ -295,11 +333,24 @@ def with_outliers(seed: int) -> Container:
         ChunkPlan(-24, (1,)),
         ChunkPlan(-30, (3,)),
     ]
-    chunks = encode(tensors, ladder)
-    return Container(header_of(tensors, chunks), tuple(chunks))
+    chunks = encode(tensors, ladder, lean=lean)
+    return Container(header_of(tensors, chunks, lean=lean), tuple(chunks))
 
 
-def with_tensors_of_its_own(seed: int) -> Container:
+def sparse(seed: int, lean: bool) -> Container:
+    """Return a file of rank 1 and 2 of few weights other than zero, with and without large ones."""
+    rng = np.random.default_rng(seed)
+    tensors = random_adapter(seed, ((60, 90), (70, 60), (90, 80)), (1, 2, 2))
+    for f in tensors.factors:
+        for values in (f.left, f.right):
+            size = rng.choice([0, 0, 0, 0, 0, 0, 0, 1, -1, [-2, 5][seed % 2]], size=values.shape)
+            values[:] = np.float32(size)
+    ladder = [ChunkPlan(0, (1, 1, 2)), ChunkPlan(0, (1, 2, 2))]
+    chunks = encode(tensors, ladder, lean=lean)
+    return Container(header_of(tensors, chunks, lean=lean), tuple(chunks))
+
+
+def with_tensors_of_its_own(seed: int, lean: bool) -> Container:
     """Return a file of several segments with every kind of tensor, some larger than a segment."""
     rng = np.random.default_rng(seed)
     tensors = random_adapter(seed, ((12, 8), (8, 30)), (3, 0))
@@ -323,13 +374,16 @@ def with_tensors_of_its_own(seed: int) -> Container:
     tensors = dataclasses.replace(
         tensors, modules=modules, carriage=carriage, config={"use_dora": True}
     )
-    return packed(tensors, n_steps=3, segment=100)
+    return packed(tensors, n_steps=3, segment=100, lean=lean)
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("make", [small, with_outliers, with_tensors_of_its_own])
-def test_a_decoder_made_from_the_specification_reads_every_prefix(make: Any, seed: int) -> None:
-    container = make(seed)
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("make", [small, with_outliers, sparse, with_tensors_of_its_own])
+def test_a_decoder_made_from_the_specification_reads_every_prefix(
+    make: Any, lean: bool, seed: int
+) -> None:
+    container = make(seed, lean)
     header, *chunks = chunks_of(container.to_bytes())
     stream = Stream(header)
     for n, chunk in enumerate(chunks, start=1):
@@ -363,8 +417,14 @@ def test_a_decoder_made_from_the_specification_reads_every_prefix(make: Any, see
 def test_the_weights_are_those_that_the_format_fixes() -> None:
     digest = hashlib.sha256()
     for c in range(1, 18):
-        digest.update(np.array(index_weights(c), "<i8").tobytes())
+        digest.update(np.array(index_weights(c, 0), "<i8").tobytes())
     for c in range(1, 24):
         for k in range(4):
             digest.update(np.array(digit_weights(c, k), "<i8").tobytes())
     assert digest.hexdigest().startswith("1cb19f1d4964ac93")
+
+
+def test_the_dictionary_is_the_one_that_the_format_fixes() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text("utf-8")
+    assert len(DICTIONARY) < 2**15
+    assert hashlib.sha256(DICTIONARY).hexdigest() in text

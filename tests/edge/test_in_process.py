@@ -24,6 +24,7 @@ from rankcast.edge.in_process import PeftModelActivator, ReadWriteLock, hot_adap
 from rankcast.edge.state import ReleasePrefix
 from rankcast.errors import DeliveryError, ModelError
 from rankcast.packaging.pack import read_adapter
+from rankcast.release.manifest import blob_of
 
 BASE = base_fingerprint(tiny_model("bert"))
 
@@ -52,7 +53,7 @@ def containers(tmp_path_factory: Any) -> list[Container]:
 def candidate(container: Container, version: int, n_chunks: int | None = None) -> Candidate:
     n = len(container.chunks) if n_chunks is None else n_chunks
     cut = Container(container.header, container.chunks[:n])
-    blobs = ("0" * 64, *(entry.sha256 for entry in container.header.chunks[:n]))
+    blobs = ("0" * 64, *(blob_of(chunk).sha256 for chunk in container.chunks[:n]))
     return Candidate(ReleasePrefix("a.b", version, 0, blobs), cut, cut.tensors())
 
 

@@ -26,6 +26,7 @@ from rankcast.edge.in_process import PeftModelActivator
 from rankcast.edge.state import ReleasePrefix
 from rankcast.errors import DeliveryError, ModelError
 from rankcast.packaging.pack import pack
+from rankcast.release.manifest import blob_of
 
 TARGETS = ["query", "value"]
 METHODS: dict[str, Any] = {
@@ -54,7 +55,7 @@ def packed(folder: Path, config: Any) -> tuple[Container, torch.Tensor]:
 
 def candidate(container: Container, version: int = 1, n_chunks: int | None = None) -> Candidate:
     cut = container.prefix(len(container.chunks) if n_chunks is None else n_chunks)
-    blobs = ("0" * 64, *(entry.sha256 for entry in cut.header.chunks[: len(cut.chunks)]))
+    blobs = ("0" * 64, *(blob_of(chunk).sha256 for chunk in cut.chunks))
     return Candidate(ReleasePrefix("a.b", version, 0, blobs), cut, cut.tensors())
 
 

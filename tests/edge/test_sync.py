@@ -40,6 +40,7 @@ from rankcast.errors import (
     UnavailableError,
 )
 from rankcast.files import only_one
+from rankcast.release.manifest import blob_of
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +80,12 @@ def test_two_releases_one_after_the_other(
     assert reported == [
         ("activated", 1, 3), ("activated", 1, n_chunks[0]), ("activated", 2, n_chunks[1])
     ]  # fmt: skip
-    assert server.asked[0]["base_fingerprint"] == BASE
+    assert server.asked[0]["base_fingerprint"] == BASE[:16]  # all that the file carries
     third = release_of(3)
     server.publish(third, version=3)
     client.sync()
     kept = {path.name for path in (tmp_path / "state" / "blobs").iterdir()}
-    assert kept == {e.sha256 for c in (two, third) for e in c.header.chunks} | {
+    assert kept == {blob_of(chunk).sha256 for c in (two, third) for chunk in c.chunks} | {
         entry["blobs"][0] for entry in (state_of(tmp_path)[k] for k in ("active", "previous"))
     }
     assert len(list((tmp_path / "adapter" / "versions").iterdir())) == 2
@@ -498,3 +499,18 @@ def test_a_slow_measurement_does_not_stop_a_device_forever(
         states.recover()
     states.change(throughput_bps=1e-6)
     assert client.sync().outcome == "up-to-date"
+
+
+def test_a_release_that_names_only_the_first_digits_of_a_base_model_is_taken_for_that_one(
+    server: EdgeServer, tmp_path: Path, one: Container
+) -> None:
+    cut = replace(
+        one, header=replace(one.header, base=replace(one.header.base, fingerprint="1" * 16))
+    )
+    server.publish(cut)
+    for other in (BASE, "1" * 15 + "0" * 49):
+        with pytest.raises(ModelError, match="another base model"):
+            client_of(server, tmp_path, base=other).sync()
+    assert client_of(server, tmp_path, base="1" * 16 + "0" * 48).sync().outcome == "activated"
+    with pytest.raises(DeliveryError, match="first 16"):
+        client_of(server, tmp_path, base="")

@@ -40,17 +40,24 @@ def random_adapter(
     )
 
 
-def header_of(tensors: AdapterTensors, chunks: list[bytes], segment: int = SEGMENT) -> Header:
-    base = BaseModel("tiny", "0" * 64)
-    return Header.of(tensors, chunks, base, {"task_type": "SEQ_CLS"}, segment)
+def header_of(
+    tensors: AdapterTensors, chunks: list[bytes], segment: int = SEGMENT, *, lean: bool = True
+) -> Header:
+    base = BaseModel("tiny", "0" * (16 if lean else 64))
+    return Header.of(tensors, chunks, base, {"task_type": "SEQ_CLS"}, segment, lean=lean)
 
 
 def packed(
-    tensors: AdapterTensors, finest: int = -24, n_steps: int = 2, segment: int = SEGMENT
+    tensors: AdapterTensors,
+    finest: int = -24,
+    n_steps: int = 2,
+    segment: int = SEGMENT,
+    *,
+    lean: bool = True,
 ) -> Container:
     plans = chunk_plans(tensors, finest, n_steps=n_steps)
-    chunks = encode(tensors, plans, block_offsets(tensors, finest=finest), segment)
-    return Container(header_of(tensors, chunks, segment), tuple(chunks))
+    chunks = encode(tensors, plans, block_offsets(tensors, finest=finest), segment, lean=lean)
+    return Container(header_of(tensors, chunks, segment, lean=lean), tuple(chunks))
 
 
 @st.composite

@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +30,7 @@ from rankcast.files import replace_file
 from rankcast.release.manifest import Blob, File, Manifest
 from rankcast.release.plan import plan_fetch
 from rankcast.release.store import Store
+from rankcast.release.updates import with_updates
 from rankcast.release.verify import SeenReleases
 
 BASE = "0" * 64
@@ -93,13 +94,20 @@ class EdgeServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def publish(self, *containers: Container, name: str = "demo", version: int = 1) -> Manifest:
-        for container in containers:
-            for data in (header_bytes(container.header), *container.chunks):
-                self.store.put(data)
+    def publish(
+        self,
+        *containers: Container,
+        name: str = "demo",
+        version: int = 1,
+        older: Sequence[Manifest] = (),
+    ) -> Manifest:
+        blobs = [(header_bytes(c.header), *c.chunks) for c in containers]
+        for data in (data for file in blobs for data in file):
+            self.store.put(data)
         files = tuple(File.of(container) for container in containers)
         base = BaseModel("tiny", containers[0].header.base.fingerprint)
         manifest = Manifest(name, version, base, files, dict(containers[0].header.task))
+        manifest = with_updates(self.store, manifest, blobs, older)
         replace_file(self.manifest_file, lambda file: file.write_bytes(manifest.to_bytes()))
         return manifest
 

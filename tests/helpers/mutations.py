@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from helpers.lean import MAGIC as LEAN_MAGIC
+from helpers.lean import NO_JSON, joined_lean, split_lean, varint
 from rankcast.codec.container import read_container
 from rankcast.codec.header import MAGIC
 from rankcast.errors import CodecError
@@ -42,7 +44,11 @@ def mutant(data: bytes, rng: np.random.Generator) -> bytes:
         return rng.bytes(int(rng.integers(300)))
     header, chunks = _parts(data)
     if kind == 5:
-        _change(header, rng)
+        if data[:4] == LEAN_MAGIC and rng.random() < 0.5:
+            return _forged_body(data, rng)
+        plain = {key: header.pop(key) for key in list(header) if key not in NO_JSON}
+        _change(plain, rng)
+        header |= plain
     elif kind == 6:
         i = int(rng.integers(len(chunks)))
         damaged = bytearray(chunks[i])
@@ -91,6 +97,9 @@ def _is_forged(damaged: bytes, data: bytes) -> bool:
     """Whether the header's digest is another than the original's: someone made it fit."""
 
     def digest(file: bytes) -> bytes:
+        if file[:4] == LEAN_MAGIC:
+            length, at = varint(file, 4)
+            return file[at + length : at + length + 4]
         end = 14 + struct.unpack_from("<8sHI", file)[2]
         return file[end : end + 32]
 
@@ -98,6 +107,8 @@ def _is_forged(damaged: bytes, data: bytes) -> bool:
 
 
 def _parts(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    if data[:4] == LEAN_MAGIC:
+        return split_lean(data)
     length = struct.unpack_from("<8sHI", data)[2]
     header = json.loads(zlib.decompress(data[14 : 14 + length]))
     at, chunks = 14 + length + 32, []
@@ -127,8 +138,19 @@ def _change(header: dict[str, Any], rng: np.random.Generator) -> None:
         return
 
 
+def _forged_body(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return a lean file with damage between its length and its CRC-32, which fits."""
+    length, at = varint(data, 4)
+    body = bytearray(data[: at + length])
+    for place in rng.integers(at, at + length, size=rng.integers(1, 5)):
+        body[place] ^= 1 << int(rng.integers(8))
+    return bytes(body) + struct.pack("<I", zlib.crc32(body)) + data[at + length + 4 :]
+
+
 def _forged(header: dict[str, Any], chunks: list[bytes], *, adjust: bool) -> bytes:
     """Return a file with a matching digest, and with matching chunk entries if asked for."""
+    if "fingerprint bytes" in header:
+        return joined_lean(header, chunks, adjust=adjust)
     if adjust:
         header = header | {
             "chunks": [[len(c), hashlib.sha256(c).hexdigest(), None, None] for c in chunks]

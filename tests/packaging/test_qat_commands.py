@@ -125,11 +125,11 @@ def test_ranks_and_steps_are_planned_by_what_the_run_learned(
 ) -> None:
     file = tmp_path / "a.rcast"
     named = ("pack", str(run), "-o", str(file), "--planned")
-    call.ok(*named, "--budget-bits", "24000")
-    assert 21_000 < 8 * file.stat().st_size <= 24_000
+    call.ok(*named, "--budget-bits", "18000")
+    assert 15_500 < 8 * file.stat().st_size <= 18_000
     gains = read_adapter(run).gains
     assert gains is not None
-    expected = pack_planned(read_adapter(run), 24_000, gains)
+    expected = pack_planned(read_adapter(run), 18_000, gains)
     assert file.read_bytes() == expected.to_bytes()
     assert "--planned needs a budget" in call.refused(*named)
 
@@ -145,7 +145,7 @@ def test_a_foreign_adapter_is_measured_on_named_texts(
     call.ok("pack", str(lora), "-o", str(file), *named)
     container = read_container(file.read_bytes())
     model = AutoModelForSequenceClassification.from_pretrained(base)
-    assert container.header.base.fingerprint == base_fingerprint(model)
+    assert container.header.base.fingerprint == base_fingerprint(model)[:16]
     installed = install(model, container.tensors(), container.header)
     assert container.header.fingerprint is not None
     assert answers_alike(installed, dict(container.header.fingerprint))

@@ -11,13 +11,19 @@ from hypothesis import strategies as st
 
 from rankcast.codec.header import BaseModel
 from rankcast.errors import DeliveryError
-from rankcast.release.manifest import Blob, Choice, Chunk, File, Manifest
+from rankcast.release.manifest import Blob, Choice, Chunk, File, Manifest, UpdatePiece
 
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 blobs = st.builds(Blob, digests, st.integers(1, 2**30))
 worths = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 chunks = st.builds(Chunk, blobs, worths, worths)
-files = st.builds(File, blobs, st.lists(chunks, min_size=1, max_size=3).map(tuple))
+updates = st.builds(UpdatePiece, digests, blobs).map(lambda piece: (piece,))
+files = st.builds(
+    File,
+    blobs,
+    st.lists(chunks, min_size=1, max_size=3).map(tuple),
+    st.lists(updates, max_size=2).map(tuple),
+)
 odd = st.sampled_from([10**400, -(2**63), float("nan"), float("inf"), "..", "\ud800", ""])
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | odd | st.text(max_size=5),

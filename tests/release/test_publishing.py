@@ -20,7 +20,7 @@ from helpers.releases import (
     device,
     new_publisher,
 )
-from rankcast.codec.container import read_container
+from rankcast.codec.container import Container, read_container
 from rankcast.errors import DeliveryError, TrustError
 from rankcast.files import only_one
 from rankcast.release.keys import KeyFolder
@@ -215,3 +215,28 @@ def test_a_crash_at_any_write_leaves_the_old_release_or_the_new_one(tmp_path: Pa
     assert versions == sorted(versions)
     assert set(versions) == {1, 2}
     assert len(versions) > 30
+
+
+def test_a_cut_fingerprint_is_published_and_made_whole_by_what_is_known(
+    publisher: Publisher,
+) -> None:
+    def as_read(seed: int) -> Container:
+        return read_container(container(seed).to_bytes())
+
+    def published_base(*files: Container) -> tuple[int, str | None]:
+        manifest = publish(files, "sst2", publisher.store, publisher.keys, NOW)
+        return manifest.version, manifest.base.fingerprint
+
+    assert published_base(as_read(0)) == (1, BASE[:16])
+    assert published_base(container(0)) == (1, BASE[:16])  # the same files: nothing changes
+    assert published_base(as_read(1), container(2)) == (2, BASE)
+    assert published_base(as_read(3)) == (3, BASE)
+    with pytest.raises(DeliveryError, match="is for the base model 0000"):
+        published_base(read_container(container(4, base="0" * 15 + "1" + "0" * 48).to_bytes()))
+
+
+@pytest.mark.parametrize("fingerprint", ["", "0" * 15, "0" * 65, "0" * 15 + "G", " " * 64])
+def test_a_fingerprint_that_is_none_is_refused(fingerprint: str, publisher: Publisher) -> None:
+    manifest = publisher.publish(0)
+    with pytest.raises(DeliveryError, match="by fingerprint"):
+        replace(manifest, base=replace(manifest.base, fingerprint=fingerprint))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankcast.codec.header import same_base
 from rankcast.errors import ModelError
 
 N_TOKENS = 16
@@ -43,7 +44,7 @@ def check_base(model: nn.Module, expected: str | None, name: str | None) -> None
     if expected is None:
         return
     actual = base_fingerprint(model)
-    if actual != expected:
+    if not same_base(actual, expected):
         own = getattr(model, "name_or_path", "") or type(model).__name__
         raise ModelError(
             f"The adapter was made for {name or 'another model'} (fingerprint {expected[:12]}…), "

@@ -33,6 +33,8 @@ class Pack:
 
     rankcast pack my-pissa-lora -o my.rcast --base-model models/llama
 
+    rankcast pack runs/next -o next.rcast --previous demo.rcast
+
     Takes runs of rankcast, and adapters of every kind that PEFT saved: LoRA and AdaLoRA as
     factors, whose ranks shrink with the file; all others, and LoRAs that are more than factors, in
     general form. What cannot be carried unchanged is refused. Needs torch only to measure. For the
@@ -67,6 +69,12 @@ class Pack:
     model (PiSSA, OLoRA, CorDA, LoRA-GA), the difference to it is packed."""
     embeddings: bool = False
     """Accept embeddings and output layers that were saved in full, which are most of a file."""
+    previous: Path | None = None
+    """File of the version that devices have, whose steps and chunks are taken, so that an update
+    from it is small (rankcast publish makes it)."""
+    keep_within: float = 0.5
+    """With --previous: steps from its old place within which a weight is left there. 0.5 rounds as
+    ever; 0.75 makes updates of nearly nothing, and leaves out most of what training changed."""
     texts: Annotated[Texts, tyro.conf.arg(name="")] = field(default_factory=Texts)
     json: bool = False
     """Print what was written as JSON."""
@@ -87,6 +95,8 @@ class Pack:
             base_model=None if on_hub else self.texts.base_model,
             initial_adapter=self.initial_adapter,
             embeddings=self.embeddings,
+            previous=self.previous,
+            keep=self.keep_within,
         )
         put_file(self.output, container.to_bytes())
         if self.json:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -61,6 +61,11 @@ class Publish(SigningOptions):
     base_model: Path | None = None
     """Folder of the base model, by whose fingerprint a release names it: for adapters of PEFT that
     were packed without --base-model."""
+    update_from: tuple[int, ...] | None = None
+    """Versions from which devices may get the difference in the place of whole files; the active
+    one if left out. A device with another version fetches whole files."""
+    updates: bool = True
+    """Whether to make such differences."""
     allow_new_base: bool = False
     """Accept another base model than that of the release before."""
     mqtt: str | None = None
@@ -84,6 +89,7 @@ class Publish(SigningOptions):
         manifest = publish(
             source, self.name, store, keys, datetime.now(UTC), choices=choices,
             allow_new_base=self.allow_new_base,
+            update_from=self.update_from if self.updates else (),
         )  # fmt: skip
         n_bytes, was_announced = sum(blob.n_bytes for blob in manifest.blobs), announce(manifest)
         if self.json:
@@ -96,6 +102,7 @@ class Publish(SigningOptions):
                     "ladders": len(manifest.files),
                     "planner": manifest.planner,
                     "bytes": n_bytes,
+                    "updates": _sizes(manifest),
                     "broker_told": was_announced,
                 }
             )
@@ -105,6 +112,12 @@ class Publish(SigningOptions):
             f"{manifest.name} version {manifest.version} is active: {n_bytes:,} bytes in "
             f"{len(manifest.blobs)} blobs, for {base}."
         )
+        for file in _sizes(manifest):
+            for size in file["bytes"]:
+                print(
+                    f"File {file['ladder']}: devices with an older version need {size:,} bytes in "
+                    f"the place of {file['whole_bytes']:,}."
+                )
         return 0
 
     def _as_they_are(self) -> list[Container]:
@@ -176,3 +189,16 @@ class Publish(SigningOptions):
             return True
 
         return announce
+
+
+def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return the bytes of each file that has updates, and those of each update."""
+    return [
+        {
+            "ladder": index,
+            "whole_bytes": sum(blob.n_bytes for blob in file.blobs()),
+            "bytes": [sum(piece.blob.n_bytes for piece in update) for update in file.updates],
+        }
+        for index, file in enumerate(manifest.files)
+        if file.updates
+    ]

@@ -39,8 +39,10 @@ from rankcast.codec.entropy_model import (
     FRESH_CLASSES,
     class_of,
     digit_model,
+    digit_weights,
     finer_class,
     fresh_model,
+    fresh_weights,
     uniform,
 )
 from rankcast.codec.quantiser import (
@@ -49,6 +51,7 @@ from rankcast.codec.quantiser import (
     RADIX,
     Float32Array,
     Indices,
+    at_exponent,
     coarser,
     dequantise,
     finer,
@@ -58,6 +61,8 @@ from rankcast.errors import CodecError
 WholeNumbers = NDArray[np.int64]
 
 LARGEST_OFFSET = 60
+UNKNOWN = np.iinfo(np.int32).min
+"""In the place of an index of which another version says nothing."""
 _TYPICAL_CLASS = 6
 MOST_LEAD = 24
 """Digits with which a new block may continue at once, where a step is fine beside its weights."""
@@ -69,15 +74,40 @@ _LIMB = 16
 """Bits of numbers that are coded exactly, at a time."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Hint:
+    """Symbols that another version of the file makes likely; see `update`.
+
+    Attributes:
+        likely: symbol that is the likeliest in each place; -1 where the other version says nothing.
+        moved: whether the other version is in another coarse cell, so that `likely` only points to
+            its side.
+        weights: of the model that the symbols have without a hint.
+    """
+
+    likely: Indices
+    moved: NDArray[np.bool_]
+    weights: NDArray[np.int64] | None = None
+
+
 class SymbolCoder(Protocol):
     """Writes the symbols of a chunk, or reads them, which then disregards those it is given."""
 
-    def many(self, symbols: Indices | None, count: int, model: Any) -> Indices:
+    def many(
+        self, symbols: Indices | None, count: int, model: Any, hint: Hint | None = None
+    ) -> Indices:
         """Code `count` symbols, integers from 0, each with the same model, and return them."""
         ...
 
-    def near(self, symbol: int, predicted: int, size: int) -> int:
-        """Code a symbol of 0..size - 1 that is likely near `predicted`, and return it."""
+    def near(self, symbol: int, predicted: int, size: int, likely: int | None = None) -> int:
+        """Code a symbol of 0..size - 1 that is likely near `predicted`, and return it.
+
+        Args:
+            symbol: disregarded by a reader.
+            predicted: from the symbols before.
+            size: number of symbols.
+            likely: from another version of the file; None without one.
+        """
         ...
 
 
@@ -113,11 +143,15 @@ class Strip:
         indices: quantised weights at the exponent of the block.
         spread_class: see `entropy_model`; 0 while all are zero.
         goal: what an encoder wants them to become, at the finest exponent of the block.
+        first: class that was coded, and the exponent of the block then; None while all are zero.
+        expected: indices of another version of the file, at the exponent that is being coded.
     """
 
     indices: Indices
     spread_class: int = 0
     goal: Indices | None = None
+    first: tuple[int, int] | None = None
+    expected: Indices | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -132,6 +166,7 @@ class Block:
         finest: exponent of the goals of an encoder.
         centre: what is added to the weights.
         whole: whole numbers.
+        before: the same block of another version of the file, as far as it has been received.
     """
 
     strips: tuple[Strip, ...]
@@ -141,6 +176,7 @@ class Block:
     finest: int | None = None
     centre: np.float32 = field(default_factory=np.float32)
     whole: WholeNumbers | None = None
+    before: Block | None = None
 
 
 @dataclass(eq=False)
@@ -247,6 +283,13 @@ def lead_digits(block: Block, aim: int) -> int:
     return lead
 
 
+def first_indices(block: Block, aim: int) -> list[Indices]:
+    """Return the indices with which an encoder lets each strip of a new block appear."""
+    assert block.finest is not None
+    digits = digits_between(aim + PER_RADIX * block.lead, block.finest)
+    return [coarser(strip.goal, digits) for strip in block.strips if strip.goal is not None]
+
+
 def _root_mean_square(indices: Indices | None) -> float:
     if indices is None or not indices.size:
         return 0.0
@@ -255,7 +298,13 @@ def _root_mean_square(indices: Indices | None) -> float:
 
 
 def code_blocks(
-    state: StreamState, counts: Sequence[int], exponent: int, coder: SymbolCoder, *, offsets: bool
+    state: StreamState,
+    counts: Sequence[int],
+    exponent: int,
+    coder: SymbolCoder,
+    *,
+    offsets: bool,
+    tail: int = 0,
 ) -> None:
     """Code what becomes of every block of a chunk, pass by pass.
 
@@ -269,6 +318,7 @@ def code_blocks(
         exponent: of the step to which they are brought, before their offsets.
         coder: of the chunk.
         offsets: whether offsets and lead digits of new blocks are coded.
+        tail: which of `TAILS` the indices of new strips have.
     """
     chosen = list(state.chosen(counts))
     new = [(g, block) for g, block in chosen if block.exponent is None]
@@ -276,9 +326,11 @@ def code_blocks(
         _code_offsets([block for _, block in new], coder)
     for g, block in new:
         if state.shapes[g].own:
-            block.centre = code_centre(coder, block.centre)
+            old = None if block.before is None else block.before.centre
+            block.centre = code_centre(coder, block.centre, old)
         if state.shapes[g].whole:
-            block.whole = code_whole(coder, block.whole, state.shapes[g].whole)
+            before = None if block.before is None else block.before.whole
+            block.whole = code_whole(coder, block.whole, state.shapes[g].whole, before)
     first = [
         block.lead
         if block.exponent is None
@@ -287,33 +339,63 @@ def code_blocks(
     ]
     for t in range(max(first, default=-1), -1, -1):
         acting = [pair for pair, start in zip(chosen, first, strict=True) if start >= t]
-        _code_pass(state, acting, exponent + PER_RADIX * t, coder)
+        _code_pass(state, acting, exponent + PER_RADIX * t, coder, tail)
 
 
 def _code_offsets(blocks: list[Block], coder: SymbolCoder) -> None:
     """Code the offset and the lead digits of each new block, predicted from the block before."""
     offset, lead = LARGEST_OFFSET, 0
     for block in blocks:
-        offset = coder.near(block.offset + LARGEST_OFFSET, offset, 2 * LARGEST_OFFSET + 1)
-        lead = coder.near(block.lead, lead, MOST_LEAD + 1)
+        old, most = block.before, 2 * LARGEST_OFFSET + 1
+        likely = (None, None) if old is None else (old.offset + LARGEST_OFFSET, old.lead)
+        offset = coder.near(block.offset + LARGEST_OFFSET, offset, most, likely[0])
+        lead = coder.near(block.lead, lead, MOST_LEAD + 1, likely[1])
         block.offset, block.lead = offset - LARGEST_OFFSET, lead
 
 
 def _code_pass(
-    state: StreamState, acting: list[tuple[int, Block]], exponent: int, coder: SymbolCoder
+    state: StreamState,
+    acting: list[tuple[int, Block]],
+    exponent: int,
+    coder: SymbolCoder,
+    tail: int,
 ) -> None:
     """Let blocks appear or gain a digit, so that they are known to `exponent` and their offset."""
     targets = _targets(acting, exponent)
-    classes = _code_classes(state, acting, targets, coder)
+    _expect(acting, exponent)
+    classes = _code_classes(state, acting, targets, exponent, coder, tail=tail)
     new = [s for _, b in acting if b.exponent is None for s in b.strips]
     known = [s for _, b in acting if b.exponent is not None for s in b.strips]
     for strip, spread_class in classes:
         strip.spread_class = spread_class
     # A strip of zeros in a known block is known, too: its first weights are digits of index 0.
-    _code_new([s for s in new if s.spread_class], targets, coder)
+    _code_new([s for s in new if s.spread_class], targets, coder, tail)
     _code_digits([s for s in known if s.spread_class], targets, coder)
     for _, block in acting:
         block.exponent = exponent + block.offset
+        for strip in block.strips:
+            if strip.first is None and strip.spread_class:
+                strip.first = strip.spread_class, block.exponent
+
+
+def _expect(acting: list[tuple[int, Block]], exponent: int) -> None:
+    """Tell the strips of blocks that another version has, too, which indices they had there."""
+    for _, block in acting:
+        old = block.before
+        if old is None or old.exponent is None:
+            continue
+        for strip, known in zip(block.strips, old.strips, strict=True):
+            strip.expected = at_exponent(known.indices, old.exponent, exponent + block.offset)
+
+
+def _likely_class(block: Block, place: int, exponent: int) -> int | None:
+    """Return the class that a strip had in another version at an exponent; None without one."""
+    if block.before is None or block.before.exponent is None:
+        return None
+    first = block.before.strips[place].first
+    if first is None or first[1] < exponent:  # all were zero then
+        return 0
+    return min(first[0] + first[1] - exponent, FRESH_CLASSES)
 
 
 def _targets(acting: list[tuple[int, Block]], exponent: int) -> dict[int, Indices]:
@@ -332,7 +414,10 @@ def _code_classes(
     state: StreamState,
     acting: list[tuple[int, Block]],
     targets: dict[int, Indices],
+    exponent: int,
     coder: SymbolCoder,
+    *,
+    tail: int,
 ) -> list[tuple[Strip, int]]:
     """Return the class that each strip has after this pass, coded where it was 0.
 
@@ -353,15 +438,19 @@ def _code_classes(
                 now = finer_class(strip.spread_class)
             else:
                 target = targets.get(id(strip))
-                now = class_of(target) if target is not None else 0
-                now = coder.near(now, min(max(predicted, 0), FRESH_CLASSES), FRESH_CLASSES + 1)
+                now = class_of(target, tail) if target is not None else 0
+                predicted = min(max(predicted, 0), FRESH_CLASSES)
+                likely = _likely_class(block, place, exponent + block.offset)
+                now = coder.near(now, predicted, FRESH_CLASSES + 1, likely)
             classes.append((strip, now))
             if not (shape.paired and place):
                 before = now
     return classes
 
 
-def _code_new(strips: list[Strip], targets: dict[int, Indices], coder: SymbolCoder) -> None:
+def _code_new(
+    strips: list[Strip], targets: dict[int, Indices], coder: SymbolCoder, tail: int
+) -> None:
     """Code the indices of strips that were absent, class by class."""
     by_class: dict[int, list[Strip]] = {}
     for strip in strips:
@@ -369,8 +458,13 @@ def _code_new(strips: list[Strip], targets: dict[int, Indices], coder: SymbolCod
     for spread_class, members in sorted(by_class.items()):
         target = _joined(members, targets)
         symbols = None if target is None else np.clip(target, -ESCAPE, ESCAPE) + ESCAPE
-        sizes = [len(s.indices) for s in members]
-        coded = coder.many(symbols, sum(sizes), fresh_model(spread_class)) - ESCAPE
+        count = sum(len(s.indices) for s in members)
+        hint, expected = None, _joined_expected(members)
+        if expected is not None:
+            likely = np.where(expected == UNKNOWN, -1, np.clip(expected, -ESCAPE, ESCAPE) + ESCAPE)
+            weights = fresh_weights(spread_class, tail)
+            hint = Hint(likely, np.zeros(count, dtype=bool), weights)
+        coded = coder.many(symbols, count, fresh_model(spread_class, tail), hint) - ESCAPE
         coded = _code_escapes(coded, target, coder)
         _share_out(coded, members)
 
@@ -403,13 +497,21 @@ def _code_digits(strips: list[Strip], targets: dict[int, Indices], coder: Symbol
     first = np.array([s.spread_class * CONTEXTS for s in strips], dtype=np.uint8)
     models = np.repeat(first, sizes) + np.minimum(magnitude, CONTEXTS - 1).astype(np.uint8)
     order = np.argsort(models, kind="stable")
-    target = _joined(strips, targets)
+    target, expected = _joined(strips, targets), _joined_expected(strips)
     symbols = None if target is None else ((target - RADIX * old) * away + 1)[order]
+    likely = moved = None
+    if expected is not None:
+        digit = np.clip(expected - RADIX * old, -2, 2)
+        moved = (np.abs(digit) > 1)[order]
+        likely = np.where(expected == UNKNOWN, -1, np.clip(digit, -1, 1) * away + 1)[order]
     pieces, start = [], 0
     for model, count in enumerate(np.bincount(models).tolist()):
         if count:
-            known = None if symbols is None else symbols[start : start + count]
-            pieces.append(coder.many(known, count, digit_model(*divmod(model, CONTEXTS))))
+            here, key, hint = slice(start, start + count), divmod(model, CONTEXTS), None
+            known = None if symbols is None else symbols[here]
+            if likely is not None and moved is not None:
+                hint = Hint(likely[here], moved[here], digit_weights(*key))
+            pieces.append(coder.many(known, count, digit_model(*key), hint))
             start += count
     digits = np.empty_like(old)
     digits[order] = np.concatenate(pieces)
@@ -432,11 +534,27 @@ def _joined(strips: list[Strip], targets: dict[int, Indices]) -> Indices | None:
     return np.concatenate([targets[id(strip)] for strip in strips])
 
 
-def code_uniform(coder: SymbolCoder, symbols: Indices | None, count: int, size: int) -> Indices:
-    """Code symbols of 0..size - 1 that are all as likely."""
+def _joined_expected(strips: list[Strip]) -> Indices | None:
+    """Return what is expected of strips, one after the other; None where nothing is of any."""
+    if all(strip.expected is None for strip in strips):
+        return None
+    return np.concatenate(
+        [np.full_like(s.indices, UNKNOWN) if s.expected is None else s.expected for s in strips]
+    )
+
+
+def code_uniform(
+    coder: SymbolCoder,
+    symbols: Indices | None,
+    count: int,
+    size: int,
+    likely: Indices | None = None,
+) -> Indices:
+    """Code symbols of 0..size - 1 that are all as likely, or the same as another version's."""
     if size == 1:
         return np.zeros(count, dtype=np.int32)
-    return coder.many(symbols, count, uniform(size))
+    hint = None if likely is None else Hint(likely, np.zeros(count, dtype=bool))
+    return coder.many(symbols, count, uniform(size), hint)
 
 
 def code_excess(coder: SymbolCoder, values: Indices | None, count: int) -> Indices:
@@ -458,38 +576,75 @@ def code_excess(coder: SymbolCoder, values: Indices | None, count: int) -> Indic
     return np.array(coded, dtype=np.int32)
 
 
-def code_centre(coder: SymbolCoder, centre: np.float32) -> np.float32:
-    """Code a float32, which is mostly 0.
+def code_centre(
+    coder: SymbolCoder, centre: np.float32, before: np.float32 | None = None
+) -> np.float32:
+    """Code a float32, which is mostly 0, or what it was `before` in another version of the file.
 
     Raises:
         CodecError: not finite.
     """
-    bits = int(np.asarray(centre, dtype=np.float32).view(np.uint32))
-    if not code_uniform(coder, np.array([bits != 0], dtype=np.int32), 1, 2)[0]:
+    bits, old = (
+        int(np.asarray(x, dtype=np.float32).view(np.uint32)) for x in (centre, before or 0)
+    )
+    known = np.array([old != 0], dtype=np.int32)
+    if not code_uniform(coder, np.array([bits != 0], dtype=np.int32), 1, 2, known)[0]:
         return np.float32(0)
-    limbs = np.array([bits >> _LIMB, bits % 2**_LIMB], dtype=np.int32)
-    high, low = code_uniform(coder, limbs, 2, 2**_LIMB).tolist()
+    limbs, known = (np.array([x >> _LIMB, x % 2**_LIMB], dtype=np.int32) for x in (bits, old))
+    high, low = code_uniform(coder, limbs, 2, 2**_LIMB, known if old else None).tolist()
     result = np.uint32(high << _LIMB | low).view(np.float32)
     if not np.isfinite(result):
         raise CodecError("A chunk gives a tensor a centre that is not finite.")
     return result
 
 
-def code_whole(coder: SymbolCoder, values: WholeNumbers | None, count: int) -> WholeNumbers:
-    """Code whole numbers of 64 bits: the lowest, then what each has above it."""
-    low = 0 if values is None else int(values.min())
-    span = 0 if values is None else int(values.max()) - low
-    parts = [low >> shift & 2**_LIMB - 1 for shift in range(0, 64, _LIMB)]
-    parts = code_uniform(coder, np.array(parts, dtype=np.int32), 4, 2**_LIMB).tolist()
-    lowest = np.uint64(sum(part << _LIMB * i for i, part in enumerate(parts)))
-    (bits,) = code_uniform(coder, np.array([span.bit_length()], dtype=np.int32), 1, 65).tolist()
-    above = None if values is None else values.view(np.uint64) - lowest
+def code_whole(
+    coder: SymbolCoder,
+    values: WholeNumbers | None,
+    count: int,
+    before: WholeNumbers | None = None,
+) -> WholeNumbers:
+    """Code whole numbers of 64 bits: the lowest, then what each has above it.
+
+    Args:
+        coder: of the chunk.
+        values: the numbers; disregarded by a reader.
+        count: how many.
+        before: those of another version of the file; None without one.
+    """
+    known, old = _WholeParts.of(values), _WholeParts.of(before)
+    lows = code_uniform(coder, known.lows, 4, 2**_LIMB, old.lows).tolist()
+    lowest = np.uint64(sum(part << _LIMB * i for i, part in enumerate(lows)))
+    (bits,) = code_uniform(coder, known.bits, 1, 65, old.bits).tolist()
     result = np.zeros(count, dtype=np.uint64)
     for shift in range(0, bits, _LIMB):
         size = 2 ** min(_LIMB, bits - shift)
-        limbs = None
-        if above is not None:
-            limbs = (above >> np.uint64(shift) & np.uint64(size - 1)).astype(np.int32)
-        limbs = code_uniform(coder, limbs, count, size)
+        limbs = code_uniform(coder, known.limbs(shift, size), count, size, old.limbs(shift, size))
         result |= limbs.astype(np.uint64) << np.uint64(shift)
     return (result + lowest).view(np.int64)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _WholeParts:
+    """Whole numbers as they are coded: the lowest in four limbs, and what each has above it."""
+
+    lows: Indices | None = None
+    bits: Indices | None = None
+    above: NDArray[np.uint64] | None = None
+
+    @classmethod
+    def of(cls, values: WholeNumbers | None) -> _WholeParts:
+        """Return those of numbers; nothing for a reader."""
+        if values is None:
+            return cls()
+        low = int(values.min())
+        lows = [low >> shift & 2**_LIMB - 1 for shift in range(0, 64, _LIMB)]
+        bits = (int(values.max()) - low).bit_length()
+        above = values.view(np.uint64) - np.uint64(low % 2**64)
+        return cls(np.array(lows, dtype=np.int32), np.array([bits], dtype=np.int32), above)
+
+    def limbs(self, shift: int, size: int) -> Indices | None:
+        """Return the limb of each number that begins at a bit."""
+        if self.above is None:
+            return None
+        return (self.above >> np.uint64(shift) & np.uint64(size - 1)).astype(np.int32)

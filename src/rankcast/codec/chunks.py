@@ -5,11 +5,10 @@ into chunks; `Decoder` takes chunks in order and gives, at any time, the adapter
 amount to. What the symbols of a chunk say is in `blocks`.
 
 A chunk of an adapter of several segments (`layout`) is the lengths of their pieces (uint32 each)
-and the pieces; that of a small adapter is its one piece. Bytes of a piece: exponent (int16), table
-of differences (uint8: which of `FALLS`, plus 128 if offsets or lead digits of new blocks follow),
-then the symbols through constriction's ANS coder. That is a stack: the symbol coded last is read
-first. A writer therefore collects its symbols and codes them backwards when asked for bytes; a
-reader gets them in the order in which they were written.
+and the pieces; that of a small adapter is its one piece. A piece has a head (`piece`), then the
+symbols through constriction's ANS coder. That is a stack: the symbol coded last is read first. A
+writer therefore collects its symbols and codes them backwards when asked for bytes; a reader gets
+them in the order in which they were written.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,22 +26,31 @@ from numpy.typing import NDArray
 from rankcast.codec.blocks import (
     Block,
     GroupShape,
+    Hint,
     StreamState,
     code_blocks,
-    code_uniform,
+    first_indices,
     lead_digits,
 )
-from rankcast.codec.entropy_model import FALLS, ans, near_bits, near_model
+from rankcast.codec.entropy_model import (
+    FALLS,
+    ans,
+    best_tail,
+    magnitude_counts,
+    near_bits,
+    near_model,
+)
 from rankcast.codec.header import SEGMENT, Header, module_shapes
 from rankcast.codec.layout import Layout
-from rankcast.codec.quantiser import Float32Array, Indices, quantise
+from rankcast.codec.piece import Counts, PieceHead, best_counts, code_counts
+from rankcast.codec.quantiser import Float32Array, Indices, quantise, step_of
 from rankcast.codec.spool import Collector
 from rankcast.codec.tensors import AdapterTensors, Carriage, Factors
 from rankcast.errors import CodecError
 from rankcast.records import IntArray
 
-_HEAD = struct.Struct("<hB")
-_WITH_OFFSETS = 128
+_SAMPLE = 48
+"""Blocks by which the tail of a piece's indices is chosen, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +67,38 @@ class ChunkPlan:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Kept:
+    """A file of another version of an adapter, whose indices and offsets are to be kept.
+
+    Attributes:
+        header: of the file.
+        chunks: all of them.
+        steps: from the middle of its cell, within which a weight keeps its index.
+    """
+
+    header: Header
+    chunks: Sequence[bytes]
+    steps: float
+
+    def state(self, segment: int) -> StreamState:
+        """Return what a segment is once all chunks are here."""
+        layout = Layout.of(self.header)
+        groups = layout.segments[segment]
+        state = StreamState(layout.shapes[groups.start : groups.stop])
+        for chunk in self.chunks:
+            refine(state, pieces_of(chunk, len(layout.segments))[segment])
+        return state
+
+
 def encode(
     tensors: AdapterTensors,
     plans: Sequence[ChunkPlan],
     offsets: Sequence[IntArray] | None = None,
     segment: int = SEGMENT,
+    kept: Kept | None = None,
+    *,
+    lean: bool = True,
 ) -> list[bytes]:
     """Return the chunks of an adapter.
 
@@ -74,6 +109,8 @@ def encode(
         offsets: for each component of a projection and for each tensor exponents that are added to
             the plans'; None for none.
         segment: numbers that are coded together; an adapter of more is cut into segments.
+        kept: another version with the same layout, whose offsets are used; None for none.
+        lean: for a file of version 3, not of those before.
 
     Raises:
         CodecError: NaN or infinite weights, or plans that do not fit the adapter or do not refine.
@@ -88,19 +125,20 @@ def encode(
     layout = Layout.made(tensors.projections, ranks, module_shapes(tensors), limit)
     numbers = _numbers(tensors, layout)
     pieces = [
-        _encode_segment(layout, groups, islice(numbers, len(groups)), plans, offsets)
-        for groups in layout.segments
+        _encode_segment(layout, i, islice(numbers, len(groups)), plans, offsets, kept, lean)
+        for i, groups in enumerate(layout.segments)
     ]
-    return [_joined_pieces(of_chunk) for of_chunk in zip(*pieces, strict=True)]
+    return [joined_pieces(of_chunk) for of_chunk in zip(*pieces, strict=True)]
 
 
-def _joined_pieces(pieces: Sequence[bytes]) -> bytes:
+def joined_pieces(pieces: Sequence[bytes]) -> bytes:
+    """Return the chunk of the pieces of all segments."""
     if len(pieces) == 1:
         return pieces[0]
     return struct.pack(f"<{len(pieces)}I", *map(len, pieces)) + b"".join(pieces)
 
 
-def _pieces_of(chunk: bytes, n: int) -> list[memoryview]:
+def pieces_of(chunk: bytes, n: int) -> list[memoryview]:
     """Return the pieces of a chunk.
 
     Raises:
@@ -149,55 +187,99 @@ def _numbers(tensors: AdapterTensors, layout: Layout) -> Iterator[_Numbers]:
                 yield _Numbers([strip[None] for strip in strips], centre)
 
 
-def _encode_segment(
+def _encode_segment(  # noqa: PLR0917 what `encode` was asked for
     layout: Layout,
-    groups: range,
+    segment: int,
     numbers: Iterable[_Numbers],
     plans: Sequence[ChunkPlan],
     offsets: Sequence[IntArray] | None,
+    kept: Kept | None,
+    lean: bool,
 ) -> list[bytes]:
     """Return the piece of a segment in each chunk."""
+    groups = layout.segments[segment]
     state = StreamState(layout.shapes[groups.start : groups.stop])
+    if kept is not None:
+        make_known(state, kept.state(segment), range(len(groups)))
     for g, blocks, coded in zip(groups, state.groups, numbers, strict=True):
         item = layout.items[g]
         for k, block in enumerate(blocks):
             reached = [plan.exponent for plan in plans if plan.counts[item] > k]
             if reached:
                 block.offset = 0 if offsets is None else int(offsets[item][k])
+                for old in (blocks[0].before, block.before):
+                    block.offset = old.offset if _has_appeared(old) else block.offset
                 block.finest = min(reached) + block.offset
-        _set_goals(blocks, coded)
+        _set_goals(blocks, coded, 0.0 if kept is None else kept.steps)
     pieces = []
     for plan in plans:
         counts = tuple(plan.counts[layout.items[g]] for g in groups)
-        pieces.append(_encode_piece(state, ChunkPlan(plan.exponent, counts)))
+        pieces.append(_encode_piece(state, ChunkPlan(plan.exponent, counts), lean))
     return pieces
 
 
-def _set_goals(blocks: list[Block], coded: _Numbers) -> None:
-    """Give every block the indices that it is to reach."""
+def make_known(state: StreamState, before: StreamState, places: Sequence[int | None]) -> None:
+    """Tell the blocks of a state of those that another version has in their place.
+
+    Args:
+        state: whose blocks are told.
+        before: of the other version.
+        places: for each group of `state` that of `before`; None where there is none.
+    """
+    for g, place in enumerate(places):
+        if place is None:
+            continue
+        shape, other = state.shapes[g], before.shapes[place]
+        if (shape.widths, shape.paired, shape.whole) == (other.widths, other.paired, other.whole):
+            for block, known in zip(state.groups[g], before.groups[place], strict=False):
+                block.before = known
+
+
+def _has_appeared(block: Block | None) -> TypeGuard[Block]:
+    return block is not None and block.exponent is not None
+
+
+def _set_goals(blocks: list[Block], coded: _Numbers, kept_steps: float) -> None:
+    """Give every block the indices that it is to reach, those before where they are near enough."""
+    old = blocks[0].before if blocks else None
+    centre = float(old.centre) if _has_appeared(old) else coded.centre
     for block in blocks:
-        block.centre, block.whole = np.float32(coded.centre), coded.whole
+        block.centre, block.whole = np.float32(centre), coded.whole
     for exponent in {b.finest for b in blocks if b.finest is not None}:
         for place, strip in enumerate(coded.strips):
-            centred = strip.astype(np.float64) - coded.centre if coded.centre else strip
+            centred = strip.astype(np.float64) - centre if centre else strip
             goals = quantise(centred, exponent)
             for k, block in enumerate(blocks):
-                if block.finest == exponent:
-                    block.strips[place].goal = goals[k]
+                if block.finest != exponent:
+                    continue
+                goal, old = goals[k], block.before
+                if old is not None and old.exponent == exponent:
+                    before, steps = old.strips[place].indices, centred[k] / step_of(exponent)
+                    goal = np.where(np.abs(steps - before) <= kept_steps, before, goal)
+                block.strips[place].goal = goal
 
 
-def _encode_piece(state: StreamState, plan: ChunkPlan) -> bytes:
-    writer = SymbolWriter()
-    for n, shape in zip(plan.counts, state.shapes, strict=True):
-        code_uniform(writer, np.array([n], dtype=np.int32), 1, shape.blocks + 1)
+def _encode_piece(state: StreamState, plan: ChunkPlan, lean: bool) -> bytes:
     new = [block for _, block in state.chosen(plan.counts) if block.exponent is None]
     for block in new:
-        block.lead = lead_digits(block, plan.exponent + block.offset)
-    has_offsets = any(block.offset or block.lead for block in new)
-    code_blocks(state, plan.counts, plan.exponent, writer, offsets=has_offsets)
+        if _has_appeared(block.before):
+            block.lead = block.before.lead
+        else:
+            block.lead = lead_digits(block, plan.exponent + block.offset)
+    offsets = any(block.offset or block.lead for block in new)
+    counts: Counts = "even"
+    tail = 0
+    if lean:
+        some = new[:: len(new) // (_SAMPLE + 1) + 1]
+        strips = [s for b in some for s in first_indices(b, plan.exponent + b.offset)]
+        tail = best_tail(list(map(magnitude_counts, strips)))
+        counts = best_counts(plan.counts, state.shapes)
+    writer = SymbolWriter()
+    code_counts(writer, plan.counts, state.shapes, counts)
+    code_blocks(state, plan.counts, plan.exponent, writer, offsets=offsets, tail=tail)
     fall = writer.best_fall()
-    head = _HEAD.pack(plan.exponent, fall + _WITH_OFFSETS * has_offsets)
-    return head + writer.to_bytes(fall)
+    head = PieceHead.of(plan.exponent, fall, offsets=offsets, lean=lean, counts=counts, tail=tail)
+    return head.join(writer.to_bytes(fall))
 
 
 class Decoder:
@@ -223,8 +305,8 @@ class Decoder:
         """
         self._refuse_damaged()
         self._damaged = True  # until the chunk has been read to its end
-        pieces = _pieces_of(chunk, len(self._states))
-        plans = [_refine(state, piece) for state, piece in zip(self._states, pieces, strict=True)]
+        pieces = pieces_of(chunk, len(self._states))
+        plans = [refine(state, piece) for state, piece in zip(self._states, pieces, strict=True)]
         plan = _joined_plans(self._layout, plans)
         self._damaged = False
         return plan
@@ -258,13 +340,13 @@ def decode(header: Header, chunks: Sequence[bytes]) -> AdapterTensors:
         CodecError: a damaged chunk.
     """
     layout = Layout.of(header)
-    parts = [_pieces_of(chunk, len(layout.segments)) for chunk in chunks]
+    parts = [pieces_of(chunk, len(layout.segments)) for chunk in chunks]
 
     def received() -> Iterator[Any]:
         exponents: list[int] = []
         for i, groups in enumerate(layout.segments):
             state = StreamState(layout.shapes[groups.start : groups.stop])
-            met = [_refine(state, pieces[i]).exponent for pieces in parts]
+            met = [refine(state, pieces[i]).exponent for pieces in parts]
             if met != (exponents := exponents or met):
                 raise CodecError("The pieces of a chunk reach different steps.")
             yield from _received(state)
@@ -278,11 +360,11 @@ def plan_of_chunk(layout: Layout, data: bytes) -> ChunkPlan:
     Raises:
         CodecError: bytes that do not begin like a chunk; what follows is not looked at.
     """
-    pieces = _pieces_of(data, len(layout.segments))
-    plans = [
-        _opened(layout.shapes[s.start : s.stop], piece)[0]
-        for s, piece in zip(layout.segments, pieces, strict=True)
-    ]
+    pieces = pieces_of(data, len(layout.segments))
+    plans = []
+    for s, piece in zip(layout.segments, pieces, strict=True):
+        head, counts, _ = _opened(layout.shapes[s.start : s.stop], piece)
+        plans.append(ChunkPlan(head.exponent, tuple(counts)))
     return _joined_plans(layout, plans)
 
 
@@ -300,22 +382,21 @@ def _joined_plans(layout: Layout, plans: Sequence[ChunkPlan]) -> ChunkPlan:
     return ChunkPlan(plans[0].exponent, tuple(counts.values()))
 
 
-def _refine(state: StreamState, piece: memoryview) -> ChunkPlan:
+def refine(state: StreamState, piece: memoryview) -> ChunkPlan:
     """Let a piece refine its segment, and return what it brought."""
-    plan, reader, offsets = _opened(state.shapes, piece)
-    code_blocks(state, plan.counts, plan.exponent, reader, offsets=offsets)
+    head, counts, reader = _opened(state.shapes, piece)
+    code_blocks(state, counts, head.exponent, reader, offsets=head.offsets, tail=head.tail)
     reader.close()
-    return plan
+    return ChunkPlan(head.exponent, tuple(counts))
 
 
-def _opened(shapes: Sequence[GroupShape], data: memoryview) -> tuple[ChunkPlan, SymbolReader, bool]:
-    """Return a piece's plan, the reader behind it, and whether offsets follow."""
-    if len(data) < _HEAD.size:
-        raise CodecError(f"A chunk has at least {_HEAD.size} bytes, got {len(data)}.")
-    exponent, tables = _HEAD.unpack_from(data)
-    reader = SymbolReader(data[_HEAD.size :], tables & ~_WITH_OFFSETS)
-    counts = [int(code_uniform(reader, None, 1, s.blocks + 1)[0]) for s in shapes]
-    return ChunkPlan(exponent, tuple(counts)), reader, bool(tables & _WITH_OFFSETS)
+def _opened(
+    shapes: Sequence[GroupShape], data: memoryview
+) -> tuple[PieceHead, list[int], SymbolReader]:
+    """Return a piece's head and counts, and the reader behind them."""
+    head, symbols = PieceHead.split(data)
+    reader = SymbolReader(symbols, head.fall)
+    return head, code_counts(reader, None, shapes, head.counts), reader
 
 
 def _received(state: StreamState) -> Iterator[Any]:
@@ -377,8 +458,11 @@ class SymbolWriter:
         self._written: list[tuple[Indices, Callable[[int], Any]]] = []
         self._differences: list[tuple[int, int, int]] = []
 
-    def many(self, symbols: Indices | None, count: int, model: Any) -> Indices:
+    def many(
+        self, symbols: Indices | None, count: int, model: Any, hint: Hint | None = None
+    ) -> Indices:
         """Append `count` symbols, integers from 0, each with the same model, and return them."""
+        del hint
         assert symbols is not None
         assert len(symbols) == count
         if count:
@@ -386,19 +470,20 @@ class SymbolWriter:
             self._written.append((array, lambda _: model))
         return symbols
 
-    def near(self, symbol: int, predicted: int, size: int) -> int:
+    def near(self, symbol: int, predicted: int, size: int, likely: int | None = None) -> int:
         """Append a symbol of 0..size - 1 that is likely near `predicted`, and return it."""
+        del likely
         self._differences.append((symbol, predicted, size))
         array = np.array([symbol], dtype=np.int32)
-        self._written.append((array, lambda fall: near_model(predicted, size, fall)))
+        self._written.append((array, lambda fall: near_model(predicted, size, FALLS[fall])))
         return symbol
 
     def best_fall(self) -> int:
         """Return which of `FALLS` codes the differences in the fewest bits."""
         seen = Counter(self._differences).items()
         bits = [
-            sum(n * near_bits(symbol, p, size, fall) for (symbol, p, size), n in seen)
-            for fall in range(len(FALLS))
+            sum(n * near_bits(symbol, p, size, chance) for (symbol, p, size), n in seen)
+            for chance in FALLS
         ]
         return int(np.argmin(bits))
 
@@ -434,17 +519,19 @@ class SymbolReader:
         except ValueError as error:
             raise CodecError(f"A chunk's symbols are damaged: {error}") from error
 
-    def many(self, symbols: Indices | None, count: int, model: Any) -> Indices:
+    def many(
+        self, symbols: Indices | None, count: int, model: Any, hint: Hint | None = None
+    ) -> Indices:
         """Return the next `count` symbols; `symbols` is disregarded."""
-        del symbols
+        del symbols, hint
         if not count:
             return np.zeros(0, dtype=np.int32)
         return self._coder.decode(model, count)
 
-    def near(self, symbol: int, predicted: int, size: int) -> int:
+    def near(self, symbol: int, predicted: int, size: int, likely: int | None = None) -> int:
         """Return the next symbol that is likely near `predicted`; `symbol` is disregarded."""
-        del symbol
-        return int(self._coder.decode(near_model(predicted, size, self._fall), 1)[0])
+        del symbol, likely
+        return int(self._coder.decode(near_model(predicted, size, FALLS[self._fall]), 1)[0])
 
     def close(self) -> None:
         """Raise CodecError unless everything was read."""

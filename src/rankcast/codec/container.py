@@ -1,12 +1,11 @@
 """A `.rcast` file: a header and the chunks that it lists, every prefix of which is an adapter.
 
-The header names the SHA-256 of every chunk, so that a file is either whole and unchanged, or ends
+The header has a checksum of every chunk, so that a file is either whole and undamaged, or ends
 at the boundary of a chunk and says so, or is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -201,9 +200,9 @@ def read_container(
         if end > len(data):
             break
         chunk = bytes(data[start:end])
-        if hashlib.sha256(chunk).hexdigest() != entry.sha256:
+        if not entry.fits(chunk):
             raise CodecError(
-                f"Chunk {number} is damaged: its SHA-256 is not the one in the header. Fetch it "
+                f"Chunk {number} is damaged: its checksum is not the one in the header. Fetch it "
                 f"again."
             )
         chunks.append(chunk)
@@ -212,9 +211,11 @@ def read_container(
         if start != len(data):
             raise CodecError(f"{len(data) - start} bytes follow the last chunk; fetch it again.")
     elif not allow_prefix:
+        missing = start + sum(e.n_bytes for e in header.chunks[len(chunks) :]) - len(data)
         raise CodecError(
-            f"The file ends within chunk {len(chunks)} of {len(header.chunks)}: it was cut short. "
-            f"Fetch the rest, or use what is complete with --prefix (prefix=True in Python)."
+            f"The file ends within chunk {len(chunks)} of {len(header.chunks)}: it was cut short, "
+            f"{missing:,} bytes are missing. Fetch the rest, or use what is complete with --prefix "
+            f"(prefix=True in Python)."
         )
     return Container(header, tuple(chunks))
 

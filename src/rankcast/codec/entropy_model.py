@@ -12,6 +12,7 @@ two machines never disagree; the functions of a C library may.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -33,6 +34,11 @@ ESCAPE = 13
 """Magnitudes from here on are coded by this symbol and their excess."""
 CONTEXTS = 4
 """A digit has a model for each magnitude of the index above it: 0, 1, 2, more."""
+TAILS = (None, 6, 4, 2)
+"""How the magnitudes of indices fall off in classes up to `SPARSE`: None as a Gaussian number's; t
+by 2^-t from one to the next, which suits adapters that were trained for few bits."""
+SPARSE = 10
+"""Class with σ = 0.83 steps: about half of the indices are 0."""
 FALLS = (0.12, 0.3, 0.5, 0.75)
 """Chances of one more unit of difference from what was predicted, one of which a chunk uses."""
 WEIGHT_BITS = 16
@@ -46,12 +52,26 @@ def spread_of(spread_class: int) -> float:
     return float(step_of(spread_class - _ONE_STEP))
 
 
-def class_of(indices: Indices) -> int:
+def class_of(indices: Indices, tail: int = 0) -> int:
     """Return the class that codes a strip in the fewest bits; 0 if all are zero."""
-    counts = np.bincount(np.minimum(np.abs(indices), ESCAPE), minlength=ESCAPE + 1)
+    counts = magnitude_counts(indices)
     if counts[0] == indices.size:
         return 0
-    return int(np.argmin(_magnitude_costs() @ counts)) + 1
+    return int(np.argmin(_magnitude_costs(tail) @ counts)) + 1
+
+
+def best_tail(counts: Sequence[NDArray[np.int64]]) -> int:
+    """Return which of `TAILS` codes strips of these counts of magnitudes in the fewest bits."""
+    if not counts:
+        return 0
+    table = np.array(counts)
+    bits = [(table @ _magnitude_costs(t).T).min(axis=1).sum() for t in range(len(TAILS))]
+    return int(np.argmin(bits))
+
+
+def magnitude_counts(indices: Indices) -> NDArray[np.int64]:
+    """Return how often each magnitude occurs, those from `ESCAPE` on as one."""
+    return np.bincount(np.minimum(np.abs(indices), ESCAPE), minlength=ESCAPE + 1)
 
 
 def finer_class(spread_class: int) -> int:
@@ -59,12 +79,12 @@ def finer_class(spread_class: int) -> int:
     return min(spread_class + PER_RADIX, CLASSES) if spread_class else 0
 
 
-@lru_cache(maxsize=1)
-def _magnitude_costs() -> NDArray[np.float64]:
+@cache
+def _magnitude_costs(tail: int) -> NDArray[np.float64]:
     """Return (classes, magnitudes) bits, signs and excess left out."""
     rows = []
     for c in range(1, FRESH_CLASSES + 1):
-        weights = fresh_weights(c).astype(np.float64)
+        weights = fresh_weights(c, tail).astype(np.float64)
         share = weights / weights.sum()
         folded = share[ESCAPE:].copy()
         folded[1:] += share[:ESCAPE][::-1]
@@ -72,14 +92,23 @@ def _magnitude_costs() -> NDArray[np.float64]:
     return np.array(rows)
 
 
-def fresh_weights(spread_class: int) -> NDArray[np.int64]:
+@cache
+def fresh_weights(spread_class: int, tail: int = 0) -> NDArray[np.int64]:
     """Return (27,) integer weights of the indices -13..13; the outermost stand for beyond, too."""
+    shift = TAILS[tail]
+    if shift is not None and spread_class <= SPARSE:  # as many zeros as of a Gaussian number
+        gaussian: list[int] = fresh_weights(spread_class).tolist()
+        rest = (sum(gaussian) - gaussian[ESCAPE]) // 2
+        falling = [rest * (2**shift - 1) >> shift * m for m in range(1, ESCAPE)]
+        side = [max(1, weight) for weight in (*falling, rest >> shift * (ESCAPE - 1))]
+        return np.array([*reversed(side), gaussian[ESCAPE], *side], dtype=np.int64)
     sigma = spread_of(spread_class)
     mass = [normal_mass((m - 0.5) / sigma, (m + 0.5) / sigma) for m in range(ESCAPE)]
-    tail = [*mass[1:], normal_mass((ESCAPE - 0.5) / sigma, math.inf)]
-    return _weights([*reversed(tail), mass[0], *tail])
+    side = [*mass[1:], normal_mass((ESCAPE - 0.5) / sigma, math.inf)]
+    return _weights([*reversed(side), mass[0], *side])
 
 
+@cache
 def digit_weights(spread_class: int, context: int) -> NDArray[np.int64]:
     """Return (3,) integer weights of the digits -1, 0, 1 towards larger magnitude.
 
@@ -154,9 +183,9 @@ def _density(x: float) -> float:
 
 
 @cache
-def fresh_model(spread_class: int) -> Any:
+def fresh_model(spread_class: int, tail: int = 0) -> Any:
     """Return constriction's model of the symbols 0..26, which stand for -13..13."""
-    return categorical(fresh_weights(spread_class))
+    return categorical(fresh_weights(spread_class, tail))
 
 
 @cache
@@ -177,24 +206,24 @@ def uniform(size: int) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def near_model(predicted: int, size: int, fall: int) -> Any:
+def near_model(predicted: int, size: int, chance: float) -> Any:
     """Return constriction's model of the symbols 0..size - 1 that are likely near `predicted`."""
-    return categorical(near_weights(predicted, size, fall))
+    return categorical(near_weights(predicted, size, chance))
 
 
 @lru_cache(maxsize=4096)
-def near_weights(predicted: int, size: int, fall: int) -> NDArray[np.int64]:
-    """Return (size,) integer weights: 2^16 at `predicted`, falling by `FALLS[fall]` a unit."""
+def near_weights(predicted: int, size: int, chance: float) -> NDArray[np.int64]:
+    """Return (size,) integer weights: 2^16 at `predicted`, times `chance` for each unit away."""
     weights = np.empty(size, dtype=np.int64)
     for symbol in range(size):
         share = 65536.0
         for _ in range(abs(symbol - predicted)):
-            share *= FALLS[fall]
+            share *= chance
         weights[symbol] = max(1, int(share))
     return weights
 
 
-def near_bits(symbol: int, predicted: int, size: int, fall: int) -> float:
+def near_bits(symbol: int, predicted: int, size: int, chance: float) -> float:
     """Return what such a symbol costs [bit]."""
-    weights = near_weights(predicted, size, fall)
+    weights = near_weights(predicted, size, chance)
     return float(np.log2(weights.sum() / weights[symbol]))

@@ -2,8 +2,9 @@
 
     magic (8) · version (u16) · length (u32) · header · SHA-256 of all before (32)
 
-The header is zlib-compressed JSON (docs/format.md). Every field that comes from outside is checked
-before memory is taken for it.
+is how versions 1 and 2 are framed, whose header is zlib-compressed JSON; version 3, which is
+written unless a header says otherwise, is in `lean_header` (docs/format.md has both). Every field
+that comes from outside is checked before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -17,28 +18,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from rankcast.codec.lean_header import (
+    LARGEST_HEADER,
+    LARGEST_JSON,
+    LEAN_MAGIC,
+    MOST_CHUNKS,
+    inflated,
+    lean_bytes,
+    read_lean,
+)
 from rankcast.codec.tensors import AdapterTensors, Carriage
 from rankcast.errors import CodecError
 from rankcast.records import Projection
 
 MAGIC = b"\x89RCAST\r\n"
-VERSION = 2
-"""Files that need nothing of version 2 are written as version 1, so that older programs read
-them."""
-LARGEST_HEADER = 2**20
-"""Bytes, compressed."""
-LARGEST_JSON = 2**23
-"""Bytes once it is decompressed."""
+VERSION = 3
 LARGEST_PARAMS = 2**28
 """Numbers that an adapter may have unless the caller allows more: 1 GiB in float32."""
 SEGMENT = 2**20
 """Numbers that are coded together; larger adapters are cut into segments."""
-MOST_CHUNKS = 4096
 LARGEST_WIDTH = 2**24
 MOST_AXES = 8
 DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
+LEAST_FINGERPRINT = 16
+"""Hexadecimal digits of a fingerprint that was cut."""
 _FRONT = struct.Struct("<8sHI")
 _DIGEST = 32
+_HEX = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +53,27 @@ class BaseModel:
 
     Attributes:
         name: hub id or path, for people.
-        fingerprint: SHA-256 of its weights in hexadecimal; None if whoever packed had no model.
+        fingerprint: SHA-256 of its weights in hexadecimal, or the first digits of it, which is all
+            that a file of version 3 carries; None if whoever packed had no model.
     """
 
     name: str | None = None
     fingerprint: str | None = None
+
+
+def is_fingerprint(text: object) -> bool:
+    """Return whether something is a SHA-256 in hexadecimal, or at least 16 first digits of one."""
+    return isinstance(text, str) and LEAST_FINGERPRINT <= len(text) <= 64 and _HEX.issuperset(text)
+
+
+def same_base(one: str | None, other: str | None) -> bool:
+    """Return whether two fingerprints, whole or cut, are of the same base model.
+
+    False where one of them is missing or too short to tell.
+    """
+    if one is None or other is None or not (is_fingerprint(one) and is_fingerprint(other)):
+        return False
+    return one.startswith(other) or other.startswith(one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +99,36 @@ class ChunkEntry:
 
     Attributes:
         n_bytes: its length.
-        sha256: of its bytes, in hexadecimal.
+        check: in hexadecimal the CRC-32 of its bytes, or their SHA-256 in versions 1 and 2.
         loss: task loss that was measured with the prefix that ends here [nats]; None if not.
         accuracy: likewise, a share.
     """
 
     n_bytes: int
-    sha256: str
+    check: str
     loss: float | None = None
     accuracy: float | None = None
 
     @classmethod
     def of(
-        cls, chunk: bytes, loss: float | None = None, accuracy: float | None = None
+        cls,
+        chunk: bytes,
+        loss: float | None = None,
+        accuracy: float | None = None,
+        *,
+        lean: bool = True,
     ) -> ChunkEntry:
         """Return the entry of a chunk."""
-        return cls(len(chunk), hashlib.sha256(chunk).hexdigest(), loss, accuracy)
+        return cls(len(chunk), _check(chunk, lean), loss, accuracy)
+
+    def fits(self, chunk: bytes) -> bool:
+        """Whether these are the chunk's bytes, as far as its check tells."""
+        return self.check == _check(chunk, lean=len(self.check) < 2 * _DIGEST)
+
+
+def _check(chunk: bytes, lean: bool) -> str:
+    crc32 = zlib.crc32(chunk).to_bytes(4, "little").hex()
+    return crc32 if lean else hashlib.sha256(chunk).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -110,6 +146,7 @@ class Header:
             `rankcast.adapters.fingerprint`.
         config: see `AdapterTensors.config`.
         segment: numbers in a segment at most (`rankcast.codec.layout`); None if there is but one.
+        lean: whether header and chunks are those of version 3.
     """
 
     base: BaseModel
@@ -121,6 +158,7 @@ class Header:
     fingerprint: Mapping[str, Any] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     segment: int | None = None
+    lean: bool = True
 
     @classmethod
     def of(
@@ -130,6 +168,8 @@ class Header:
         base: BaseModel,
         task: Mapping[str, Any],
         segment: int = SEGMENT,
+        *,
+        lean: bool = True,
     ) -> Header:
         """Return the header of an adapter that was just coded, of which nothing was measured."""
         return cls(
@@ -137,10 +177,11 @@ class Header:
             projections=tensors.projections,
             ranks=tuple(tensors.ranks.tolist()),
             modules=module_shapes(tensors),
-            chunks=tuple(map(ChunkEntry.of, chunks)),
+            chunks=tuple(ChunkEntry.of(chunk, lean=lean) for chunk in chunks),
             task=task,
             config=tensors.config,
             segment=segment if tensors.n_params > segment else None,
+            lean=lean,
         )
 
     @property
@@ -171,14 +212,17 @@ def header_bytes(header: Header) -> bytes:
     Raises:
         CodecError: larger than readers accept.
     """
-    text = json.dumps(_to_plain(header), separators=(",", ":"), allow_nan=False)
-    packed = zlib.compress(text.encode("ascii"), 9)
+    plain = _to_plain(header)
+    text = json.dumps(plain, separators=(",", ":"), allow_nan=False)
+    packed = b"" if header.lean else zlib.compress(text.encode("ascii"), 9)
     if len(text) > LARGEST_JSON or len(packed) > LARGEST_HEADER:
         raise CodecError(
             f"The adapter has {len(header.projections) + len(header.modules):,} tensors, whose "
             f"names and shapes take {len(text):,} bytes; readers accept {LARGEST_JSON:,}, and "
             f"{LARGEST_HEADER:,} compressed. Adapt fewer modules."
         )
+    if header.lean:
+        return lean_bytes(plain)
     front = _FRONT.pack(MAGIC, 2 if _is_second(header) else 1, len(packed)) + packed
     return front + hashlib.sha256(front).digest()
 
@@ -195,42 +239,43 @@ def read_header(
     Raises:
         CodecError: no such file, another version, a damaged header, or one of a larger adapter.
     """
-    if len(data) < _FRONT.size:
-        raise CodecError("This is no .rcast file: it is shorter than its header.")
-    magic, version, length = _FRONT.unpack_from(data)
-    if magic != MAGIC:
-        raise CodecError("This is no .rcast file: it does not begin with the magic number.")
-    if not 1 <= version <= VERSION:
-        raise CodecError(
-            f"The file has format version {version}; this program reads up to {VERSION}. Update it."
-        )
-    end = _FRONT.size + length
-    if length > LARGEST_HEADER or len(data) < end + _DIGEST:
-        raise CodecError("The header is cut short or its length is damaged; fetch it again.")
-    front = bytes(data[:end])
-    if hashlib.sha256(front).digest() != bytes(data[end : end + _DIGEST]):
-        raise CodecError("The header is damaged: its SHA-256 does not match. Fetch it again.")
-    header = _from_plain(_inflated(front[_FRONT.size :]))
+    lean = bytes(data[: len(LEAN_MAGIC)]) == LEAN_MAGIC
+    plain, start = (read_lean if lean else _read_second)(data)
+    header = _from_plain(plain, lean)
     if header.n_params > largest_params:
         raise CodecError(
             f"The adapter has {header.n_params:,} numbers, more than the {largest_params:,} that "
             f"this device accepts."
         )
-    return header, end + _DIGEST
+    return header, start
 
 
-def _inflated(packed: bytes) -> Any:
-    """Return the JSON of a header, refusing one that grows beyond measure."""
-    try:
-        inflater = zlib.decompressobj()
-        text = inflater.decompress(packed, LARGEST_JSON)
-        whole = inflater.eof and not inflater.unused_data
-        plain = json.loads(text) if whole else None
-    except (zlib.error, ValueError, RecursionError) as error:
-        raise CodecError(f"The header is no compressed JSON ({error}).") from error
-    if not isinstance(plain, dict):
-        raise CodecError("The header grows beyond its limit, or is no JSON object.")
-    return plain
+def _read_second(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
+    """Return the JSON of a header of version 1 or 2, and where the first chunk begins."""
+    begin = bytes(data[:4])
+    if begin[:3] == MAGIC[:3] and begin[3:] and begin != MAGIC[:4]:
+        raise CodecError(_newer(begin[3]))
+    if len(data) < _FRONT.size:
+        raise CodecError("This is no .rcast file: it is shorter than its header.")
+    magic, version, length = _FRONT.unpack_from(data)
+    if magic != MAGIC:
+        raise CodecError("This is no .rcast file: it does not begin with the magic number.")
+    if not 1 <= version <= 2:
+        raise CodecError(_newer(version))
+    end = _FRONT.size + length
+    if length > LARGEST_HEADER or len(data) < end + _DIGEST:
+        raise CodecError(
+            f"The header is cut short or its length is damaged: of {end + _DIGEST:,} bytes "
+            f"{len(data):,} are here. Fetch it again."
+        )
+    front = bytes(data[:end])
+    if hashlib.sha256(front).digest() != bytes(data[end : end + _DIGEST]):
+        raise CodecError("The header is damaged: its SHA-256 does not match. Fetch it again.")
+    return inflated(front[_FRONT.size :], zlib.decompressobj()), end + _DIGEST
+
+
+def _newer(version: int) -> str:
+    return f"The file has format version {version}; this program reads up to {VERSION}. Update it."
 
 
 def _to_plain(header: Header) -> dict[str, Any]:
@@ -245,7 +290,7 @@ def _to_plain(header: Header) -> dict[str, Any]:
             [m.name, m.carriage, list(m.shape), *([] if m.dtype == "float32" else [m.dtype])]
             for m in header.modules
         ],
-        "chunks": [[c.n_bytes, c.sha256, c.loss, c.accuracy] for c in header.chunks],
+        "chunks": [[c.n_bytes, c.check, c.loss, c.accuracy] for c in header.chunks],
         "task": dict(header.task),
         "fingerprint": None if header.fingerprint is None else dict(header.fingerprint),
         **({"config": dict(header.config)} if header.config else {}),
@@ -259,23 +304,25 @@ def _is_second(header: Header) -> bool:
     return bool(header.config) or header.segment is not None or new
 
 
-def _from_plain(raw: Any) -> Header:
+def _from_plain(raw: Any, lean: bool) -> Header:
     """Return the header of a JSON value, every field checked."""
     try:
         projections = [_projection(item) for item in _typed(raw["projections"], list, "a list")]
-        base, fingerprint = raw["base"], raw["fingerprint"]
+        base, fingerprint = raw["base"], raw["base"]["fingerprint"]
         return Header(
             base=BaseModel(
-                _typed(base["name"], str | None, "a text"), _digest(base["fingerprint"])
+                _typed(base["name"], str | None, "a text"),
+                None if fingerprint is None else _digits(fingerprint, 16 if lean else 64),
             ),
             projections=tuple(p for p, _ in projections),
             ranks=tuple(r for _, r in projections),
             modules=tuple(_module(item) for item in _typed(raw["modules"], list, "a list")),
-            chunks=_entries(_typed(raw["chunks"], list, "a list")),
+            chunks=_entries(_typed(raw["chunks"], list, "a list"), lean),
             task=_typed(raw["task"], dict, "an object"),
-            fingerprint=_typed(fingerprint, dict | None, "an object"),
+            fingerprint=_typed(raw["fingerprint"], dict | None, "an object"),
             config=_typed(raw.get("config", {}), dict, "an object"),
             segment=_count(raw["segment"], 1, LARGEST_WIDTH) if "segment" in raw else None,
+            lean=lean,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, CodecError):
@@ -302,17 +349,17 @@ def _module(item: Any) -> ModuleShape:
     )
 
 
-def _entries(items: Sequence[Any]) -> tuple[ChunkEntry, ...]:
+def _entries(items: Sequence[Any], lean: bool) -> tuple[ChunkEntry, ...]:
     if len(items) > MOST_CHUNKS:
         raise CodecError(f"The header lists {len(items)} chunks; {MOST_CHUNKS} are the most.")
     return tuple(
         ChunkEntry(
             _count(n, 0, 2**40),
-            _digest(sha) or "",
+            _digits(check, 8 if lean else 64),
             _typed(loss, int | float | None, "a number"),
             _typed(accuracy, int | float | None, "a number"),
         )
-        for n, sha, loss, accuracy in items
+        for n, check, loss, accuracy in items
     )
 
 
@@ -336,9 +383,8 @@ def _name(value: Any) -> str:
     return value
 
 
-def _digest(value: Any) -> str | None:
-    if value is None:
-        return None
-    if len(_typed(value, str, "a SHA-256")) != 64 or set(value) - set("0123456789abcdef"):
-        raise CodecError("The header has something else where a SHA-256 belongs.")
+def _digits(value: Any, n: int) -> str:
+    """Return so many hexadecimal digits."""
+    if len(_typed(value, str, "a digest")) != n or not _HEX.issuperset(value):
+        raise CodecError(f"The header has something else where {n} hexadecimal digits belong.")
     return value

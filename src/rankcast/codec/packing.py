@@ -210,7 +210,7 @@ def chunk_plans(
     plans: list[ChunkPlan] = []
     for digits in range(n_steps - 1, -1, -1):
         exponent = finest + PER_RADIX * digits
-        alive = _surviving(tensors, exponent + each)
+        alive = surviving(tensors, exponent + each)
         for counts in _parts(alive, weights, n_parts):
             plan = ChunkPlan(exponent, (*counts, *(1 for _ in tensors.modules)))
             if not plans or plans[-1] != plan:
@@ -236,7 +236,7 @@ def _each_projection(tensors: AdapterTensors, offsets: Sequence[int]) -> IntArra
     return np.array(offsets if len(offsets) else [0] * n, dtype=np.int64)
 
 
-def _surviving(tensors: AdapterTensors, exponents: IntArray) -> list[int]:
+def surviving(tensors: AdapterTensors, exponents: IntArray) -> list[int]:
     """Return how many components of each projection survive its step, up to the last one."""
     counts = []
     for sizes, exponent in zip(tensors.component_sizes, exponents.tolist(), strict=True):

@@ -93,3 +93,16 @@ def coarser(indices: Indices, digits: int = 1) -> Indices:
 def finer(indices: Indices, digit: Indices) -> Indices:
     """Return the indices with one more ternary digit, in {-1, 0, 1}."""
     return RADIX * indices + digit
+
+
+def at_exponent(indices: Indices, exponent: int, other: int) -> Indices:
+    """Return the cells of another step in which the middles of some cells lie.
+
+    The same on every machine: digits are taken away, or IEEE doubles divided, multiplied, rounded.
+    """
+    digits, rest = divmod(other - exponent, PER_RADIX)
+    if not rest and digits >= 0:
+        return coarser(indices, digits)
+    ratio = np.float64(step_of(exponent)) / np.float64(step_of(other))
+    limited = np.clip(np.rint(indices * ratio), -2 * LARGEST_INDEX, 2 * LARGEST_INDEX)
+    return limited.astype(np.int32)

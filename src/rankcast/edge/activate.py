@@ -19,7 +19,7 @@ from rankcast.codec.tensors import AdapterTensors
 from rankcast.edge.fetch import BlobCache, Fetched
 from rankcast.edge.state import DeviceState, LastError, ReleasePrefix, StateFile
 from rankcast.errors import CodecError, DeliveryError, RankcastError, UnavailableError
-from rankcast.release.manifest import Manifest
+from rankcast.release.manifest import Manifest, blob_of
 
 _NEW_SHARE = 0.5
 """Of the newest measurement in the throughput that is kept."""
@@ -51,7 +51,7 @@ class Candidate:
         """
         data = b"".join(cache.read(sha256) for sha256 in prefix.blobs)
         container = read_container(data, allow_prefix=True)
-        named = tuple(entry.sha256 for entry in container.header.chunks[: prefix.n_chunks])
+        named = tuple(blob_of(chunk).sha256 for chunk in container.chunks)
         if len(container.chunks) != prefix.n_chunks or named != prefix.blobs[1:]:
             raise CodecError(
                 f"The header of {prefix.label} names other chunks than its release. Ask whoever "
@@ -180,7 +180,7 @@ class Activation:
         """Drop what neither the active adapter nor the one before nor the newest release needs."""
         kept = [p for p in (self.state.active, self.state.previous) if p is not None]
         self.activator.discard({prefix.label for prefix in kept})
-        wanted = {blob.sha256 for blob in manifest.blobs}
+        wanted = {blob.sha256 for blob in (*manifest.blobs, *manifest.update_blobs)}
         self.cache.collect(wanted.union(*(prefix.blobs for prefix in kept)))
 
     def idle(self) -> None:

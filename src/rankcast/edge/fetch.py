@@ -25,7 +25,7 @@ import httpx2
 import numpy as np
 
 from rankcast.errors import ConfigError, DeliveryError, TrustError, UnavailableError
-from rankcast.files import disk_errors, flush_file, flush_folder
+from rankcast.files import disk_errors, flush_file, flush_folder, put_file
 from rankcast.rate_limit import Rate, TokenBucket
 from rankcast.release.http import (
     AS_IT_LIES,
@@ -203,6 +203,23 @@ class BlobCache:
             raise DeliveryError(f"{path} was damaged on this disk and dropped; sync again.")
         return data
 
+    def put(self, sha256: str, data: bytes) -> None:
+        """Keep the bytes of a blob that was not fetched but made here, and has that SHA-256.
+
+        Raises:
+            UnavailableError: the disk does not take it.
+        """
+        path = self.path(sha256)
+        with disk_errors(path):
+            put_file(path, data)
+        path.with_name(path.name + _PART).unlink(missing_ok=True)
+
+    def drop(self, blobs: Iterable[Blob]) -> None:
+        """Drop blobs, complete or not."""
+        for blob in blobs:
+            self.path(blob.sha256).unlink(missing_ok=True)
+            self.partial(blob).unlink(missing_ok=True)
+
     def collect(self, keep: AbstractSet[str]) -> int:
         """Drop every blob, complete or not, that is not to be kept; return the bytes freed."""
         freed = 0
@@ -278,7 +295,7 @@ class Fetcher:
         self._on_progress = on_progress
         cap = settings.max_bps
         self._cap = None if cap is None else TokenBucket(Rate(cap, BURST_S * cap), clock)
-        self._n_bytes = 0
+        self._n_bytes, self._start_s = 0, 0.0
         self._until: float | None = None
 
     def fetch(self, blobs: Sequence[Blob], deadline_s: float | None = None) -> Fetched:
@@ -299,7 +316,7 @@ class Fetcher:
             raise ConfigError(f"A deadline is positive [s], got {deadline_s}.")
         blobs = tuple(dict.fromkeys(blobs))
         self._cache.check_space(blobs)
-        start = self._clock()
+        self._start_s = start = self._clock()
         self._until = None if deadline_s is None else start + deadline_s
         self._n_bytes = 0
         missing: tuple[Blob, ...] = ()
@@ -313,6 +330,10 @@ class Fetcher:
         if debt_s > 0.0:  # the cap holds for the last blob too
             self._sleep(debt_s)
         return Fetched(self._n_bytes, self._clock() - start, missing)
+
+    def so_far(self) -> Fetched:
+        """Return what came since the last fetch began, which may have failed."""
+        return Fetched(self._n_bytes, self._clock() - self._start_s)
 
     def _complete(self, blob: Blob) -> None:
         """Ask until all bytes of a blob are here, and check them."""

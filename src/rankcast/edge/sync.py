@@ -19,11 +19,13 @@ from typing import Literal, Protocol, Self
 import httpx2
 import numpy as np
 
+from rankcast.codec.header import same_base
 from rankcast.edge.activate import Activation, Activator, Candidate
 from rankcast.edge.advice import MeasuredLink, PlannedBy, RadioLink, advise
 from rankcast.edge.engines.folder import WriteAdapter
 from rankcast.edge.fetch import BlobCache, Fetched, Fetcher, FetchSettings
 from rankcast.edge.state import DeviceState, ReleasePrefix, StateFile, utc_now
+from rankcast.edge.updating import Updated, UpdateResult, best_offer, take_update
 from rankcast.errors import (
     DeliveryError,
     InfeasibleDeadlineError,
@@ -34,7 +36,7 @@ from rankcast.errors import (
 )
 from rankcast.files import only_one
 from rankcast.release.http import http_client
-from rankcast.release.manifest import Blob, Manifest, checked_name, checked_sha256
+from rankcast.release.manifest import Blob, Manifest, checked_fingerprint, checked_name
 from rankcast.release.verify import signed_source
 
 Outcome = Literal["activated", "up-to-date", "rolled-back", "rejected"]
@@ -97,6 +99,8 @@ class SyncResult:
         elapsed_s: of the transfer [s].
         throughput_bps: of the link, smoothed over syncs [bit/s]; None before the first transfer.
         message: in words.
+        update: `applied`: the release was made of the adapter before and its difference to it;
+            `refused`: that did not work, and whole chunks were fetched; `none`: they always were.
     """
 
     outcome: Outcome
@@ -106,6 +110,7 @@ class SyncResult:
     elapsed_s: float
     throughput_bps: float | None
     message: str
+    update: Updated = "none"
 
     def then(self, rest: SyncResult) -> SyncResult:
         """Return the outcome of two transfers together."""
@@ -175,7 +180,7 @@ class EdgeClient:
     ) -> None:
         self.adapter = checked_name(adapter)
         several = [base_fingerprint] if isinstance(base_fingerprint, str) else base_fingerprint
-        self.base_fingerprints = tuple(map(checked_sha256, several))
+        self.base_fingerprints = tuple(map(checked_fingerprint, several))
         self.settings = settings or SyncSettings()
         self.folder = folder
         self.source = source or signed_source(server_url, folder, token=token)
@@ -227,24 +232,50 @@ class EdgeClient:
                 if manifest.version != activation.state.newest_version:  # for people who look
                     activation.states.change(newest_version=manifest.version)
                 link = radio or self.settings.radio or MeasuredLink(self._expected_bps())
-                held = activation.cache.held(manifest.blobs)
-                advice = advise(http, manifest, link, deadline_s, held)
-                wanted = ReleasePrefix.of(manifest, advice.plan.file_index, advice.plan.n_chunks)
-                update = _Update(
-                    http, self._fetcher(http), activation, manifest, advice.planned_by,
-                    retry_rejected,
+                updated = self._update(http, manifest, retry_rejected)
+                left_s = deadline_s - updated.fetched.elapsed_s
+                if not 0.0 < deadline_s <= updated.fetched.elapsed_s:
+                    held = activation.cache.held(manifest.blobs)
+                    advice = advise(http, manifest, link, left_s, held)
+                    plan, planned_by = advice.plan, advice.planned_by
+                    wanted = ReleasePrefix.of(manifest, plan.file_index, plan.n_chunks)
+                else:
+                    wanted, planned_by, left_s = updated.made(), "device", deadline_s
+                installer = _Installer(
+                    http, self._fetcher(http), activation, manifest, planned_by, retry_rejected,
+                    updated,
                 )  # fmt: skip
-                skipped = update.skip(wanted)
+                skipped = installer.skip(wanted)
                 if skipped is not None:
                     return skipped
                 may_begin = self.settings.progressive and activation.state.active is None
                 early = early_prefix(manifest, wanted) if may_begin else None
                 if early is None:
-                    return update.install(wanted, deadline_s)
+                    return installer.install(wanted, left_s)
                 start_s = self._runtime.clock()
-                first = update.install(early, deadline_s)
-                left_s = deadline_s - (self._runtime.clock() - start_s)
-                return first if left_s <= 0.0 else first.then(update.install(wanted, left_s))
+                first = installer.install(early, left_s)
+                left_s -= self._runtime.clock() - start_s
+                return first if left_s <= 0.0 else first.then(installer.install(wanted, left_s))
+
+    def _update(
+        self, http: httpx2.Client, manifest: Manifest, retry_rejected: bool
+    ) -> UpdateResult:
+        """Make the release from the adapter that is active, or was before, where that saves bytes.
+
+        Raises:
+            UnavailableError: the server stays away, or the disk is full.
+        """
+        activation, state = self._activation, self._activation.state
+        if state.active is None or state.active.version == manifest.version:
+            return UpdateResult()
+        held = [prefix for prefix in (state.active, state.previous) if prefix is not None]
+        offer = best_offer(manifest, held, activation.cache)
+        if offer is None or (offer.prefix.label in state.rejected and not retry_rejected):
+            return UpdateResult()
+        activation.begin_fetch(manifest)
+        result = take_update(offer, self._fetcher(http), activation.cache, self.settings.deadline_s)
+        activation.end_fetch(result.fetched)
+        return result
 
     def _manifest(self) -> Manifest:
         """Return the newest release, after several tries over a link that breaks.
@@ -268,7 +299,7 @@ class EdgeClient:
                 self._runtime.sleep(backoff.wait_s(failures, self._runtime.rng))
         if manifest.name != self.adapter:
             raise TrustError(f"Asked for {self.adapter}, got a release of {manifest.name}.")
-        if manifest.base.fingerprint not in self.base_fingerprints:
+        if not any(same_base(manifest.base.fingerprint, own) for own in self.base_fingerprints):
             own = ", ".join(f"{fingerprint[:12]}…" for fingerprint in self.base_fingerprints)
             raise ModelError(
                 f"{self.adapter} adapts {manifest.base.name or 'a model'} (fingerprint "
@@ -298,7 +329,7 @@ class EdgeClient:
 
 
 @dataclass(frozen=True)
-class _Update:
+class _Installer:
     """Installs prefixes of one release on the device.
 
     Attributes:
@@ -308,6 +339,7 @@ class _Update:
         manifest: the release.
         planned_by: who chose the prefix.
         retry_rejected: whether to try again what failed its proof before.
+        updated: what an update made of the release before.
     """
 
     http: httpx2.Client
@@ -316,6 +348,7 @@ class _Update:
     manifest: Manifest
     planned_by: PlannedBy
     retry_rejected: bool
+    updated: UpdateResult
 
     def install(self, wanted: ReleasePrefix, deadline_s: float) -> SyncResult:
         """Fetch a prefix, or as much of it as arrives in time, and make it active.
@@ -342,8 +375,10 @@ class _Update:
         if failure is None:
             activation.tidy(self.manifest)
         outcome = "activated" if failure is None else "rolled-back"
-        _report(self.http, outcome, activation.state, fetched, failure or "")
-        return self._result(outcome, failure or f"{here.label} is active.", fetched)
+        words = failure or self.updated.words
+        _report(self.http, outcome, activation.state, self._all(fetched), words)
+        words = failure or f"{here.label} is active. {self.updated.words}".strip()
+        return self._result(outcome, words, fetched)
 
     def skip(self, wanted: ReleasePrefix, fetched: Fetched | None = None) -> SyncResult | None:
         """Return the result of a sync that leaves a prefix alone; None if it is to be activated."""
@@ -373,11 +408,16 @@ class _Update:
         return ReleasePrefix.of(self.manifest, wanted.file_index, n_here - 1)
 
     def _result(self, outcome: Outcome, message: str, fetched: Fetched) -> SyncResult:
-        state = self.activation.state
+        state, fetched = self.activation.state, self._all(fetched)
         return SyncResult(
             outcome, state.active, self.planned_by, fetched.n_bytes, fetched.elapsed_s,
-            state.throughput_bps, message,
+            state.throughput_bps, message, self.updated.outcome,
         )  # fmt: skip
+
+    def _all(self, fetched: Fetched) -> Fetched:
+        """Return what came, that of an update included."""
+        came = self.updated.fetched
+        return Fetched(came.n_bytes + fetched.n_bytes, came.elapsed_s + fetched.elapsed_s)
 
 
 def early_prefix(manifest: Manifest, wanted: ReleasePrefix) -> ReleasePrefix | None:

@@ -14,7 +14,7 @@ from typing import Any
 from rankcast.codec.container import Container
 from rankcast.codec.formats.base_folder import BaseFolder
 from rankcast.codec.formats.peft_names import PREFIX, split_expert
-from rankcast.codec.header import BaseModel, Header
+from rankcast.codec.header import BaseModel, Header, same_base
 from rankcast.errors import ConfigError, ModelError, RankcastError
 from rankcast.records import Projection
 
@@ -149,7 +149,7 @@ def identified(
     for p in projections:
         base.check_fits(split_expert(p.name)[0], p.d_in, p.d_out)
     found = base_fingerprint_of_folder(folder, task_type, adapted_names(projections, config))
-    if known.fingerprint not in (None, found):
+    if known.fingerprint is not None and not same_base(known.fingerprint, found):
         raise ModelError(
             f"The adapter was made for {known.name or 'another model'} (fingerprint "
             f"{str(known.fingerprint)[:12]}…), and {folder} holds another one ({found[:12]}…)."

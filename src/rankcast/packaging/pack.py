@@ -26,6 +26,7 @@ from rankcast.codec.formats.tensor_file import TensorFile
 from rankcast.codec.header import LARGEST_PARAMS, BaseModel
 from rankcast.codec.packing import RELATIVE_STEPS, Quality, Source, exponent_of_quality
 from rankcast.codec.planner import pack_planned, pack_within
+from rankcast.codec.successor import KEEP, pack_after
 from rankcast.errors import CodecError, ConfigError, ModelError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits as bits_before_deadline
@@ -50,6 +51,8 @@ def pack(
     base_model: str | os.PathLike[str] | None = None,
     initial_adapter: str | os.PathLike[str] | None = None,
     embeddings: bool = False,
+    previous: str | os.PathLike[str] | Container | None = None,
+    keep: float = KEEP,
 ) -> Container:
     """Return an adapter as a container, every prefix of whose chunks is an adapter.
 
@@ -71,9 +74,12 @@ def pack(
         initial_adapter: folder of the adapter as it was before training, for initialisations that
             change the base model.
         embeddings: accept embeddings that were trained in full, which are large.
+        previous: file of the version that devices have: with its chunks and steps, and with
+            components turned towards its own, so that an update from it is small.
+        keep: steps from the middle of its old cell at which a weight leaves it; see `successor`.
 
     Raises:
-        CodecError: no adapter there, or one that cannot be carried.
+        CodecError: no adapter there, one that cannot be carried, or a previous file of another.
         ConfigError: options that exclude each other, texts or model that are not known, or an
             adapter that cannot be measured.
         InfeasibleDeadlineError: not even the coarsest step fits the budget.
@@ -85,16 +91,21 @@ def pack(
         raise ConfigError("The budget is no number of bits.")
     if planned and budget_bits is None:
         raise ConfigError("--planned needs a budget or a link.")
+    if previous is not None and (quality is not None or budget_bits is not None):
+        raise ConfigError("A previous file says which steps to take; give no quality or budget.")
     folder = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
     base = None if base_model is None else BaseFolder.open(base_model)
     source = _source_of(adapter, peft.PeftSource(base, initial_adapter, embeddings))
     if measure or texts is not None:
         from rankcast.packaging.measure import pack_measured, setup_for  # noqa: PLC0415 needs torch
 
-        fit = partial(pack, quality=quality, planned=planned)
+        fit = partial(pack, quality=quality, planned=planned, previous=previous, keep=keep)
         return pack_measured(setup_for(source, folder, texts or Texts()), fit, budget_bits)
     if budget_bits is not None:
         return (pack_planned if planned else pack_within)(source, budget_bits)
+    if previous is not None:
+        before = previous if isinstance(previous, Container) else load(previous)
+        return pack_after(source, before, keep)
     exponent = source.exponent
     if quality is not None or exponent is None:
         exponent = exponent_of_quality(source.tensors, RELATIVE_STEPS[quality or "good"])

@@ -6,6 +6,8 @@ by the SHA-256 of their bytes, so that they never change and any cache may keep 
 is a target of The Update Framework; what it names is trusted because it is.
 
 In the manifest's JSON, files are called `ladders` and chunks `rungs`: devices in the field read it.
+Updates to a file (`codec.update`) stand beside its chunks, where programs that know none pass over
+them.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeGuard
 
 from rankcast.codec.container import Container
-from rankcast.codec.header import BaseModel, header_bytes
+from rankcast.codec.header import BaseModel, header_bytes, is_fingerprint
 from rankcast.errors import DeliveryError
 
 LARGEST_BLOB = 2**30
@@ -72,6 +74,20 @@ def checked_sha256(text: object) -> str:
     return text
 
 
+def checked_fingerprint(text: object) -> str:
+    """Return the fingerprint of a base model, whole or cut.
+
+    Raises:
+        DeliveryError: anything else.
+    """
+    if not isinstance(text, str) or not is_fingerprint(text):
+        raise DeliveryError(
+            f"The fingerprint of a base model is a SHA-256 of 64 hexadecimal digits, or at least "
+            f"the first 16 of them, got {text!r}."
+        )
+    return text
+
+
 def is_sha256(text: object) -> bool:
     """Return whether something is a SHA-256 in hexadecimal."""
     return isinstance(text, str) and _SHA256.fullmatch(text) is not None
@@ -94,6 +110,8 @@ LARGEST_MANIFEST = 2**20
 """Bytes."""
 MOST_FILES = 64
 MOST_CHUNKS = 4096
+MOST_UPDATES = 16
+"""To one file."""
 LARGEST_VERSION = 2**53
 """Beyond it JSON readers disagree about whole numbers."""
 MOST_CHOICES = 1024
@@ -120,16 +138,31 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdatePiece:
+    """What makes one more chunk of a file from the beginning of an older one.
+
+    Attributes:
+        base: SHA-256 of that beginning: header and first chunks, joined.
+        blob: the piece itself.
+    """
+
+    base: str
+    blob: Blob
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """One `.rcast` file.
 
     Attributes:
         header: what stands before its chunks, magic and digest included.
         chunks: in order.
+        updates: the pieces that make its first chunks, one each, of several older files.
     """
 
     header: Blob
     chunks: tuple[Chunk, ...]
+    updates: tuple[tuple[UpdatePiece, ...], ...] = ()
 
     @classmethod
     def of(cls, container: Container) -> File:
@@ -141,8 +174,8 @@ class File:
         if not container.is_whole:
             raise DeliveryError("Only whole files can be published; fetch the missing chunks.")
         chunks = tuple(
-            Chunk(Blob(entry.sha256, entry.n_bytes), entry.loss, entry.accuracy)
-            for entry in container.header.chunks
+            Chunk(blob_of(chunk), entry.loss, entry.accuracy)
+            for chunk, entry in zip(container.chunks, container.header.chunks, strict=True)
         )
         return cls(blob_of(header_bytes(container.header)), chunks)
 
@@ -209,7 +242,7 @@ class Manifest:
             )
         if self.base.name is not None and not isinstance(self.base.name, str):
             raise DeliveryError(f"A base model's name is a text, got {self.base.name!r}.")
-        if not is_sha256(self.base.fingerprint):
+        if not is_fingerprint(self.base.fingerprint):
             raise DeliveryError(
                 "A release names its base model by fingerprint, and this file has none. Name the "
                 "base model's folder: rankcast pack --base-model DIR, or rankcast publish "
@@ -220,6 +253,7 @@ class Manifest:
                 raise DeliveryError(f"A file has 1 to {MOST_CHUNKS} chunks.")
             for blob in file.blobs():
                 check_blob(blob)
+            _check_updates(file)
         if self.planner not in ("solver", "policy") or (self.planner == "policy") is not bool(
             self.choices
         ):
@@ -232,11 +266,23 @@ class Manifest:
         """Every blob once."""
         return tuple(dict.fromkeys(blob for file in self.files for blob in file.blobs()))
 
+    @property
+    def update_blobs(self) -> tuple[Blob, ...]:
+        """Every piece of an update once."""
+        updates = (update for file in self.files for update in file.updates)
+        return tuple(dict.fromkeys(piece.blob for update in updates for piece in update))
+
+    def without_updates(self) -> Manifest:
+        """Return the same files, to be fetched whole."""
+        return replace(self, files=tuple(replace(file, updates=()) for file in self.files))
+
     def to_bytes(self) -> bytes:
         """Return canonical JSON."""
         plain = asdict(self)
         plain["ladders"] = [
-            {"header": file["header"], "rungs": file["chunks"]} for file in plain.pop("files")
+            {"header": file["header"], "rungs": file["chunks"]}
+            | ({"updates": [*map(_plain_update, file["updates"])]} if file["updates"] else {})
+            for file in plain.pop("files")
         ]
         for choice in plain["choices"]:
             choice["ladder"] = choice.pop("file_index")
@@ -286,8 +332,38 @@ def _choice(*, ladder: int, **link: float) -> Choice:
     return Choice(**link, file_index=ladder)
 
 
+def _check_updates(file: File) -> None:
+    """Refuse updates that no file can have.
+
+    Raises:
+        DeliveryError: too many, pieces without a chunk, or digests and lengths that cannot be.
+    """
+    if len(file.updates) > MOST_UPDATES:
+        raise DeliveryError(f"A file has at most {MOST_UPDATES} updates, got {len(file.updates)}.")
+    for update in file.updates:
+        if not 1 <= len(update) <= len(file.chunks):
+            raise DeliveryError(
+                f"An update of a file of {len(file.chunks)} chunks has as many pieces or fewer, "
+                f"got {len(update)}."
+            )
+        for piece in update:
+            checked_sha256(piece.base)
+            check_blob(piece.blob)
+
+
+def _plain_update(pieces: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"base": piece["base"], **piece["blob"]} for piece in pieces]
+
+
 def _file(raw: Mapping[str, Any]) -> File:
-    return File(_blob(raw["header"]), tuple(_chunk(r) for r in raw["rungs"][: MOST_CHUNKS + 1]))
+    return File(
+        _blob(raw["header"]),
+        tuple(_chunk(r) for r in raw["rungs"][: MOST_CHUNKS + 1]),
+        tuple(
+            tuple(UpdatePiece(piece["base"], _blob(piece)) for piece in update[: MOST_CHUNKS + 1])
+            for update in raw.get("updates", [])[: MOST_UPDATES + 1]
+        ),
+    )
 
 
 def _chunk(raw: Mapping[str, Any]) -> Chunk:

@@ -7,6 +7,7 @@ before it leaves the old release, a crash after it the new one.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import Any
 from tuf.api.metadata import TargetFile
 
 from rankcast.codec.container import Container
-from rankcast.codec.header import header_bytes
+from rankcast.codec.header import BaseModel, header_bytes, same_base
 from rankcast.errors import DeliveryError
 from rankcast.files import put_file
 from rankcast.naming import public_config, public_name
@@ -24,6 +25,7 @@ from rankcast.release.keys import KeyFolder, Role
 from rankcast.release.manifest import LARGEST_MANIFEST, Choice, File, Manifest
 from rankcast.release.repository import Lifetimes, Repository, Signers, Signing, changing
 from rankcast.release.store import Store, target_path
+from rankcast.release.updates import released, with_updates
 
 _SIGNING: tuple[Role, ...] = ("targets", "snapshot", "timestamp")
 
@@ -71,6 +73,7 @@ def publish(
     *,
     choices: Sequence[Choice] = (),
     allow_new_base: bool = False,
+    update_from: Sequence[int] | None = None,
     lifetimes: Lifetimes = LIFETIMES,
 ) -> Manifest:
     """Make a release active; publishing the same again changes nothing.
@@ -83,6 +86,8 @@ def publish(
         now: the time.
         choices: which of the files a policy chose for which link; none for the solver.
         allow_new_base: accept another base model than that of the release before.
+        update_from: versions from which devices may be updated by the difference; None for the
+            active one, none to have every device fetch whole files.
         lifetimes: of the signatures.
 
     Returns:
@@ -102,18 +107,33 @@ def publish(
         repository, signers = _open(store, keys, now)
         before = published(repository, name)
         manifest = replace(first, version=before.version) if before else first
-        if before and before.base_fingerprint != manifest.base.fingerprint and not allow_new_base:
+        known = BaseModel(manifest.base.name, before.base_fingerprint if before else None)
+        same = same_base(known.fingerprint, manifest.base.fingerprint)
+        if before and not same and not allow_new_base:
             raise DeliveryError(
                 f"{name} is for the base model {before.base_fingerprint[:16]}…, and these files "
                 f"are for {str(manifest.base.fingerprint)[:16]}… ({manifest.base.name}). Publish "
                 f"them under another name, or with --allow-new-base if every device changes over."
             )
-        unchanged = before is not None and before.sha256 == _target(manifest).hashes["sha256"]
-        if before and not unchanged:
+        if same:
+            manifest = replace(manifest, base=_whole([manifest.base, known]))
+        active = _active(store, name, before)
+        if active is None:  # lost or damaged: the same files repair it
+            unchanged = before is not None and before.sha256 == _target(manifest).hashes["sha256"]
+        else:
+            alike = replace(manifest, base=known) if same else manifest
+            unchanged = active.without_updates().to_bytes() == alike.to_bytes()
+        files = [(header_bytes(c.header), *c.chunks) for c in source]
+        for data in (data for file in files for data in file):
+            store.put(data)
+        if unchanged:
+            manifest = active or manifest
+        elif before:
             manifest = replace(manifest, version=before.version + 1)
-        for container in source:
-            for data in (header_bytes(container.header), *container.chunks):
-                store.put(data)
+            older = [] if active is None else [active]
+            if update_from is not None:
+                older = released(store, name, update_from)
+            manifest = with_updates(store, manifest, files, older)
         target = _target(manifest)
         put_file(store.targets / target.get_prefixed_paths()[0], manifest.to_bytes())
         if not unchanged:
@@ -122,6 +142,18 @@ def publish(
             signing = Signing(signers, now, lifetimes)
             replace(repository, targets=targets).write(store, signing)
         return manifest
+
+
+def _active(store: Store, name: str, entry: Published | None) -> Manifest | None:
+    """Return the active release; None if there is none, or its manifest was lost or damaged."""
+    if entry is None:
+        return None
+    try:
+        data = store.manifest_path(name, entry.sha256).read_bytes()
+        is_whole = hashlib.sha256(data).hexdigest() == entry.sha256
+        return Manifest.from_bytes(data) if is_whole else None
+    except (OSError, DeliveryError):
+        return None
 
 
 def check_publisher(store: Store, keys: KeyFolder, now: datetime) -> None:
@@ -159,7 +191,8 @@ def _manifest(source: Sequence[Container], name: str, choices: tuple[Choice, ...
     head = source[0].header
     for container in source[1:]:
         other = container.header
-        if other.base.fingerprint != head.base.fingerprint:
+        bases = head.base.fingerprint, other.base.fingerprint
+        if bases != (None, None) and not same_base(*bases):
             raise DeliveryError(
                 f"The files are for different base models, {head.base.name} "
                 f"({str(head.base.fingerprint)[:16]}…) and {other.base.name} "
@@ -172,7 +205,8 @@ def _manifest(source: Sequence[Container], name: str, choices: tuple[Choice, ...
             )
     files = tuple(File.of(container) for container in source)
     planner = "policy" if choices else "solver"
-    manifest = Manifest(name, 1, head.base, files, dict(head.task), planner, choices)
+    base = _whole([container.header.base for container in source])
+    manifest = Manifest(name, 1, base, files, dict(head.task), planner, choices)
     size = len(manifest.to_bytes())
     if size > LARGEST_MANIFEST - 32:  # a longer version number fits
         raise DeliveryError(
@@ -180,6 +214,12 @@ def _manifest(source: Sequence[Container], name: str, choices: tuple[Choice, ...
         )
     Manifest.from_bytes(manifest.to_bytes())  # what devices would refuse is refused here
     return manifest
+
+
+def _whole(bases: Sequence[BaseModel]) -> BaseModel:
+    """Return the one of some descriptions of a base model whose fingerprint is the longest."""
+    longest = max(bases, key=lambda base: len(base.fingerprint or ""))
+    return replace(bases[0], fingerprint=longest.fingerprint)
 
 
 def _target(manifest: Manifest) -> TargetFile:

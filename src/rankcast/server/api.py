@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
+from rankcast.codec.header import same_base
 from rankcast.errors import InfeasibleDeadlineError, LinkError, nearest
 from rankcast.link.rate_models import rate_model
 from rankcast.release.manifest import File, Manifest
@@ -179,7 +180,7 @@ def _release_for(server: ServerState, wanted: PlanRequest) -> Release:
     if wanted.adapter not in releases:
         raise _no_adapter(wanted.adapter, releases)
     base = releases[wanted.adapter].manifest.base
-    if base.fingerprint != wanted.base_fingerprint:
+    if not same_base(base.fingerprint, wanted.base_fingerprint):
         raise RefusalError(
             HTTPStatus.CONFLICT,
             f"Adapter {wanted.adapter!r} is for {base.name} (fingerprint {base.fingerprint}), not "

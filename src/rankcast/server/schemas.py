@@ -16,6 +16,7 @@ MOST_HELD = 8192
 _SHA256 = "ab" * 32
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$", max_length=64)]
 AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", max_length=64)]
 Version = Annotated[int, Field(ge=1, lt=2**31)]
 ThroughputBps = Annotated[float, Field(gt=0, le=1e12)]
@@ -71,7 +72,7 @@ class PlanRequest(_Body):
     )  # fmt: skip
 
     adapter: AdapterName
-    base_fingerprint: Sha256 = Field(description="Of the model that the device runs.")
+    base_fingerprint: Fingerprint = Field(description="Of the model that the device runs.")
     link: AnyLink
     deadline_s: float = Field(gt=0, le=30 * 86400, description="Time for the transfer [s].")
     held: list[Sha256] = Field(
@@ -130,7 +131,7 @@ class BaseModelBody(_Body):
     """The model that an adapter fits."""
 
     name: str | None
-    fingerprint: Sha256
+    fingerprint: Fingerprint
 
 
 class AdapterBody(_Body):

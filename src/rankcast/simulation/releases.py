@@ -70,7 +70,7 @@ def next_adapter(container: Container, seed: int) -> Container:
     )
     modules = {name: _nudged(values, rng) for name, values in tensors.modules.items()}
     changed = replace(tensors, factors=factors, modules=modules)
-    chunks = encode(changed, plans, block_offsets(changed))
+    chunks = encode(changed, plans, block_offsets(changed), lean=header.lean)
     following = Container(replace(header, fingerprint=None), tuple(chunks))
     return _with_worth(following, [(entry.loss, entry.accuracy) for entry in header.chunks])
 
@@ -139,6 +139,7 @@ def _made_up_worth(container: Container, tensors: AdapterTensors) -> list[Worth]
 
 def _with_worth(container: Container, worth: Sequence[Worth]) -> Container:
     entries = tuple(
-        ChunkEntry.of(chunk, *values) for chunk, values in zip(container.chunks, worth, strict=True)
+        ChunkEntry.of(chunk, *values, lean=container.header.lean)
+        for chunk, values in zip(container.chunks, worth, strict=True)
     )
     return replace(container, header=replace(container.header, chunks=entries))

@@ -1,0 +1,348 @@
+"""Present `byte_frontier`: accuracy against bytes, and one number beside each curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from studies.byte_frontier.codes import FAMILIES, PACK, REFERENCE, ROUNDED
+from studies.byte_frontier.methods import METHODS
+from studies.byte_frontier.ours import FEW_PACKETS, LABELS, ONE_PACKET
+from studies.byte_frontier.rates import Point, bd_rate, bytes_at
+from studies.harness.spec import Claim, LineChart, Presentation, Result, Row, Table
+from studies.report.statistics import verdict_equivalent
+from studies.shared.judging import Answers, accuracy_series, percent, points_claim
+
+HALF_A_POINT = 0.005
+TASK_LABELS = {"sst2-frontier": "SST-2", "agnews-frontier": "AG News"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One code of one method, over seeds.
+
+    Attributes:
+        code: its name.
+        n_bytes: mean over seeds.
+        loss: mean over seeds [nats].
+        answers: of each seed and text.
+    """
+
+    code: str
+    n_bytes: float
+    loss: float
+    answers: Answers
+
+    def at(self, seed: int | None) -> Point:
+        """Return bytes and accuracy, of one seed or over all of them."""
+        if seed is None:
+            return self.n_bytes, float(self.answers.correct.mean())
+        return self.n_bytes, float(self.answers.of_seed(seed).mean())
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The codes of one family for one method at one size.
+
+    Attributes:
+        method: name in `METHODS`, or one of ours.
+        size: name of its size; empty for ours.
+        family: of the codes.
+        codes: from cheap to dear.
+    """
+
+    method: str
+    size: str
+    family: str
+    codes: tuple[Measured, ...]
+
+    @property
+    def label(self) -> str:
+        """What readers call it."""
+        if self.method not in METHODS:
+            return LABELS.get(self.method, self.method)
+        return f"{method_label(self.method, self.size)}, {self.family}"
+
+    def points(self, seed: int | None = None) -> list[Point]:
+        """Return bytes and accuracies, of the codes that a seed was judged on."""
+        judged = [m for m in self.codes if seed is None or seed in m.answers.seeds]
+        return [m.at(seed) for m in judged]
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds on which most of the codes were judged."""
+        found = [seed for m in self.codes for seed in m.answers.seeds]
+        most = len(self.codes) / 2
+        return tuple(seed for seed in sorted(set(found)) if found.count(seed) >= most)
+
+
+def method_label(method: str, size: str) -> str:
+    """Return what readers call a method at a size."""
+    return f"{METHODS[method].label} {'r ' if method.startswith('lora') else ''}{size}"
+
+
+def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
+    """Show each task: the numbers beside the curves, every code, and the curves."""
+    del inputs
+    claims, tables, charts = [], [], []
+    for task, title in TASK_LABELS.items():
+        curves = curves_of(result, task)
+        best = reference_of(curves)
+        if best is None:
+            continue
+        claims += _claims(curves, best, title)
+        tables.append(_summary(curves, best, title))
+        charts.append(_chart(curves, title))
+    for task, title in TASK_LABELS.items():
+        curves = curves_of(result, task)
+        best = reference_of(curves)
+        if best is not None:
+            tables.append(_every_code(curves, best, title))
+    tables += _tuning(result)
+    return Presentation(tuple(claims), tuple(tables), tuple(charts), text=_text(result))
+
+
+def curves_of(result: Result, task: str) -> list[Curve]:
+    """Return every curve of a task; codes of which some seeds are missing have the others."""
+    seen: dict[tuple[str, str, str], dict[str, list[tuple[int, Mapping]]]] = {}
+    for row in result.select(task=task):
+        s = row.job.settings
+        if s["kind"] == "tuning":
+            continue
+        name = (s["method"], s["size"]) if "method" in s else (s["way"], "")
+        for code in row.values["codes"]:
+            codes = seen.setdefault((*name, code["family"]), {})
+            codes.setdefault(code["code"], []).append((row.job.seed, code))
+    return [Curve(*key, tuple(_measured(codes))) for key, codes in seen.items()]
+
+
+def _measured(codes: Mapping[str, list[tuple[int, Mapping]]]) -> list[Measured]:
+    """Return codes from cheap to dear."""
+    found = []
+    for code, judged in codes.items():
+        answers = Answers.of(judged)
+        assert answers is not None  # there is a judgement for each code
+        n_bytes, loss = (float(np.mean([c[key] for _, c in judged])) for key in ("bytes", "loss"))
+        found.append(Measured(code, n_bytes, loss, answers))
+    return sorted(found, key=lambda m: m.n_bytes)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The best float32 adapter of any rank.
+
+    Attributes:
+        size: its rank.
+        measured: its answers.
+    """
+
+    size: str
+    measured: Measured
+
+    @property
+    def answers(self) -> Answers:
+        """Of each seed and text."""
+        return self.measured.answers
+
+    def accuracy_of(self, seed: int | None) -> float:
+        """Return its accuracy with one seed, or over all of them."""
+        return self.measured.at(seed)[1]
+
+
+def reference_of(curves: Sequence[Curve]) -> Reference | None:
+    """Return the LoRA of the best mean accuracy in float32; None if none was judged."""
+    found = [
+        Reference(curve.size, m)
+        for curve in curves
+        if curve.method == "lora"
+        for m in curve.codes
+        if m.code == REFERENCE
+    ]
+    return max(found, key=lambda r: r.accuracy_of(None), default=None)
+
+
+def anchor_of(curves: Sequence[Curve]) -> Curve | None:
+    """Return LoRA at rank 1, rounded, against which rates are compared."""
+    found = (c for c in curves if (c.method, c.size, c.family) == ("lora", "1", ROUNDED))
+    return next(found, None)
+
+
+def _claims(curves: Sequence[Curve], best: Reference, title: str) -> list[Claim]:
+    """Return parity of LoRA at rank 1 in 4 bits, which is the peer that anyone has at once."""
+    claims = []
+    for curve in curves:
+        if (curve.method, curve.size) != ("lora", "1"):
+            continue
+        for m in curve.codes:
+            if m.code not in ("int4", "int4 + entropy", "1 rms + entropy"):
+                continue
+            if not m.answers.shared(best.answers):
+                continue
+            difference = m.answers.minus(best.answers)
+            claims.append(
+                points_claim(
+                    f"{title}: LoRA trained at rank 1, {m.code}, is within half a point of the "
+                    f"best float32 adapter of any rank (r {best.size}).",
+                    difference,
+                    verdict_equivalent(difference, HALF_A_POINT),
+                    m.answers.shared(best.answers),
+                    f"{m.answers.correct.shape[1]:,} texts; numbers only, without a header.",
+                    more=f" in {m.n_bytes:,.0f} bytes",
+                )
+            )
+    return claims
+
+
+def _summary(curves: Sequence[Curve], best: Reference, title: str) -> Table:
+    """Return the numbers beside each curve."""
+    anchor = anchor_of(curves)
+    lines = [
+        (
+            curve.label,
+            _rate(curve, anchor),
+            _bytes_at_half_a_point(curve, best),
+            _best_within(curve, best, ONE_PACKET),
+            _best_within(curve, best, FEW_PACKETS),
+            _best_within(curve, best, 2 * FEW_PACKETS),
+            _seeds(curve.seeds),
+        )
+        for curve in curves
+    ]
+    columns = (
+        "curve", "BD rate", "bytes at -0.5 points", f"within {ONE_PACKET:,} bytes",
+        f"within {FEW_PACKETS:,} bytes", f"within {2 * FEW_PACKETS:,} bytes", "seeds",
+    )  # fmt: skip
+    note = (
+        f"Reference: LoRA r {best.size} in float32, {percent(best.answers.accuracy)}. BD rate: "
+        f"Bjøntegaard delta rate against LoRA r 1, rounded. Bytes at half a point below the "
+        f"reference: of the mean over seeds, and from least to most of the seeds that get there. "
+        f"Within so many bytes: the best code's difference to the reference in points."
+    )
+    return Table(f"{title}: curves", columns, tuple(lines), note)
+
+
+def _rate(curve: Curve, anchor: Curve | None) -> str:
+    """Return the Bjøntegaard delta rate against the anchor."""
+    if anchor is None or curve is anchor:
+        return "–"
+    rate = bd_rate(curve.points(), anchor.points())
+    return "no overlap" if rate is None else f"{100 * rate:+.0f} %"
+
+
+def _bytes_at_half_a_point(curve: Curve, best: Reference) -> str:
+    """Return the bytes at half a point below the reference, with the range over seeds."""
+    whole = bytes_at(curve.points(), best.accuracy_of(None) - HALF_A_POINT)
+    if whole is None:
+        return "not reached"
+    each = [
+        found
+        for seed in curve.seeds
+        if seed in best.answers.seeds
+        and (found := bytes_at(curve.points(seed), best.accuracy_of(seed) - HALF_A_POINT))
+    ]
+    spread = f" ({min(each):,.0f} to {max(each):,.0f})" if len(each) > 1 else ""
+    return f"{whole:,.0f}{spread}"
+
+
+def _best_within(curve: Curve, best: Reference, most: float) -> str:
+    """Return the difference to the reference of the best code of at most so many bytes."""
+    found = [m for m in curve.codes if m.n_bytes <= most]
+    if not found:
+        return "–"
+    return _difference(max(found, key=lambda m: m.at(None)[1]), best)
+
+
+def _difference(measured: Measured, best: Reference) -> str:
+    """Return the difference to the reference, paired by seed and text."""
+    if not measured.answers.shared(best.answers):
+        return "–"
+    return percent(measured.answers.minus(best.answers), sign=True)
+
+
+def _every_code(curves: Sequence[Curve], best: Reference, title: str) -> Table:
+    """Return a line for each method and code."""
+    lines = [
+        (
+            _method_of(curve),
+            m.code,
+            f"{m.n_bytes:,.0f}",
+            percent(m.answers.accuracy),
+            _difference(m, best),
+            f"{m.loss:.4f}",
+            _seeds(m.answers.seeds),
+        )
+        for curve in curves
+        for m in curve.codes
+    ]
+    columns = (
+        "method", "code", "bytes", "accuracy", "difference to the reference", "loss [nats]",
+        "seeds",
+    )  # fmt: skip
+    return Table(f"{title}: codes", columns, tuple(lines), "95 % intervals over seeds and texts.")
+
+
+def _method_of(curve: Curve) -> str:
+    known = curve.method in METHODS
+    return method_label(curve.method, curve.size) if known else curve.label
+
+
+def _chart(curves: Sequence[Curve], title: str) -> LineChart:
+    """Return accuracy against bytes: every family of LoRA r 1, and the best of each other."""
+    shown = [c for c in curves if c.method not in METHODS or _is_drawn(c)]
+    order = {family: i for i, family in enumerate(FAMILIES)}
+    shown.sort(key=lambda c: order.get(c.family, -1))
+    series = tuple(
+        accuracy_series(c.label, [(m.n_bytes, m.answers) for m in c.codes]) for c in shown
+    )
+    return LineChart(
+        f"{title}: accuracy against bytes", "bytes", "accuracy [%]", series, log_x=True,
+        markers=True, note="Real model; bands: 95 % over seeds and texts.",
+    )  # fmt: skip
+
+
+def _is_drawn(curve: Curve) -> bool:
+    """Whether a chart of everything can bear a curve: all of rank 1, one of each other method."""
+    if (curve.method, curve.size) == ("lora", "1"):
+        return True
+    first = next(iter(METHODS[curve.method].sizes))
+    return curve.method != "lora" and curve.size == first and curve.family == PACK
+
+
+def _tuning(result: Result) -> list[Table]:
+    """Return what tuning tried, with the winner of each method and size."""
+    lines = []
+    for row in result.select(kind="tuning"):
+        tried = row.values["candidates"]
+        best = min(tried, key=lambda c: c["loss"])
+        lines.append((_tuned(row), *(_settings(best, tried))))
+    if not lines:
+        return []
+    columns = ("method", "learning rate", "alpha / r", "loss [nats]", "accuracy", "tried")
+    note = "Chosen by the loss on texts for tuning, with a seed that no result has."
+    return [Table("Tuning", columns, tuple(lines), note)]
+
+
+def _tuned(row: Row) -> str:
+    s = row.job.settings
+    return f"{TASK_LABELS[s['task']]}: {method_label(s['method'], s['size'])}"
+
+
+def _settings(best: Mapping, tried: Sequence[Mapping]) -> tuple[str, ...]:
+    lrs = ", ".join(f"{lr:.2g}" for lr in sorted({c["lr"] for c in tried}))
+    scale = f"{best['scale']:g}" if "scale" in best else "–"
+    return f"{best['lr']:.2g}", scale, f"{best['loss']:.4f}", f"{best['accuracy']:.2%}", lrs
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _text(result: Result) -> str:
+    """Say which codes are missing, and why."""
+    missing = sorted({name for row in result.rows for name in row.values.get("missing", ())})
+    if not missing:
+        return ""
+    return f"Some rows lack {', '.join(missing)}, which was not installed where they were made."

@@ -1,0 +1,291 @@
+"""Accuracy against bytes, from the best adapter of any rank down to a single packet.
+
+Four kinds of jobs: `tuning` searches the learning rate of a method; `method` trains a method and
+sends it in the codes of peers; `pack` sends what such a job has trained in files of ours; `ours`
+makes a file of at most so many bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, product
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+
+from rankcast.errors import CodecError
+from studies.byte_frontier.adapters import Trained
+from studies.byte_frontier.codes import (
+    DENSITIES,
+    NNC,
+    SOME,
+    Coded,
+    Training,
+    compeft_codes,
+    lora_codes,
+    nnc_codes,
+    pack_codes,
+    reference,
+    same_as_reference,
+    simple_codes,
+)
+from studies.byte_frontier.judging import Weights
+from studies.byte_frontier.methods import FEW, METHODS, Settings
+from studies.byte_frontier.nnc import nnc_python
+from studies.byte_frontier.ours import MAKERS, TARGETS, Request
+from studies.byte_frontier.presentation import present
+from studies.byte_frontier.runs import Setup, chosen_settings, first_texts, run_tuning
+from studies.byte_frontier.tuning import short_name, tuning_job
+from studies.harness.spec import Job, RunContext, Scale, Study
+from studies.shared.tasks import TASKS
+
+SST2, AGNEWS = "sst2-frontier", "agnews-frontier"
+FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
+ADAPTER_FOLDER = "adapter"
+SOME_DENSITIES = (0.2,)
+COMPEFT_TEXTS = 500
+"""Texts on which ComPEFT's α is chosen."""
+FURTHEST = (("lora", "4"), ("lora", "8"))
+"""Methods and sizes that are sent in some codes only."""
+QUICK = {"steps": 4, "lrs": (1e-3, 2e-3)}
+
+
+def jobs(scale: Scale) -> Sequence[Job]:
+    """Return the jobs of both tasks, LoRA's first, and the smaller sizes of other methods last."""
+    if scale == "quick":
+        return list(_quick())
+    every: list[Job] = []
+    first = [(m, next(iter(METHODS[m].sizes))) for m in FEW]
+    second = [(m, size) for m in FEW for size in list(METHODS[m].sizes)[1:]]
+    ranks = [("lora", size) for size in METHODS["lora"].sizes]
+    for task, group in product((SST2, AGNEWS), (ranks, first)):
+        every += _compared(task, group)
+    for task in (SST2, AGNEWS):
+        every += [
+            job
+            for seed in MORE_SEEDS
+            for m, size in ranks
+            for job in _sent(task, m, size, seed, "all" if size == "1" else "reference")
+        ]
+        every += [
+            _ours(task, way, n, seed)
+            for way in MAKERS
+            for n in TARGETS[way]
+            for seed in (*FIRST_SEEDS, *MORE_SEEDS)
+        ]
+        every += _compared(task, second)
+    return every
+
+
+def _compared(task: str, group: Sequence[tuple[str, str]]) -> Iterator[Job]:
+    """Yield the jobs that tune methods at some sizes, and those of their results."""
+    yield from (_tuning(task, method, size) for method, size in group)
+    for seed, (method, size) in product(FIRST_SEEDS, group):
+        yield from _sent(task, method, size, seed, "some" if (method, size) in FURTHEST else "all")
+
+
+def _sent(task: str, method: str, size: str, seed: int, codes: str) -> Iterator[Job]:
+    """Yield the job that trains a method, and the one that packs what it has trained."""
+    job = _method(task, method, size, seed, codes)
+    yield job
+    if codes != "reference":
+        yield _pack(job)
+
+
+def _quick() -> Iterator[Job]:
+    """Yield a job of tuning and one for each of two methods, with hardly a step."""
+    steps, lrs = QUICK["steps"], QUICK["lrs"]
+    yield tuning_job(AGNEWS, "lora", "1", steps, lrs)
+    job = _method(AGNEWS, "lora", "1", 0, "few", steps=steps, lrs=lrs)
+    yield from (job, _pack(job))
+    yield _method(AGNEWS, "ia3", "k-v-fc2", 0, "few", steps=steps, lrs=lrs)
+
+
+def _tuning(task: str, method: str, size: str) -> Job:
+    return tuning_job(task, method, size, TASKS[task].finetune.total_steps)
+
+
+def _method(
+    task: str,
+    method: str,
+    size: str,
+    seed: int,
+    codes: str = "all",
+    *,
+    steps: int | None = None,
+    lrs: Sequence[float] = (),
+) -> Job:
+    """Return the job that trains a method and sends it.
+
+    Args:
+        task: name of the task.
+        method: name in `METHODS`.
+        size: name of one of its sizes.
+        seed: of the training.
+        codes: `all`, `some`, `reference` for float32 alone, or `few` to see that it runs.
+        steps: of the training; those of the task for None.
+        lrs: for tuning; see `tuning_job`.
+    """
+    n_steps = steps or TASKS[task].finetune.total_steps
+    settings = {
+        "kind": "method",
+        "task": task,
+        "setup": TASKS[task].to_plain(),
+        "method": method,
+        "size": size,
+        "knobs": METHODS[method].sizes[size],
+        "steps": n_steps,
+        "tuning": tuning_job(task, method, size, n_steps, lrs).name,
+        "codes": codes,
+    }
+    return Job(f"{short_name(task)}-{method}-{size}-{seed}", seed, settings)
+
+
+def _pack(of: Job) -> Job:
+    """Return the job that packs what another job has trained, or would have."""
+    settings = {**of.settings, "kind": "pack", "of": of.name}
+    return Job(f"{of.name}-pack", of.seed, settings)
+
+
+def _ours(task: str, way: str, target_bytes: int, seed: int) -> Job:
+    """Return the job that makes a file of ours."""
+    settings = {
+        "kind": "ours",
+        "task": task,
+        "setup": TASKS[task].to_plain(),
+        "way": way,
+        "target_bytes": target_bytes,
+        "steps": TASKS[task].finetune.total_steps,
+    }
+    return Job(f"{short_name(task)}-{way}-{target_bytes}-{seed}", seed, settings)
+
+
+def run(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Do one job; see the head of this file."""
+    runs = {"tuning": _run_tuning, "method": _run_method, "pack": _run_pack, "ours": _run_ours}
+    return runs[job.settings["kind"]](job, context)
+
+
+def _run_tuning(job: Job, context: RunContext) -> Mapping[str, Any]:
+    return {"candidates": run_tuning(job, context)}
+
+
+def _run_method(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Train with the settings that won, send in the codes of peers, judge what decodes."""
+    s, setup = job.settings, Setup.of(job, context)
+    settings = _settings(job, context)
+    adapter = setup.trained(settings, context.scratch / ADAPTER_FOLDER)
+    codes = _peers(setup, adapter, settings, context.scratch, s["codes"])
+    if s["codes"] in ("reference", "few"):
+        codes = islice(codes, 1 if s["codes"] == "reference" else 3)
+    elif job.seed == 0:
+        codes = chain(same_as_reference(adapter), codes)
+    missing = [NNC] if s["codes"] in ("all", "some") and nnc_python() is None else []
+    numbers = {"n_numbers": adapter.n_numbers, "head_numbers": adapter.head.contrasts.size}
+    judged = _judge_all(setup, codes, context)
+    return {"settings": settings, **numbers, "codes": judged, "missing": missing}
+
+
+def _run_pack(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Pack what another job has trained, and judge what decodes."""
+    s, setup = job.settings, Setup.of(job, context)
+    folder = context.scratch.parent / s["of"]
+    adapter = setup.trained(_settings(job, context), folder / ADAPTER_FOLDER)
+    codes = pack_codes(adapter, setup.judge.base)
+    if s["codes"] == "few":
+        codes = islice(codes, 1)
+    return {"codes": _judge_all(setup, codes, context)}
+
+
+def _settings(job: Job, context: RunContext) -> Settings:
+    """Return the settings that won for a job's method and size."""
+    s, lrs = job.settings, QUICK["lrs"] if context.scale == "quick" else ()
+    tuning = tuning_job(s["task"], s["method"], s["size"], s["steps"], lrs)
+    return chosen_settings(tuning, context)
+
+
+def _peers(
+    setup: Setup, adapter: Trained, settings: Settings, scratch: Path, wanted: str
+) -> Iterator[Coded]:
+    """Yield an adapter in the codes of peers: all of them, or some."""
+    if wanted != "some":
+        yield from _every_peer(setup, adapter, settings, scratch, DENSITIES)
+        return
+    codes = _every_peer(setup, adapter, settings, scratch, SOME_DENSITIES)
+    yield from (coded for coded in codes if coded.code in SOME)
+
+
+def _every_peer(
+    setup: Setup,
+    adapter: Trained,
+    settings: Settings,
+    scratch: Path,
+    densities: Sequence[float],
+) -> Iterator[Coded]:
+    """Yield an adapter in every code of peers."""
+    base = setup.judge.base
+    yield reference(adapter)
+    yield from simple_codes(adapter)
+    if setup.method != "lora":
+        return
+    yield from lora_codes(adapter, base, above_one=setup.size != "1")
+    tokens = first_texts(setup.texts.tuning, COMPEFT_TEXTS)
+    labels = torch.from_numpy(tokens.labels)
+
+    def loss(weights: Weights) -> float:
+        return float(F.cross_entropy(setup.judge.logits(tokens, weights, again=0.0), labels))
+
+    before = setup.trainer(settings).save(scratch / "before")
+    training = Training(before, scratch / ADAPTER_FOLDER, settings["scale"], densities, loss)
+    yield from compeft_codes(adapter, base, training)
+    yield from nnc_codes(adapter)
+
+
+def _run_ours(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Make a file of ours and judge what decodes.
+
+    Raises:
+        CodecError: it has more bytes than were asked for.
+    """
+    s, setup = job.settings, Setup.of(job, context)
+    most = s["target_bytes"]
+    request = Request(s["task"], setup.config, setup.texts, setup.judge, most, context.scratch)
+    made = MAKERS[s["way"]](request)
+    if len(made.data) > most:
+        raise CodecError(f"{job.name} made {len(made.data)} bytes where {most} were asked for.")
+    code = {"code": f"{most:,} bytes", "family": s["way"], "bytes": float(len(made.data))}
+    return {"codes": [{**code, **made.more, **_judged(setup, made.weights, context)}]}
+
+
+def _judge_all(
+    setup: Setup, codes: Iterable[Coded], context: RunContext
+) -> list[Mapping[str, Any]]:
+    """Return what a row keeps of each code."""
+    return [
+        {
+            "code": coded.code,
+            "family": coded.family,
+            "bytes": round(coded.n_bytes, 1),
+            **coded.more,
+            **_judged(setup, coded.weights, context),
+        }
+        for coded in codes
+    ]
+
+
+def _judged(setup: Setup, weights: Weights, context: RunContext) -> Mapping[str, Any]:
+    return setup.judge.judge_once(setup.texts.judged, weights, context.scratch / "judged")
+
+
+STUDY = Study(
+    name="byte_frontier",
+    title="The byte frontier",
+    question="In how few bytes does a device reach the accuracy of the best adapter of any rank?",
+    source="ours",
+    jobs=jobs,
+    run=run,
+    present=present,
+    needs_data=True,
+)
