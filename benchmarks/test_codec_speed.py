@@ -52,10 +52,11 @@ def tasks() -> dict[str, tuple[Callable[[], object], int]]:
     """Return what is timed, with the bytes that came out."""
     import numpy as np
 
-    from rankcast.codec.chunks import ChunkPlan, Decoder, SymbolReader, SymbolWriter, encode
+    from rankcast.codec.chunks import ChunkPlan, Decoder, encode
     from rankcast.codec.entropy_model import fresh_model
     from rankcast.codec.header import BaseModel, Header
     from rankcast.codec.packing import chunk_plans, exponent_of_quality
+    from rankcast.codec.symbols import SymbolReader, SymbolWriter
 
     tensors = adapter()
     ranks = tuple(tensors.ranks.tolist())

@@ -17,12 +17,14 @@ from scipy import stats
 
 from helpers.codec import header_of, packed, random_adapter
 from rankcast.codec import entropy_model
-from rankcast.codec.blocks import GroupShape, code_excess, width_shift
-from rankcast.codec.chunks import ChunkPlan, Decoder, SymbolReader, SymbolWriter, encode
+from rankcast.codec.blocks import GroupShape, width_shift
+from rankcast.codec.chunks import ChunkPlan, Decoder, encode
 from rankcast.codec.container import read_container
+from rankcast.codec.exact import code_excess
 from rankcast.codec.header import LARGEST_JSON, MAGIC, ChunkEntry, read_header
 from rankcast.codec.packing import chunk_plans, exponent_of_quality
 from rankcast.codec.quantiser import coarser, dequantise, exponent_near, quantise, step_of
+from rankcast.codec.symbols import SymbolReader, SymbolWriter
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import CodecError
 from rankcast.records import Projection

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from helpers.codec import packed, random_adapter
 from helpers.lean import DICTIONARY, as_varint, joined_lean, split_lean
 from rankcast.codec.blocks import GroupShape
-from rankcast.codec.chunks import ChunkPlan, SymbolReader, SymbolWriter, decode, encode
+from rankcast.codec.chunks import ChunkPlan, decode, encode
 from rankcast.codec.container import Container, read_container
 from rankcast.codec.entropy_model import FALLS
 from rankcast.codec.header import (
@@ -29,6 +29,7 @@ from rankcast.codec.header import (
 )
 from rankcast.codec.lean_header import LARGEST_JSON, LEAN_MAGIC
 from rankcast.codec.piece import PieceHead, best_counts, code_counts
+from rankcast.codec.symbols import SymbolReader, SymbolWriter
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import CodecError
 from rankcast.records import Projection

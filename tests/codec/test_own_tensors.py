@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.codec import header_of, mixtures, packed, random_adapter
-from rankcast.codec.blocks import GroupShape, code_centre, code_uniform, code_whole
-from rankcast.codec.chunks import Decoder, SymbolReader, SymbolWriter, encode
+from rankcast.codec.blocks import GroupShape
+from rankcast.codec.chunks import Decoder, encode
 from rankcast.codec.container import pack_at_exponent, read_container
+from rankcast.codec.exact import code_centre, code_uniform, code_whole
 from rankcast.codec.header import BaseModel, ModuleShape
 from rankcast.codec.layout import Layout
 from rankcast.codec.packing import (
@@ -30,6 +31,7 @@ from rankcast.codec.packing import (
 )
 from rankcast.codec.planner import pack_within
 from rankcast.codec.quantiser import step_of
+from rankcast.codec.symbols import SymbolReader, SymbolWriter
 from rankcast.codec.tensors import AdapterTensors, LazyFactors, LazyTensors
 from rankcast.errors import CodecError
 from rankcast.records import Projection

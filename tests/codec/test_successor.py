@@ -39,7 +39,7 @@ def rotated(tensors: AdapterTensors, seed: int) -> AdapterTensors:
 
 
 def size_of_update(old: Container, new: Container) -> int:
-    return sum(map(len, make_update(old.to_bytes(), new.to_bytes())))
+    return len(make_update(old.to_bytes(), new.to_bytes()))
 
 
 def plans(file: Container) -> list:

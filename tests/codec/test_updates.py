@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.codec import adapters_and_ladders, header_of, mixtures, packed, random_adapter
+from helpers.lean import as_varint, varint
 from rankcast.codec.changes import ChangeReader, ChangeWriter, change_weights
 from rankcast.codec.chunks import encode
 from rankcast.codec.container import Container, pack_at_exponent
@@ -23,9 +24,9 @@ from rankcast.codec.update import apply_update, make_update
 from rankcast.errors import CodecError
 
 
-def sha256s(file: Container, n: int | None = None) -> list[str]:
+def sha256s(file: Container) -> list[str]:
     blobs = (header_bytes(file.header), *file.chunks)
-    return [hashlib.sha256(data).hexdigest() for data in blobs][: None if n is None else n + 1]
+    return [hashlib.sha256(data).hexdigest() for data in blobs]
 
 
 def changed(tensors: AdapterTensors, seed: int, size: float) -> AdapterTensors:
@@ -50,13 +51,13 @@ def changed(tensors: AdapterTensors, seed: int, size: float) -> AdapterTensors:
 
 def check(old: Container, new: Container) -> int:
     """Check that an update makes every prefix, and return its bytes."""
-    pieces = make_update(old.to_bytes(), new.to_bytes())
-    made = apply_update(old.to_bytes(), pieces, sha256s(new))
+    update = make_update(old.to_bytes(), new.to_bytes())
+    made = apply_update(old.to_bytes(), update, sha256s(new))
     assert b"".join(made) == new.to_bytes()
-    for n in range(1, min(len(old.chunks), len(new.chunks)) + 1):
-        made = apply_update(old.prefix(n).to_bytes(), pieces[:n], sha256s(new, n))
-        assert b"".join(made) == new.prefix(n).to_bytes()
-    return sum(map(len, pieces))
+    for n in range(1, len(old.chunks)):
+        made = apply_update(old.prefix(n).to_bytes(), update, sha256s(new))
+        assert b"".join(made) == new.prefix(min(n, len(new.chunks))).to_bytes()
+    return len(update)
 
 
 @given(adapters_and_ladders(), st.integers(0, 99), st.sampled_from([0.0, 1e-3, 0.1, 10.0]))
@@ -138,33 +139,41 @@ def versions() -> tuple[Container, Container, Container]:
 
 def test_another_old_file_is_refused(versions: tuple[Container, ...]) -> None:
     old, new, other = versions
-    pieces = make_update(old.to_bytes(), new.to_bytes())
+    update = make_update(old.to_bytes(), new.to_bytes())
     for wrong in (other.to_bytes(), new.to_bytes()):
         with pytest.raises(CodecError):
-            apply_update(wrong, pieces, sha256s(new))
+            apply_update(wrong, update, sha256s(new))
     with pytest.raises(CodecError, match="damaged"):
-        apply_update(old.to_bytes()[:-1] + b"!", pieces, sha256s(new))
-    with pytest.raises(CodecError, match="needs chunk 1 of the old file"):
-        apply_update(old.prefix(1).to_bytes(), pieces[:2], sha256s(new, 2))
-    with pytest.raises(CodecError, match="for each chunk"):
-        apply_update(old.to_bytes(), pieces[:1], sha256s(new))
+        apply_update(old.to_bytes()[:-1] + b"!", update, sha256s(new))
+    for held, wanted in ((0, sha256s(new)), (1, sha256s(new)[:1])):
+        with pytest.raises(CodecError, match="at least a chunk"):
+            apply_update(old.prefix(held).to_bytes(), update, wanted)
+    with pytest.raises(CodecError):
+        apply_update(old.to_bytes(), update, sha256s(new)[:-1])
 
 
 @given(st.data())
 @settings(max_examples=150)
 def test_damage_is_refused_by_name(versions: tuple[Container, ...], data: st.DataObject) -> None:
     old, new, _ = versions
-    pieces = list(make_update(old.to_bytes(), new.to_bytes()))
-    which = data.draw(st.integers(0, len(pieces) - 1))
-    piece = pieces[which]
+    update = make_update(old.to_bytes(), new.to_bytes())
+    at = data.draw(st.integers(0, len(update) - 1))
     if data.draw(st.booleans()):
-        at = data.draw(st.integers(0, len(piece) - 1))
-        damaged = piece[:at] + bytes([piece[at] ^ data.draw(st.integers(1, 255))]) + piece[at + 1 :]
-    else:
-        damaged = piece[: data.draw(st.integers(0, len(piece) - 1))]
-    pieces[which] = damaged
+        flipped = bytes([update[at] ^ data.draw(st.integers(1, 255))])
+        damaged = update[:at] + flipped + update[at + 1 :]
+    elif data.draw(st.booleans()):
+        damaged = update[:at]
+    else:  # a byte less in one of the pieces, with lengths that fit
+        lengths, start = [], 0
+        for _ in new.chunks[1:]:
+            length, start = varint(update, start)
+            lengths.append(length)
+        which = data.draw(st.integers(0, len(lengths) - 1))
+        end = start + sum(lengths[: which + 1])
+        lengths[which] -= 1
+        damaged = b"".join(map(as_varint, lengths)) + update[start : end - 1] + update[end:]
     try:
-        made = apply_update(old.to_bytes(), pieces, sha256s(new))
+        made = apply_update(old.to_bytes(), damaged, sha256s(new))
     except CodecError:
         return
     assert b"".join(made) == new.to_bytes()  # some bits decide nothing
@@ -176,10 +185,10 @@ def test_a_header_that_grows_is_stopped(versions: tuple[Container, ...]) -> None
     bomb = deflater.compress(bytes(2**26)) + deflater.flush()
     piece = (len(bomb) | 2**23).to_bytes(3, "little") + bomb
     with pytest.raises(CodecError, match="another header"):
-        apply_update(old.to_bytes(), [piece], sha256s(new, 1))
+        apply_update(old.to_bytes(), piece, sha256s(new)[:2])
     for short in (b"", b"\0", bytes([4, 0, 128]) + b"\xff" * 4):
         with pytest.raises(CodecError):
-            apply_update(old.to_bytes(), [short], sha256s(new, 1))
+            apply_update(old.to_bytes(), short, sha256s(new)[:2])
 
 
 def test_another_version_of_updates_is_refused() -> None:

@@ -109,7 +109,7 @@ def test_measured_prefixes_stand_in_the_file(run: Path, tmp_path: Path, call: Ca
     file = tmp_path / "a.rcast"
     budget = "30000"
     out = call.ok("pack", str(run), "-o", str(file), "--measure", "--budget-bits", budget, "--json")
-    assert 8 * file.stat().st_size <= float(budget)
+    assert float(budget) - 1_200 < 8 * file.stat().st_size <= float(budget)
     header = read_container(file.read_bytes()).header
     assert json.loads(out)["loss"] == header.chunks[-1].loss
     assert all(entry.loss is not None and entry.loss > 0 for entry in header.chunks)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from rankcast.codec.header import BaseModel
 from rankcast.errors import DeliveryError
-from rankcast.release.manifest import Blob, Choice, Chunk, File, Manifest, UpdatePiece
+from rankcast.release.manifest import Blob, Choice, Chunk, File, Manifest, Update
 
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 blobs = st.builds(Blob, digests, st.integers(1, 2**30))
 worths = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 chunks = st.builds(Chunk, blobs, worths, worths)
-updates = st.builds(UpdatePiece, digests, blobs).map(lambda piece: (piece,))
+updates = st.builds(Update, digests.map(lambda digest: digest[:16]), blobs)
 files = st.builds(
     File,
     blobs,

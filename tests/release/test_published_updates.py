@@ -13,9 +13,9 @@ from rankcast.codec.container import Container
 from rankcast.codec.header import BaseModel, header_bytes
 from rankcast.codec.update import apply_update
 from rankcast.errors import DeliveryError
-from rankcast.release.manifest import Blob, File, Manifest, UpdatePiece, blob_of
+from rankcast.release.manifest import Blob, File, Manifest, Update, base_of, blob_of
 from rankcast.release.publish import publish
-from rankcast.release.updates import base_digests
+from rankcast.release.updates import ENTRY_BYTES
 
 
 def version(n: int, seed: int = 0) -> Container:
@@ -36,18 +36,13 @@ def put(
     return publish(files, "sst2", publisher.store, publisher.keys, NOW, update_from=update_from)
 
 
-def blobs_of(file: Container) -> tuple[bytes, ...]:
-    return (header_bytes(file.header), *file.chunks)
-
-
 def check(publisher: Publisher, file: File, update: int, old: Container, new: Container) -> int:
     """Check that an update makes a file from another one, and return its bytes."""
-    pieces = file.updates[update]
-    assert [piece.base for piece in pieces] == base_digests(blobs_of(old))
-    data = [publisher.store.get(piece.blob) for piece in pieces]
+    assert file.updates[update].base == base_of(blob_of(header_bytes(old.header)))
+    data = publisher.store.get(file.updates[update].blob)
     made = apply_update(old.to_bytes(), data, [blob.sha256 for blob in file.blobs()])
     assert b"".join(made) == new.to_bytes()
-    return sum(map(len, data))
+    return len(data)
 
 
 def test_the_active_release_is_what_devices_have(publisher: Publisher) -> None:
@@ -59,7 +54,7 @@ def test_the_active_release_is_what_devices_have(publisher: Publisher) -> None:
         (update,) = manifest.files[0].updates
         size = check(publisher, manifest.files[0], 0, files[n - 1], files[n])
         assert size < len(files[n].to_bytes()) / 2
-        assert {piece.blob for piece in update} == set(manifest.update_blobs)
+        assert manifest.update_blobs == (update.blob,)
         assert Manifest.from_bytes(manifest.to_bytes()) == manifest
 
 
@@ -118,19 +113,20 @@ def test_programs_that_know_no_updates_find_what_they_know(publisher: Publisher)
     raw, plain = (json.loads(m.to_bytes()) for m in (manifest, manifest.without_updates()))
     updates = raw["ladders"][0].pop("updates")
     assert raw == plain
-    assert {"base", "n_bytes", "sha256"} == set(updates[0][0])
+    assert {"base", "n_bytes", "sha256"} == set(updates[0])
+    n_bytes = len(manifest.to_bytes()) - len(manifest.without_updates().to_bytes())
+    assert ENTRY_BYTES - 10 <= n_bytes <= ENTRY_BYTES
 
 
 def test_updates_outside_their_bounds_are_refused(publisher: Publisher) -> None:
     manifest = put(publisher, version(0))
     (file,) = manifest.files
-    piece = UpdatePiece("0" * 64, blob_of(b"piece"))
+    update = Update("0" * 16, blob_of(b"update"))
     for updates in (
-        ((piece,),) * 17,
-        ((),),
-        ((piece,) * (len(file.chunks) + 1),),
-        ((replace(piece, base="x"),),),
-        ((replace(piece, blob=Blob("0" * 64, 0)),),),
+        (update,) * 17,
+        (replace(update, base="x"),),
+        (replace(update, base="0" * 64),),
+        (replace(update, blob=Blob("0" * 64, 0)),),
     ):
         with pytest.raises(DeliveryError):
             replace(manifest, files=(replace(file, updates=updates),))

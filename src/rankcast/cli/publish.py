@@ -197,7 +197,7 @@ def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
         {
             "ladder": index,
             "whole_bytes": sum(blob.n_bytes for blob in file.blobs()),
-            "bytes": [sum(piece.blob.n_bytes for piece in update) for update in file.updates],
+            "bytes": [update.blob.n_bytes for update in file.updates],
         }
         for index, file in enumerate(manifest.files)
         if file.updates

@@ -19,10 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rankcast.codec.blocks import Hint
-from rankcast.codec.chunks import SymbolReader, SymbolWriter
 from rankcast.codec.entropy_model import categorical, near_model, near_weights
 from rankcast.codec.quantiser import Indices
+from rankcast.codec.symbols import Hint, SymbolReader, SymbolWriter
 from rankcast.errors import CodecError
 
 VERSION = 1

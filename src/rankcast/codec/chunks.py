@@ -2,20 +2,18 @@
 
 `encode` quantises every weight once, to the finest step that the chunks reach, and cuts the digits
 into chunks; `Decoder` takes chunks in order and gives, at any time, the adapter that those received
-amount to. What the symbols of a chunk say is in `blocks`.
+amount to. What the symbols of a chunk say is in `blocks`, how they become bytes in `symbols`.
 
 A chunk of an adapter of several segments (`layout`) is the lengths of their pieces (uint32 each)
-and the pieces; that of a small adapter is its one piece. A piece has a head (`piece`), then the
-symbols through constriction's ANS coder. That is a stack: the symbol coded last is read first. A
-writer therefore collects its symbols and codes them backwards when asked for bytes; a reader gets
-them in the order in which they were written.
+and the pieces; that of a small adapter is its one piece. A piece has a head (`piece`), then
+symbols.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeGuard
@@ -26,25 +24,18 @@ from numpy.typing import NDArray
 from rankcast.codec.blocks import (
     Block,
     GroupShape,
-    Hint,
     StreamState,
     code_blocks,
     first_indices,
     lead_digits,
 )
-from rankcast.codec.entropy_model import (
-    FALLS,
-    ans,
-    best_tail,
-    magnitude_counts,
-    near_bits,
-    near_model,
-)
+from rankcast.codec.entropy_model import best_tail, magnitude_counts
 from rankcast.codec.header import SEGMENT, Header, module_shapes
 from rankcast.codec.layout import Layout
 from rankcast.codec.piece import Counts, PieceHead, best_counts, code_counts
-from rankcast.codec.quantiser import Float32Array, Indices, quantise, step_of
+from rankcast.codec.quantiser import Float32Array, quantise, step_of
 from rankcast.codec.spool import Collector
+from rankcast.codec.symbols import SymbolReader, SymbolWriter
 from rankcast.codec.tensors import AdapterTensors, Carriage, Factors
 from rankcast.errors import CodecError
 from rankcast.records import IntArray
@@ -84,8 +75,7 @@ class Kept:
     def state(self, segment: int) -> StreamState:
         """Return what a segment is once all chunks are here."""
         layout = Layout.of(self.header)
-        groups = layout.segments[segment]
-        state = StreamState(layout.shapes[groups.start : groups.stop])
+        state = layout.state(segment)
         for chunk in self.chunks:
             refine(state, pieces_of(chunk, len(layout.segments))[segment])
         return state
@@ -138,7 +128,7 @@ def joined_pieces(pieces: Sequence[bytes]) -> bytes:
     return struct.pack(f"<{len(pieces)}I", *map(len, pieces)) + b"".join(pieces)
 
 
-def pieces_of(chunk: bytes, n: int) -> list[memoryview]:
+def pieces_of(chunk: bytes | memoryview, n: int) -> list[memoryview]:
     """Return the pieces of a chunk.
 
     Raises:
@@ -197,8 +187,7 @@ def _encode_segment(  # noqa: PLR0917 what `encode` was asked for
     lean: bool,
 ) -> list[bytes]:
     """Return the piece of a segment in each chunk."""
-    groups = layout.segments[segment]
-    state = StreamState(layout.shapes[groups.start : groups.stop])
+    groups, state = layout.segments[segment], layout.state(segment)
     if kept is not None:
         make_known(state, kept.state(segment), range(len(groups)))
     for g, blocks, coded in zip(groups, state.groups, numbers, strict=True):
@@ -292,9 +281,7 @@ class Decoder:
     def __init__(self, header: Header) -> None:
         self.header = header
         self._layout = Layout.of(header)
-        self._states = [
-            StreamState(self._layout.shapes[s.start : s.stop]) for s in self._layout.segments
-        ]
+        self._states = [self._layout.state(i) for i in range(len(self._layout.segments))]
         self._damaged = False
 
     def add(self, chunk: bytes) -> ChunkPlan:
@@ -344,8 +331,8 @@ def decode(header: Header, chunks: Sequence[bytes]) -> AdapterTensors:
 
     def received() -> Iterator[Any]:
         exponents: list[int] = []
-        for i, groups in enumerate(layout.segments):
-            state = StreamState(layout.shapes[groups.start : groups.stop])
+        for i in range(len(layout.segments)):
+            state = layout.state(i)
             met = [refine(state, pieces[i]).exponent for pieces in parts]
             if met != (exponents := exponents or met):
                 raise CodecError("The pieces of a chunk reach different steps.")
@@ -449,91 +436,3 @@ def _factors(blocks: list[list[Float32Array]], d_out: int, d_in: int) -> Factors
         return Factors(np.zeros((d_out, 0), np.float32), np.zeros((0, d_in), np.float32))
     lefts, rights = zip(*alive, strict=True)
     return Factors(np.stack(lefts, axis=1), np.stack(rights))
-
-
-class SymbolWriter:
-    """Collects symbols."""
-
-    def __init__(self) -> None:
-        self._written: list[tuple[Indices, Callable[[int], Any]]] = []
-        self._differences: list[tuple[int, int, int]] = []
-
-    def many(
-        self, symbols: Indices | None, count: int, model: Any, hint: Hint | None = None
-    ) -> Indices:
-        """Append `count` symbols, integers from 0, each with the same model, and return them."""
-        del hint
-        assert symbols is not None
-        assert len(symbols) == count
-        if count:
-            array = np.ascontiguousarray(symbols, dtype=np.int32)
-            self._written.append((array, lambda _: model))
-        return symbols
-
-    def near(self, symbol: int, predicted: int, size: int, likely: int | None = None) -> int:
-        """Append a symbol of 0..size - 1 that is likely near `predicted`, and return it."""
-        del likely
-        self._differences.append((symbol, predicted, size))
-        array = np.array([symbol], dtype=np.int32)
-        self._written.append((array, lambda fall: near_model(predicted, size, FALLS[fall])))
-        return symbol
-
-    def best_fall(self) -> int:
-        """Return which of `FALLS` codes the differences in the fewest bits."""
-        seen = Counter(self._differences).items()
-        bits = [
-            sum(n * near_bits(symbol, p, size, chance) for (symbol, p, size), n in seen)
-            for chance in FALLS
-        ]
-        return int(np.argmin(bits))
-
-    def to_bytes(self, fall: int) -> bytes:
-        """Return everything written, in whole 32-bit words."""
-        coder = ans.stack.AnsCoder()
-        for symbols, model in reversed(self._written):
-            coder.encode_reverse(symbols, model(fall))
-        return coder.get_compressed().astype("<u4").tobytes()
-
-
-class SymbolReader:
-    """Reads what a `SymbolWriter` wrote.
-
-    Args:
-        data: what `to_bytes` returned.
-        fall: which of `FALLS` it was given.
-
-    Raises:
-        CodecError: no whole number of words, no end that the coder could have written, or no such
-            fall.
-    """
-
-    def __init__(self, data: bytes | memoryview, fall: int) -> None:
-        if len(data) % 4:
-            raise CodecError(f"A chunk's symbols come in words of 4 bytes, got {len(data)} bytes.")
-        if not 0 <= fall < len(FALLS):
-            raise CodecError(f"A chunk names table {fall} of differences; there are {len(FALLS)}.")
-        self._fall = fall
-        try:
-            words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
-            self._coder = ans.stack.AnsCoder(words)
-        except ValueError as error:
-            raise CodecError(f"A chunk's symbols are damaged: {error}") from error
-
-    def many(
-        self, symbols: Indices | None, count: int, model: Any, hint: Hint | None = None
-    ) -> Indices:
-        """Return the next `count` symbols; `symbols` is disregarded."""
-        del symbols, hint
-        if not count:
-            return np.zeros(0, dtype=np.int32)
-        return self._coder.decode(model, count)
-
-    def near(self, symbol: int, predicted: int, size: int, likely: int | None = None) -> int:
-        """Return the next symbol that is likely near `predicted`; `symbol` is disregarded."""
-        del symbol, likely
-        return int(self._coder.decode(near_model(predicted, size, FALLS[self._fall]), 1)[0])
-
-    def close(self) -> None:
-        """Raise CodecError unless everything was read."""
-        if not self._coder.is_empty():
-            raise CodecError("A chunk holds more symbols than its plan calls for.")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rankcast.codec.blocks import GroupShape
+from rankcast.codec.blocks import GroupShape, StreamState
 from rankcast.codec.header import Header, ModuleShape
 from rankcast.errors import CodecError
 from rankcast.records import Projection
@@ -64,6 +64,11 @@ class Layout:
             shapes += parts
             items += [item] * len(parts)
         return cls(tuple(shapes), tuple(items), _segments(shapes, segment))
+
+    def state(self, segment: int) -> StreamState:
+        """Return a segment of which nothing has been received."""
+        groups = self.segments[segment]
+        return StreamState(self.shapes[groups.start : groups.stop])
 
 
 def _parts(module: ModuleShape, segment: int | None) -> list[GroupShape]:

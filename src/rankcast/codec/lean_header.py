@@ -58,7 +58,7 @@ def lean_bytes(plain: Mapping[str, Any]) -> bytes:
     body = _table(plain["base"]["fingerprint"], plain["chunks"]) + _deflated(text)
     if len(body) > LARGEST_HEADER:
         raise CodecError(f"The header would have {len(body):,} bytes; adapt fewer modules.")
-    front = LEAN_MAGIC + _varint(len(body)) + body
+    front = LEAN_MAGIC + varint(len(body)) + body
     return front + zlib.crc32(front).to_bytes(4, "little")
 
 
@@ -116,11 +116,11 @@ def _table(fingerprint: str | None, chunks: Sequence[Sequence[Any]]) -> bytes:
     """Return fingerprint, lengths, CRC-32 and worth of the chunks."""
     measured = any(worth is not None for chunk in chunks for worth in chunk[2:])
     flags = _HAS_FINGERPRINT * (fingerprint is not None) + _IS_MEASURED * measured
-    parts = [_varint(len(chunks) << 2 | flags)]
+    parts = [varint(len(chunks) << 2 | flags)]
     parts.append(bytes.fromhex(fingerprint or "")[:FINGERPRINT_BYTES])
     for n_bytes, crc32, *worth in chunks:
-        parts += [_varint(n_bytes), bytes.fromhex(crc32)]
-        parts += [_varint(_units(value)) for value in worth if measured]
+        parts += [varint(n_bytes), bytes.fromhex(crc32)]
+        parts += [varint(_units(value)) for value in worth if measured]
     return b"".join(parts)
 
 
@@ -140,13 +140,27 @@ def _deflated(text: bytes) -> bytes:
     return min(tried, key=len)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     """Return a whole number, 7 bits a byte from the lowest, all but the last with bit 7 set."""
     parts = []
     while number > 127:
         parts.append(number & 127 | 128)
         number >>= 7
     return bytes([*parts, number])
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number of 7 bits a byte that begins somewhere, and where it ends.
+
+    Raises:
+        CodecError: it has more than 9 bytes, or the data end within.
+    """
+    number = 0
+    for i, byte in enumerate(data[at : at + 9]):
+        number |= (byte & 127) << 7 * i
+        if byte < 128:
+            return number, at + i + 1
+    raise CodecError("A file or an update is cut short or holds a number that is too large.")
 
 
 class _Reader:
@@ -156,18 +170,9 @@ class _Reader:
         self.data, self.at = data, at
 
     def varint(self) -> int:
-        """Return the next number.
-
-        Raises:
-            CodecError: it has more than 9 bytes, or the data end within.
-        """
-        number = 0
-        for i, byte in enumerate(self.data[self.at : self.at + 9]):
-            number |= (byte & 127) << 7 * i
-            if byte < 128:
-                self.at += i + 1
-                return number
-        raise CodecError("The header is cut short or holds a number that is too large.")
+        """Return the next number; see `read_varint`."""
+        number, self.at = read_varint(self.data, self.at)
+        return number
 
     def hexadecimal(self, n_bytes: int) -> str:
         """Return the next bytes."""

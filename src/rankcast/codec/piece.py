@@ -15,8 +15,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from rankcast.codec.blocks import GroupShape, SymbolCoder, code_uniform
+from rankcast.codec.blocks import LARGEST_OFFSET, GroupShape
 from rankcast.codec.entropy_model import FALLS, near_bits
+from rankcast.codec.exact import code_uniform
+from rankcast.codec.quantiser import EXPONENTS
+from rankcast.codec.symbols import SymbolCoder
 from rankcast.errors import CodecError
 
 Counts = Literal["even", "all", "full", "before"]
@@ -25,8 +28,9 @@ because all blocks take part; likely all; likely as many as of the group before.
 _COUNTS = get_args(Counts)
 _LEAN, _WITH_OFFSETS = 64, 128
 _OLD, _NEW = struct.Struct("<hB"), struct.Struct("<H")
-_EXPONENTS = (-240, 180)
+HEAD_EXPONENTS = EXPONENTS[0] - LARGEST_OFFSET, EXPONENTS[1] + LARGEST_OFFSET
 """That a head of version 3 can say."""
+_N_EXPONENTS = HEAD_EXPONENTS[1] - HEAD_EXPONENTS[0] + 1
 _FIRST_WORD = 256
 """Of heads of version 3: the second byte is not 0."""
 
@@ -79,12 +83,12 @@ class PieceHead:
                 raise CodecError(f"A chunk names table {tables & 127} of {len(FALLS)}.")
             return cls(exponent, tables), bytes(piece[_OLD.size :])
         (word,) = _NEW.unpack_from(piece)
-        bits, exponent = divmod(word - _FIRST_WORD, _EXPONENTS[1] - _EXPONENTS[0] + 1)
+        bits, exponent = divmod(word - _FIRST_WORD, _N_EXPONENTS)
         symbols = bytes(piece[_NEW.size :])
         if bits > 127 or symbols[-1:] == b"\0":
             raise CodecError("A chunk has no head that exists, or a zero byte at its end.")
         tables = bits & 63 | (bits & 64) << 1 | _LEAN
-        return cls(exponent + _EXPONENTS[0], tables), symbols + bytes(-len(symbols) % 4)
+        return cls(exponent + HEAD_EXPONENTS[0], tables), symbols + bytes(-len(symbols) % 4)
 
     def join(self, symbols: bytes) -> bytes:
         """Return a piece of whole words of symbols.
@@ -94,11 +98,11 @@ class PieceHead:
         """
         if not self.tables & _LEAN:
             return _OLD.pack(self.exponent, self.tables) + symbols
-        low, high = _EXPONENTS
+        low, high = HEAD_EXPONENTS
         if not low <= self.exponent <= high:
             raise CodecError(f"A chunk cannot have the step exponent {self.exponent}.")
         bits = self.tables & 63 | (self.tables & _WITH_OFFSETS) >> 1
-        word = _FIRST_WORD + bits * (high - low + 1) + self.exponent - low
+        word = _FIRST_WORD + bits * _N_EXPONENTS + self.exponent - low
         # The last word is not 0, so that the zeros at its end can be put back.
         return _NEW.pack(word) + symbols.rstrip(b"\0")
 

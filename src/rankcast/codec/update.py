@@ -6,8 +6,8 @@ these symbols into chunks again. No choice of an encoder is made anew, so the ne
 the last bit on every machine, whichever program packed it, and its SHA-256 proves it.
 
 An update has a *piece* for each chunk of the new file, which needs no more of the old file than its
-first as many chunks, so that a device with a prefix takes the pieces for that prefix. The first
-piece begins with the new header. docs/format.md has the bytes.
+first as many chunks, so that a device with a prefix makes a prefix of it. The first piece begins
+with the new header. docs/format.md has the bytes.
 """
 
 from __future__ import annotations
@@ -17,23 +17,19 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from rankcast.codec.blocks import LARGEST_OFFSET, Hint, StreamState, SymbolCoder, code_blocks
+from rankcast.codec.blocks import StreamState, code_blocks
 from rankcast.codec.changes import ChangeReader, ChangeWriter
-from rankcast.codec.chunks import (
-    SymbolReader,
-    SymbolWriter,
-    joined_pieces,
-    make_known,
-    pieces_of,
-    refine,
-)
+from rankcast.codec.chunks import joined_pieces, make_known, pieces_of, refine
 from rankcast.codec.container import read_container
 from rankcast.codec.header import LARGEST_HEADER, Header, read_header
 from rankcast.codec.layout import Layout
-from rankcast.codec.piece import PieceHead, code_counts
-from rankcast.codec.quantiser import EXPONENTS, Indices
+from rankcast.codec.lean_header import read_varint, varint
+from rankcast.codec.piece import HEAD_EXPONENTS, PieceHead, code_counts
+from rankcast.codec.quantiser import Indices
+from rankcast.codec.symbols import Hint, SymbolCoder, SymbolReader, SymbolWriter
 from rankcast.errors import CodecError
 
 _WORD = 3
@@ -43,11 +39,10 @@ _SUMS = (
     (32, lambda data: hashlib.sha256(data).digest()),
 )
 """Sums at the end of a header, which need not travel: lengths, and what gives them."""
-_EXPONENTS = EXPONENTS[0] - LARGEST_OFFSET, EXPONENTS[1] + LARGEST_OFFSET
 
 
-def make_update(old: bytes, new: bytes) -> tuple[bytes, ...]:
-    """Return the pieces of an update, one for each chunk of the new file.
+def make_update(old: bytes, new: bytes) -> bytes:
+    """Return the update from one file to another.
 
     Args:
         old: the file that devices have, whole.
@@ -60,36 +55,60 @@ def make_update(old: bytes, new: bytes) -> tuple[bytes, ...]:
     parts = _coded_parts(before, after.header, after.layout, after.parts, _made_piece)
     pieces = [joined_pieces(of_chunk) for of_chunk in zip(*parts, strict=True)]
     pieces[0] = _packed_header(before.header_bytes, after.header_bytes) + pieces[0]
-    return tuple(pieces)
+    lengths = b"".join(varint(len(piece)) for piece in pieces[:-1])
+    return lengths + b"".join(pieces)
 
 
-def apply_update(old: bytes, pieces: Sequence[bytes], sha256s: Sequence[str]) -> tuple[bytes, ...]:
-    """Return the header and the first chunks of the new file.
+def n_chunks_made(old: Header, n_held: int, n_new: int) -> int:
+    """Return how many of the `n_new` chunks of a file come out of `n_held` chunks of an old one."""
+    return n_new if n_held == len(old.chunks) else min(n_held, n_new)
+
+
+def apply_update(old: bytes, update: bytes, sha256s: Sequence[str]) -> tuple[bytes, ...]:
+    """Return the header of the new file and as many of its chunks as `n_chunks_made` says.
 
     Args:
-        old: the file that the device has; perhaps only its first chunks.
-        pieces: the first of an update, at least one.
-        sha256s: of the new header and of each chunk that is to come out.
+        old: the file that the device has; perhaps only its first chunks, at least one.
+        update: what `make_update` returned.
+        sha256s: of the new header and of each chunk of the new file.
 
     Raises:
-        CodecError: another old file than the update starts from, fewer chunks of it than pieces, or
-            a damaged update; anything that would come out other than as named.
+        CodecError: another old file than the update starts from, or a damaged update; anything
+            that would come out other than as named.
     """
-    before = _Parsed.of(old, prefix=True)
-    if not pieces or len(sha256s) != len(pieces) + 1:
-        raise CodecError("An update needs a piece and a SHA-256 for each chunk that it makes.")
+    before, n_new = _Parsed.of(old, prefix=True), len(sha256s) - 1
+    n_made = n_chunks_made(before.header, len(before.parts), n_new)
+    if n_made < 1:
+        raise CodecError("An update makes at least a chunk, of at least a chunk of the old file.")
+    pieces = _pieces_of(update, n_new)[:n_made]
     header_bytes, first = _unpacked_header(before.header_bytes, pieces[0])
     _check(header_bytes, sha256s[0], "header")  # before memory is taken for what it describes
     header, end = read_header(header_bytes)
-    if end != len(header_bytes) or len(pieces) > len(header.chunks):
+    if end != len(header_bytes) or n_new != len(header.chunks):
         raise CodecError("An update has more than its file: it is damaged.")
     layout = Layout.of(header)
     parts = [pieces_of(piece, len(layout.segments)) for piece in (first, *pieces[1:])]
     applied = _coded_parts(before, header, layout, parts, _applied_piece)
     chunks = tuple(joined_pieces(of_chunk) for of_chunk in zip(*applied, strict=True))
-    for number, (chunk, sha256) in enumerate(zip(chunks, sha256s[1:], strict=True)):
+    for number, (chunk, sha256) in enumerate(zip(chunks, sha256s[1:], strict=False)):
         _check(chunk, sha256, f"chunk {number}")
     return (header_bytes, *chunks)
+
+
+def _pieces_of(update: bytes, n: int) -> list[bytes]:
+    """Return the pieces of an update.
+
+    Raises:
+        CodecError: cut short; the last piece may have any length.
+    """
+    ends, at = [0], 0
+    for _ in range(n - 1):
+        length, at = read_varint(update, at)
+        ends.append(ends[-1] + length)
+    body = update[at:]
+    if ends[-1] > len(body):
+        raise CodecError("The update is cut short.")
+    return [body[a:b] for a, b in pairwise([*ends, len(body)])]
 
 
 def _check(data: bytes, sha256: str, what: str) -> None:
@@ -155,8 +174,7 @@ def _coded_parts(
     """Code the parts of each chunk of the new file, one segment after the other.
 
     Raises:
-        CodecError: segments of another kind, fewer chunks of the old file than there are parts, or
-            damaged ones.
+        CodecError: segments of another kind, or damaged chunks.
     """
     own, others = _keys(header, layout), _keys(old.header, old.layout)
     n = len(layout.segments)
@@ -166,16 +184,13 @@ def _coded_parts(
         )
     coded = []
     for i, (groups, there) in enumerate(zip(layout.segments, old.layout.segments, strict=True)):
-        state = StreamState(layout.shapes[groups.start : groups.stop])
-        before = StreamState(old.layout.shapes[there.start : there.stop])
+        state, before = layout.state(i), old.layout.state(i)
         places = [others.index(key) - there.start if key in others else None for key in own]
         make_known(state, before, places := places[groups.start : groups.stop])
         coded.append([])
         for j, part in enumerate(parts):
             head = None
-            if j < len(old.header.chunks):
-                if j >= len(old.parts):
-                    raise CodecError(f"Piece {j} of the update needs chunk {j} of the old file.")
+            if j < len(old.parts):
                 chunk = memoryview(old.parts[j][i])
                 known_head, _ = PieceHead.split(chunk)
                 counts = refine(before, chunk).counts
@@ -222,7 +237,7 @@ def _code_head(coder: SymbolCoder, head: PieceHead, old: _Head | None) -> PieceH
     Raises:
         CodecError: tables that do not exist.
     """
-    low, high = _EXPONENTS
+    low, high = HEAD_EXPONENTS
     if not low <= head.exponent <= high:
         raise CodecError(f"No chunk has the step exponent {head.exponent}.")
     known = (0 - low, 0) if old is None else (old.head.exponent - low, old.head.tables)

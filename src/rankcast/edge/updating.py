@@ -8,12 +8,11 @@ which an update does not work loses nothing but the update's bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from dataclasses import dataclass, field
 from typing import Literal
 
-from rankcast.codec.update import apply_update
+from rankcast.codec.header import read_header
+from rankcast.codec.update import apply_update, n_chunks_made
 from rankcast.edge.fetch import BlobCache, Fetched, Fetcher
 from rankcast.edge.state import ReleasePrefix
 from rankcast.errors import (
@@ -23,8 +22,7 @@ from rankcast.errors import (
     TrustError,
     UnavailableError,
 )
-from rankcast.release.manifest import Blob, Manifest, UpdatePiece
-from rankcast.release.updates import base_digests
+from rankcast.release.manifest import Blob, Manifest, Update, base_of, blob_of
 
 Updated = Literal["none", "applied", "refused"]
 
@@ -37,52 +35,48 @@ class Offer:
         base: header and chunks of what the device has, joined.
         manifest: the newest release.
         file_index: of the file in it that the update makes.
-        pieces: the first ones of the update, as far as that reaches.
+        n_chunks: of that file that come out.
+        update: to be fetched.
     """
 
     base: bytes
     manifest: Manifest
     file_index: int
-    pieces: tuple[UpdatePiece, ...]
+    n_chunks: int
+    update: Update
 
     @property
     def made(self) -> tuple[Blob, ...]:
-        """The blobs that the pieces make: the header, and a chunk for each."""
-        return self.manifest.files[self.file_index].blobs(len(self.pieces))
+        """The blobs that the update makes: the header and chunks."""
+        return self.manifest.files[self.file_index].blobs(self.n_chunks)
 
     @property
     def prefix(self) -> ReleasePrefix:
         """What these blobs are."""
-        return ReleasePrefix.of(self.manifest, self.file_index, len(self.pieces))
-
-    @property
-    def blobs(self) -> tuple[Blob, ...]:
-        """The pieces, to be fetched."""
-        return tuple(piece.blob for piece in self.pieces)
+        return ReleasePrefix.of(self.manifest, self.file_index, self.n_chunks)
 
     def saved_bytes(self, cache: BlobCache) -> int:
         """Return by how much fewer bytes are to be fetched than without it."""
-        whole, pieces = (
+        whole, update = (
             sum(blob.n_bytes - cache.n_arrived(blob) for blob in blobs)
-            for blobs in (self.made, self.blobs)
+            for blobs in (self.made, (self.update.blob,))
         )
-        return whole - pieces
+        return whole - update
 
     def apply(self, cache: BlobCache) -> None:
-        """Put the blobs that it makes into the cache, and drop the pieces.
+        """Put the blobs that it makes into the cache, and drop the update.
 
         Raises:
             CodecError: something else came out.
-            DeliveryError: a piece was damaged on this disk.
+            DeliveryError: the update was damaged on this disk.
             UnavailableError: the disk is full.
         """
         cache.check_space(self.made)
-        pieces = [cache.read(blob.sha256) for blob in self.blobs]
-        sha256s = [blob.sha256 for blob in self.made]
-        made = apply_update(self.base, pieces, sha256s)
-        for sha256, data in zip(sha256s, made, strict=True):
+        sha256s = [blob.sha256 for blob in self.manifest.files[self.file_index].blobs()]
+        made = apply_update(self.base, cache.read(self.update.blob.sha256), sha256s)
+        for sha256, data in zip(sha256s, made, strict=False):  # perhaps only the first chunks
             cache.put(sha256, data)
-        cache.drop(self.blobs)
+        cache.drop([self.update.blob])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +87,7 @@ class UpdateResult:
         outcome: `none`: there was no fitting one; `applied`; `refused`: it did not work.
         fetched: bytes and time that it took.
         words: for people.
-        offer: what was applied, as much of it as arrived in time.
+        offer: what was applied.
     """
 
     outcome: Updated = "none"
@@ -102,13 +96,13 @@ class UpdateResult:
     offer: Offer | None = None
 
     def made(self) -> ReleasePrefix:
-        """Return the prefix that was made until the deadline.
+        """Return the prefix that was made.
 
         Raises:
-            InfeasibleDeadlineError: not even its first chunk was.
+            InfeasibleDeadlineError: the update did not arrive in time; what came of it is kept.
         """
         if self.outcome != "applied" or self.offer is None:
-            least = min((blob.n_bytes for blob in self.fetched.missing), default=0)
+            least = sum(blob.n_bytes for blob in self.fetched.missing)
             raise InfeasibleDeadlineError(
                 8 * (self.fetched.n_bytes + least), 8 * self.fetched.n_bytes
             )
@@ -131,14 +125,17 @@ def best_offer(manifest: Manifest, held: Iterable[ReleasePrefix], cache: BlobCac
     for prefix in held:
         try:
             blobs = [cache.read(sha256) for sha256 in prefix.blobs]
-        except DeliveryError:  # damaged on this disk
+            header, _ = read_header(blobs[0])
+        except (DeliveryError, CodecError):  # damaged on this disk
             continue
-        digests = frozenset(base_digests(blobs))
+        base = base_of(blob_of(blobs[0]))
         for index, file in enumerate(manifest.files):
-            for update in file.updates:
-                foreign = (j for j, piece in enumerate(update) if piece.base not in digests)
-                if n := next(foreign, len(update)):
-                    offers.append(Offer(b"".join(blobs), manifest, index, update[:n]))
+            n_chunks = n_chunks_made(header, len(blobs) - 1, len(file.chunks))
+            offers += [
+                Offer(b"".join(blobs), manifest, index, n_chunks, update)
+                for update in file.updates
+                if update.base == base
+            ]
     best = max(offers, key=lambda offer: offer.saved_bytes(cache), default=None)
     return best if best is not None and best.saved_bytes(cache) > 0 else None
 
@@ -146,28 +143,20 @@ def best_offer(manifest: Manifest, held: Iterable[ReleasePrefix], cache: BlobCac
 def take_update(
     offer: Offer, fetcher: Fetcher, cache: BlobCache, deadline_s: float
 ) -> UpdateResult:
-    """Fetch an update and apply as much of it as arrives in time.
+    """Fetch an update and apply it, if it arrives in time; otherwise the next sync goes on.
 
     Raises:
         UnavailableError: the server stays away, or the disk is full.
     """
     try:
-        fetched = fetcher.fetch(offer.blobs, deadline_s)
-        late = {blob.sha256 for blob in fetched.missing}
-        here = replace(offer, pieces=_before(offer.pieces, late))
-        if here.pieces:
-            here.apply(cache)
+        fetched = fetcher.fetch([offer.update.blob], deadline_s)
+        if fetched.missing:
+            return UpdateResult(fetched=fetched)
+        offer.apply(cache)
     except UnavailableError:
         raise
     except (CodecError, TrustError, DeliveryError) as error:
-        cache.drop(offer.blobs)
+        cache.drop([offer.update.blob])
         return UpdateResult("refused", fetcher.so_far(), f"The update was refused: {error}")
-    if not here.pieces:
-        return UpdateResult("none", fetched)
-    words = f"An update of {sum(blob.n_bytes for blob in here.blobs):,} bytes made it."
-    return UpdateResult("applied", fetched, words, here)
-
-
-def _before(pieces: tuple[UpdatePiece, ...], late: AbstractSet[str]) -> tuple[UpdatePiece, ...]:
-    """Return the pieces before the first one that is late."""
-    return tuple(takewhile(lambda piece: piece.blob.sha256 not in late, pieces))
+    words = f"An update of {offer.update.blob.n_bytes:,} bytes made it."
+    return UpdateResult("applied", fetched, words, offer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.fingerprint import base_fingerprint, check_base, logits_fingerprint
 from rankcast.codec.container import Container
 from rankcast.codec.formats.peft_names import beyond_lora
+from rankcast.codec.header import ChunkEntry
 from rankcast.codec.packing import RELATIVE_STEPS, Source
 from rankcast.config.learner import DatasetConfig, FinetuneConfig
 from rankcast.errors import ConfigError
@@ -20,8 +21,8 @@ from rankcast.learner.transformer import TransformerLearner
 from rankcast.packaging.texts import Texts
 from rankcast.presets import load_preset
 
-RESERVE_BITS = 8 * 300
-"""Bits by which measurements lengthen a header, as a rule at most."""
+_LONGEST = {"loss": 9.99999, "accuracy": 1.0}
+"""Of the worth of a prefix, as a rule: 3 bytes each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +104,36 @@ def pack_measured(
     learner, source = setup.learner(), setup.source
     if not source.offsets:
         source = replace(source, offsets=coding_for(learner, RELATIVE_STEPS["good"]).offsets)
-    reserve = RESERVE_BITS
+    if budget_bits is None:
+        return measured(fit(source), learner)
+    return measured_within(lambda left: fit(source, budget_bits=left), learner, budget_bits)
+
+
+def measured_within(
+    fit: Callable[[float], Container], learner: TransformerLearner, budget_bits: float
+) -> Container:
+    """Return a container within a budget whose header says what its prefixes are worth.
+
+    Args:
+        fit: packs an adapter within some bits.
+        learner: see `measured`.
+        budget_bits: of the whole file, measurements included.
+
+    Raises:
+        DataError: texts without labels, for a classifier.
+        RankcastError: as `fit`.
+    """
+    reserve = 0.0
     while True:
-        left = None if budget_bits is None else budget_bits - reserve
-        container = measured(fit(source, budget_bits=left), learner)
-        excess = 0 if budget_bits is None else container.n_bits - budget_bits
-        if excess <= 0:
-            return container
-        reserve += int(excess) + 8
+        container = fit(budget_bits - reserve)
+        load_tensors(learner.adapter, container.tensors())
+        longest = [replace(entry, **_LONGEST) for entry in container.header.chunks]
+        file = _described(container, learner, longest, "0" * 64)
+        if file.n_bits <= budget_bits:  # measuring takes minutes
+            file = measured(container, learner)
+        if file.n_bits <= budget_bits:
+            return file
+        reserve += file.n_bits - budget_bits
 
 
 def measured(container: Container, learner: TransformerLearner) -> Container:
@@ -127,10 +150,18 @@ def measured(container: Container, learner: TransformerLearner) -> Container:
         load_tensors(learner.adapter, tensors)
         seen = learner.evaluate("validation")
         entries.append(replace(entry, loss=round(seen.loss, 5), accuracy=round(seen.accuracy, 5)))
-    model = learner.adapter.model
-    base = replace(container.header.base, fingerprint=base_fingerprint(model))
+    return _described(container, learner, entries, base_fingerprint(learner.adapter.model))
+
+
+def _described(
+    container: Container, learner: TransformerLearner, entries: Sequence[ChunkEntry], base: str
+) -> Container:
+    """Return a container with what is known of its chunks, its base model, and its logits now."""
     header = replace(
-        container.header, base=base, chunks=tuple(entries), fingerprint=logits_fingerprint(model)
+        container.header,
+        base=replace(container.header.base, fingerprint=base),
+        chunks=tuple(entries),
+        fingerprint=logits_fingerprint(learner.adapter.model),
     )
     return Container(header, container.chunks)
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rankcast.allocation.custom import load_allocator
-from rankcast.allocation.problem import Allocator
 from rankcast.codec.container import Container
 from rankcast.codec.packing import Source
 from rankcast.codec.planner import pack_planned, pack_within
 from rankcast.errors import InfeasibleDeadlineError
 from rankcast.link.costs import budget_bits
-from rankcast.packaging.measure import RESERVE_BITS, measured, setup_for
+from rankcast.packaging.measure import measured_within, setup_for
 from rankcast.packaging.pack import pack, read_adapter
 from rankcast.packaging.texts import Texts
-from rankcast.records import LinkState
+from rankcast.records import IntArray
 from rankcast.release.manifest import Choice
-from rankcast.training.planner import Planner, load_policy
+from rankcast.training.planner import load_policy
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,17 @@ def planned_files(
     refused: InfeasibleDeadlineError | None = None
     for done, value in enumerate(sorted(snr_db), start=1):
         link = planner.link(value, bandwidth_hz, deadline_s)
+        rate = float(planner.problem.link_costs.rate_bps(link)[0])
         try:
-            packed = _packed(planner, own, source, link, by)
+            ranks = planner.plan(link, own).ranks if by == "policy" else None
+            fit = partial(_packed, source, ranks)
+            file = measured_within(fit, learner, float(budget_bits(rate, link.deadline_s[0])))
         except InfeasibleDeadlineError as error:
             refused = error
             left_out.append(value)
         else:
-            file = measured(packed, learner)
             if file not in files:
                 files.append(file)
-            rate = float(planner.problem.link_costs.rate_bps(link)[0])
             choices.append(Choice(rate, value, float(link.bandwidth_hz[0]), files.index(file)))
         on_link(done)
     if not files and refused is not None:
@@ -94,19 +95,10 @@ def planned_files(
     return PlannedFiles(tuple(files), chosen, tuple(left_out))
 
 
-def _packed(
-    planner: Planner,
-    allocator: Allocator | None,
-    source: Source,
-    link: LinkState,
-    by: Literal["policy", "solver"],
-) -> Container:
-    """Return the adapter within what a link carries, less what measurements take."""
-    rate = planner.problem.link_costs.rate_bps(link)[0]
-    budget = float(budget_bits(rate, link.deadline_s[0])) - RESERVE_BITS
-    if by == "solver":
+def _packed(source: Source, ranks: IntArray | None, budget: float) -> Container:
+    """Return the adapter within a number of bits, planned if ranks are None."""
+    if ranks is None:
         return pack_planned(source, budget)
-    ranks = planner.plan(link, allocator).ranks
     if not ranks.any():
         least = min(p.d_in + p.d_out for p in source.tensors.projections)
         raise InfeasibleDeadlineError(32 * least, budget)

@@ -17,7 +17,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeGuard
 
@@ -29,6 +29,8 @@ LARGEST_BLOB = 2**30
 """Bytes."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+BASE_DIGITS = 16
+_BASE = re.compile(rf"[0-9a-f]{{{BASE_DIGITS}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +140,22 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class UpdatePiece:
-    """What makes one more chunk of a file from the beginning of an older one.
+class Update:
+    """What makes a file of an older one, and of its first chunks the first chunks.
 
     Attributes:
-        base: SHA-256 of that beginning: header and first chunks, joined.
-        blob: the piece itself.
+        base: first `BASE_DIGITS` digits of the SHA-256 of the older file's header, which has the
+            checksums of its chunks. Enough to choose: what comes out is checked in full.
+        blob: the update itself.
     """
 
     base: str
     blob: Blob
+
+
+def base_of(header: Blob) -> str:
+    """Return by which name updates call the file that begins with a header."""
+    return header.sha256[:BASE_DIGITS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +165,12 @@ class File:
     Attributes:
         header: what stands before its chunks, magic and digest included.
         chunks: in order.
-        updates: the pieces that make its first chunks, one each, of several older files.
+        updates: what makes it of older files.
     """
 
     header: Blob
     chunks: tuple[Chunk, ...]
-    updates: tuple[tuple[UpdatePiece, ...], ...] = ()
+    updates: tuple[Update, ...] = ()
 
     @classmethod
     def of(cls, container: Container) -> File:
@@ -268,9 +276,9 @@ class Manifest:
 
     @property
     def update_blobs(self) -> tuple[Blob, ...]:
-        """Every piece of an update once."""
+        """Every update once."""
         updates = (update for file in self.files for update in file.updates)
-        return tuple(dict.fromkeys(piece.blob for update in updates for piece in update))
+        return tuple(dict.fromkeys(update.blob for update in updates))
 
     def without_updates(self) -> Manifest:
         """Return the same files, to be fetched whole."""
@@ -281,7 +289,11 @@ class Manifest:
         plain = asdict(self)
         plain["ladders"] = [
             {"header": file["header"], "rungs": file["chunks"]}
-            | ({"updates": [*map(_plain_update, file["updates"])]} if file["updates"] else {})
+            | (
+                {"updates": [{"base": u["base"], **u["blob"]} for u in file["updates"]]}
+                if file["updates"]
+                else {}
+            )
             for file in plain.pop("files")
         ]
         for choice in plain["choices"]:
@@ -336,33 +348,24 @@ def _check_updates(file: File) -> None:
     """Refuse updates that no file can have.
 
     Raises:
-        DeliveryError: too many, pieces without a chunk, or digests and lengths that cannot be.
+        DeliveryError: too many, or digests and lengths that cannot be.
     """
     if len(file.updates) > MOST_UPDATES:
         raise DeliveryError(f"A file has at most {MOST_UPDATES} updates, got {len(file.updates)}.")
     for update in file.updates:
-        if not 1 <= len(update) <= len(file.chunks):
+        if not isinstance(update.base, str) or not _BASE.fullmatch(update.base):
             raise DeliveryError(
-                f"An update of a file of {len(file.chunks)} chunks has as many pieces or fewer, "
-                f"got {len(update)}."
+                f"An update names the file that it starts from by {BASE_DIGITS} hexadecimal "
+                f"digits, got {update.base!r}."
             )
-        for piece in update:
-            checked_sha256(piece.base)
-            check_blob(piece.blob)
-
-
-def _plain_update(pieces: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{"base": piece["base"], **piece["blob"]} for piece in pieces]
+        check_blob(update.blob)
 
 
 def _file(raw: Mapping[str, Any]) -> File:
     return File(
         _blob(raw["header"]),
         tuple(_chunk(r) for r in raw["rungs"][: MOST_CHUNKS + 1]),
-        tuple(
-            tuple(UpdatePiece(piece["base"], _blob(piece)) for piece in update[: MOST_CHUNKS + 1])
-            for update in raw.get("updates", [])[: MOST_UPDATES + 1]
-        ),
+        tuple(Update(u["base"], _blob(u)) for u in raw.get("updates", [])[: MOST_UPDATES + 1]),
     )
 
 

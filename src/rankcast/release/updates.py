@@ -17,13 +17,14 @@ from rankcast.release.manifest import (
     MOST_UPDATES,
     File,
     Manifest,
-    UpdatePiece,
+    Update,
+    base_of,
     is_sha256,
 )
 from rankcast.release.store import Store
 
-_ENTRY_BYTES = 180
-"""That a piece takes in the manifest, which every device fetches."""
+ENTRY_BYTES = 140
+"""That an update takes in the manifest, which every device fetches, at most."""
 
 
 def released(store: Store, name: str, versions: Sequence[int]) -> list[Manifest]:
@@ -66,36 +67,23 @@ def with_updates(
     new = []
     for i, (file, blobs) in enumerate(zip(manifest.files, files, strict=True)):
         made = [_update(store, blobs, old.files[i]) for old in older if i < len(old.files)]
-        updates = [update for update in made if update][:MOST_UPDATES]
-        new.append(replace(file, updates=tuple(dict.fromkeys(updates))))
+        updates = dict.fromkeys(update for update in made if update is not None)
+        new.append(replace(file, updates=tuple(updates)[:MOST_UPDATES]))
     result = replace(manifest, files=tuple(new))
     return result if len(result.to_bytes()) <= LARGEST_MANIFEST - 32 else manifest
 
 
-def _update(store: Store, new: Sequence[bytes], old: File) -> tuple[UpdatePiece, ...]:
-    """Return the update of a file from an older one; nothing where it is of no use."""
+def _update(store: Store, new: Sequence[bytes], old: File) -> Update | None:
+    """Return the update of a file from an older one; None where it is of no use."""
     try:
-        before = [store.get(blob) for blob in old.blobs()]
-        pieces = make_update(b"".join(before), b"".join(new))
+        before = b"".join(store.get(blob) for blob in old.blobs())
+        update = make_update(before, b"".join(new))
         sha256s = [hashlib.sha256(data).hexdigest() for data in new]
-        if apply_update(b"".join(before), pieces, sha256s) != tuple(new):
-            return ()
+        if apply_update(before, update, sha256s) != tuple(new):
+            return None
     except (CodecError, DeliveryError):
-        return ()
-    saved = sum(map(len, new)) - sum(map(len, pieces))
-    if before == list(new) or saved <= _ENTRY_BYTES * len(pieces):
-        return ()
-    bases = base_digests(before)
-    return tuple(
-        UpdatePiece(bases[min(j, len(bases) - 1)], store.put(piece))
-        for j, piece in enumerate(pieces)
-    )
-
-
-def base_digests(blobs: Sequence[bytes]) -> list[str]:
-    """Return the SHA-256 of header and first chunk, of header and two chunks, and so on."""
-    digest, digests = hashlib.sha256(blobs[0]), []
-    for chunk in blobs[1:]:
-        digest.update(chunk)
-        digests.append(digest.hexdigest())
-    return digests
+        return None
+    saved = sum(map(len, new)) - len(update)
+    if before == b"".join(new) or saved <= ENTRY_BYTES:
+        return None
+    return Update(base_of(old.header), store.put(update))
