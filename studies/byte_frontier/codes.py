@@ -41,7 +41,7 @@ FAMILIES = (ROUNDED, ENTROPY, STEPS, COMPEFT, LORAQUANT, NNC, PACK)
 
 HEAD_WIDTH = 4
 """Bits of a number of the classifier below which no code of a peer goes."""
-WIDTHS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+WIDTHS = {"int4": 4, "int3": 3, "int2": 2}
 GROUPED = {"int2, groups of 64": (2, 64)}
 LORA_STEPS, FEW_STEPS = (1.0, 2.0, 3.0, 4.0), (0.5, 1.0, 2.0)
 LORA_PACKS, FEW_PACKS = (0.5, 1.0, 2.0, 3.0, 4.0), (9.0, 27.0, 81.0)
@@ -51,7 +51,7 @@ NNC_STEPS = (0.5, 1.0, 1.5, 2.0)
 """Steps of MPEG NNC as multiples of the root mean square."""
 DENSITIES = (0.05, 0.2, 0.5)
 SOME = {
-    REFERENCE, "int4", "int4 + entropy", "int2", "int2 + entropy", "1 rms + entropy",
+    REFERENCE, "int8", "int4", "int4 + entropy", "int2", "int2 + entropy", "1 rms + entropy",
     "2 rms + entropy", "3 rms + entropy", f"{LORAQUANT}, 90%", f"{COMPEFT}, 20%",
     f"{NNC}, 1 rms", f"{NNC}, 2 rms",
 }  # fmt: skip
@@ -89,14 +89,14 @@ def reference(adapter: Trained) -> Coded:
     return _floats(adapter, 32)
 
 
-def same_as_reference(adapter: Trained) -> Iterator[Coded]:
-    """Yield the codes in which hardly an answer changes; one seed is enough for them."""
-    yield _floats(adapter, 16)
-    yield _rounded(adapter, "int8", round_strips(adapter.strips, 8), 8)
+def half_precision(adapter: Trained) -> Coded:
+    """Return the adapter in float16, in which hardly an answer changes: one seed is enough."""
+    return _floats(adapter, 16)
 
 
 def simple_codes(adapter: Trained) -> Iterator[Coded]:
     """Yield the codes for numbers of any adapter: rounding, with and without entropy coding."""
+    yield _rounded(adapter, "int8", round_strips(adapter.strips, 8), 8)
     few = adapter.low_rank is None
     for name in ("int4", "int2") if few else ("int4", "int3", "int2"):
         width = WIDTHS[name]

@@ -3,7 +3,7 @@
 Every method and code is judged alike: as the weights that replace those of the base model. A text
 is answered in bfloat16, which takes a third of the time. The texts whose two likeliest classes are
 closest are answered again in float32: rounding moves logits by about a hundredth of their spread,
-so that only close answers can change. The README says how often they did.
+so that only close answers can change. Jobs of kind `float32` count how often they do.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def _peft(name: str, target: Target, kinds: str | None = None, **more: Any) -> A
     """Return one of PEFT's configurations by its name."""
     import peft  # noqa: PLC0415 takes seconds
 
-    return getattr(peft, name)(**target.common(kinds), **more)
+    return getattr(peft, name)(**target.common(kinds) | more)
 
 
 def _lora(target: Target, size: Size, settings: Settings) -> Any:
@@ -143,11 +143,9 @@ def _ia3(target: Target, size: Size, settings: Settings) -> Any:
 
 def _ln_tuning(target: Target, size: Size, settings: Settings) -> Any:
     del settings
-    from peft import LNTuningConfig  # noqa: PLC0415 takes seconds
-
     kinds = size["norms"].split()
     norms = [n for n, _ in target.model.named_modules() if any(n.endswith(k) for k in kinds)]
-    return LNTuningConfig(**target.common() | {"target_modules": norms})
+    return _peft("LNTuningConfig", target, target_modules=norms)
 
 
 def _finish_lora_xs(model: Any, seed: int) -> None:
@@ -162,7 +160,7 @@ def _finish_fourierft(model: Any, seed: int) -> None:
 METHODS: Mapping[str, Method] = {
     "lora": Method(
         "LoRA", _lora, {str(r): {"r": r} for r in (1, 2, 4, 8)},
-        (5e-4, 1e-3, 2e-3, 4e-3), ratio=2.0, scales=(2.0, 8.0),
+        (5e-4, 1e-3, 2e-3, 4e-3), ratio=2.0, scales=(1.0, 2.0, 8.0),
     ),
     "lora_xs": Method(
         "LoRA-XS", _lora_xs, {str(r): {"r": r} for r in (8, 4)},

@@ -26,21 +26,26 @@ class Measured:
 
     Attributes:
         code: its name.
-        n_bytes: mean over seeds.
+        bytes_of: bytes by seed.
         loss: mean over seeds [nats].
         answers: of each seed and text.
     """
 
     code: str
-    n_bytes: float
+    bytes_of: Mapping[int, float]
     loss: float
     answers: Answers
 
-    def at(self, seed: int | None) -> Point:
-        """Return bytes and accuracy, of one seed or over all of them."""
-        if seed is None:
-            return self.n_bytes, float(self.answers.correct.mean())
-        return self.n_bytes, float(self.answers.of_seed(seed).mean())
+    @property
+    def n_bytes(self) -> float:
+        """Mean over seeds."""
+        return float(np.mean(list(self.bytes_of.values())))
+
+    def at(self, seeds: Sequence[int] = ()) -> Point:
+        """Return bytes and accuracy over some seeds; over all of them if none are named."""
+        chosen = seeds or self.answers.seeds
+        accuracy = np.mean([self.answers.of_seed(seed).mean() for seed in chosen])
+        return float(np.mean([self.bytes_of[seed] for seed in chosen])), float(accuracy)
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,9 @@ class Curve:
             return LABELS.get(self.method, self.method)
         return f"{method_label(self.method, self.size)}, {self.family}"
 
-    def points(self, seed: int | None = None) -> list[Point]:
-        """Return bytes and accuracies, of the codes that a seed was judged on."""
-        judged = [m for m in self.codes if seed is None or seed in m.answers.seeds]
-        return [m.at(seed) for m in judged]
+    def points(self, seeds: Sequence[int]) -> list[Point]:
+        """Return bytes and accuracies over some seeds, of the codes that all were judged in."""
+        return [m.at(seeds) for m in self.codes if set(seeds) <= set(m.answers.seeds)]
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -112,9 +116,9 @@ def curves_of(result: Result, task: str) -> list[Curve]:
         s = row.job.settings
         if s["kind"] == "tuning":
             continue
-        name = (s["method"], s["size"]) if "method" in s else (s["way"], "")
+        method, size = (s["method"], s["size"]) if "method" in s else (s["way"], "")
         for code in row.values["codes"]:
-            codes = seen.setdefault((*name, code["family"]), {})
+            codes = seen.setdefault((method, size, code["family"]), {})
             codes.setdefault(code["code"], []).append((row.job.seed, code))
     return [Curve(*key, tuple(_measured(codes))) for key, codes in seen.items()]
 
@@ -125,8 +129,8 @@ def _measured(codes: Mapping[str, list[tuple[int, Mapping]]]) -> list[Measured]:
     for code, judged in codes.items():
         answers = Answers.of(judged)
         assert answers is not None  # there is a judgement for each code
-        n_bytes, loss = (float(np.mean([c[key] for _, c in judged])) for key in ("bytes", "loss"))
-        found.append(Measured(code, n_bytes, loss, answers))
+        loss = float(np.mean([c["loss"] for _, c in judged]))
+        found.append(Measured(code, {seed: c["bytes"] for seed, c in judged}, loss, answers))
     return sorted(found, key=lambda m: m.n_bytes)
 
 
@@ -147,13 +151,16 @@ class Reference:
         """Of each seed and text."""
         return self.measured.answers
 
-    def accuracy_of(self, seed: int | None) -> float:
-        """Return its accuracy with one seed, or over all of them."""
-        return self.measured.at(seed)[1]
+    def accuracy_of(self, seeds: Sequence[int]) -> float:
+        """Return its accuracy over some seeds."""
+        return self.measured.at(seeds)[1]
 
 
 def reference_of(curves: Sequence[Curve]) -> Reference | None:
-    """Return the LoRA of the best mean accuracy in float32; None if none was judged."""
+    """Return the LoRA of the best mean accuracy in float32; None if none was judged.
+
+    Ranks are compared over the seeds that all of them have, if there are any.
+    """
     found = [
         Reference(curve.size, m)
         for curve in curves
@@ -161,7 +168,9 @@ def reference_of(curves: Sequence[Curve]) -> Reference | None:
         for m in curve.codes
         if m.code == REFERENCE
     ]
-    return max(found, key=lambda r: r.accuracy_of(None), default=None)
+    seeds = [set(r.answers.seeds) for r in found]
+    common = sorted(set.intersection(*seeds)) if seeds else []
+    return max(found, key=lambda r: r.accuracy_of(common), default=None)
 
 
 def anchor_of(curves: Sequence[Curve]) -> Curve | None:
@@ -218,7 +227,8 @@ def _summary(curves: Sequence[Curve], best: Reference, title: str) -> Table:
     note = (
         f"Reference: LoRA r {best.size} in float32, {percent(best.answers.accuracy)}. BD rate: "
         f"Bjøntegaard delta rate against LoRA r 1, rounded. Bytes at half a point below the "
-        f"reference: of the mean over seeds, and from least to most of the seeds that get there. "
+        f"reference, on the upper hull of a curve over the logarithm of the bytes: of the mean "
+        f"over seeds, and from least to most of the seeds that get there. "
         f"Within so many bytes: the best code's difference to the reference in points."
     )
     return Table(f"{title}: curves", columns, tuple(lines), note)
@@ -228,21 +238,26 @@ def _rate(curve: Curve, anchor: Curve | None) -> str:
     """Return the Bjøntegaard delta rate against the anchor."""
     if anchor is None or curve is anchor:
         return "–"
-    rate = bd_rate(curve.points(), anchor.points())
+    seeds = [seed for seed in curve.seeds if seed in anchor.seeds]
+    if not seeds:
+        return "–"
+    rate = bd_rate(curve.points(seeds), anchor.points(seeds))
     return "no overlap" if rate is None else f"{100 * rate:+.0f} %"
 
 
 def _bytes_at_half_a_point(curve: Curve, best: Reference) -> str:
     """Return the bytes at half a point below the reference, with the range over seeds."""
-    whole = bytes_at(curve.points(), best.accuracy_of(None) - HALF_A_POINT)
+
+    def over(seeds: Sequence[int]) -> float | None:
+        return bytes_at(curve.points(seeds), best.accuracy_of(seeds) - HALF_A_POINT)
+
+    shared = [seed for seed in curve.seeds if seed in best.answers.seeds]
+    if not shared:
+        return "–"
+    whole = over(shared)
     if whole is None:
         return "not reached"
-    each = [
-        found
-        for seed in curve.seeds
-        if seed in best.answers.seeds
-        and (found := bytes_at(curve.points(seed), best.accuracy_of(seed) - HALF_A_POINT))
-    ]
+    each = [found for seed in shared if (found := over([seed])) is not None]
     spread = f" ({min(each):,.0f} to {max(each):,.0f})" if len(each) > 1 else ""
     return f"{whole:,.0f}{spread}"
 
@@ -252,7 +267,7 @@ def _best_within(curve: Curve, best: Reference, most: float) -> str:
     found = [m for m in curve.codes if m.n_bytes <= most]
     if not found:
         return "–"
-    return _difference(max(found, key=lambda m: m.at(None)[1]), best)
+    return _difference(max(found, key=lambda m: m.at()[1]), best)
 
 
 def _difference(measured: Measured, best: Reference) -> str:
@@ -341,8 +356,19 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _text(result: Result) -> str:
-    """Say which codes are missing, and why."""
+    """Say whether quick judging changes answers, and which codes are missing."""
+    sentences = []
+    if rows := result.select(kind="float32"):
+        texts, changed, low = (
+            sum(row.values[key] for row in rows) for key in ("n_texts", "changed", "in_bfloat16")
+        )
+        sentences.append(
+            f"Of {texts:,} answers of {len(rows)} adapters, {low} are others in bfloat16 than in "
+            f"float32, and {changed} as texts are judged here."
+        )
     missing = sorted({name for row in result.rows for name in row.values.get("missing", ())})
-    if not missing:
-        return ""
-    return f"Some rows lack {', '.join(missing)}, which was not installed where they were made."
+    if missing:
+        sentences.append(
+            f"Some rows lack {', '.join(missing)}, which was not installed where they were made."
+        )
+    return " ".join(sentences)

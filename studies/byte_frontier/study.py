@@ -1,8 +1,8 @@
 """Accuracy against bytes, from the best adapter of any rank down to a single packet.
 
-Four kinds of jobs: `tuning` searches the learning rate of a method; `method` trains a method and
-sends it in the codes of peers; `pack` sends what such a job has trained in files of ours; `ours`
-makes a file of at most so many bytes.
+Kinds of jobs: `tuning` searches the learning rate of a method; `method` trains a method and sends
+it in the codes of peers; `pack` sends what such a job has trained in files of ours; `float32` says
+whether quick judging changes an answer; `ours` makes a file of at most so many bytes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from studies.byte_frontier.codes import (
     Coded,
     Training,
     compeft_codes,
+    half_precision,
     lora_codes,
     nnc_codes,
     pack_codes,
     reference,
-    same_as_reference,
     simple_codes,
 )
-from studies.byte_frontier.judging import Weights
+from studies.byte_frontier.judging import AGAIN, Weights
 from studies.byte_frontier.methods import FEW, METHODS, Settings
 from studies.byte_frontier.nnc import nnc_python
 from studies.byte_frontier.ours import MAKERS, TARGETS, Request
@@ -62,6 +62,11 @@ def jobs(scale: Scale) -> Sequence[Job]:
     ranks = [("lora", size) for size in METHODS["lora"].sizes]
     for task, group in product((SST2, AGNEWS), (ranks, first)):
         every += _compared(task, group)
+        if (task, group) == (SST2, ranks):
+            every += [
+                _after(_method(task, *rank, 0, _codes_of(*rank)), "float32")
+                for rank in (ranks[0], ranks[-1])
+            ]
     for task in (SST2, AGNEWS):
         every += [
             job
@@ -83,7 +88,12 @@ def _compared(task: str, group: Sequence[tuple[str, str]]) -> Iterator[Job]:
     """Yield the jobs that tune methods at some sizes, and those of their results."""
     yield from (_tuning(task, method, size) for method, size in group)
     for seed, (method, size) in product(FIRST_SEEDS, group):
-        yield from _sent(task, method, size, seed, "some" if (method, size) in FURTHEST else "all")
+        yield from _sent(task, method, size, seed, _codes_of(method, size))
+
+
+def _codes_of(method: str, size: str) -> str:
+    """Return in which codes the first seeds of a method are sent."""
+    return "some" if (method, size) in FURTHEST else "all"
 
 
 def _sent(task: str, method: str, size: str, seed: int, codes: str) -> Iterator[Job]:
@@ -91,7 +101,7 @@ def _sent(task: str, method: str, size: str, seed: int, codes: str) -> Iterator[
     job = _method(task, method, size, seed, codes)
     yield job
     if codes != "reference":
-        yield _pack(job)
+        yield _after(job, "pack")
 
 
 def _quick() -> Iterator[Job]:
@@ -99,7 +109,7 @@ def _quick() -> Iterator[Job]:
     steps, lrs = QUICK["steps"], QUICK["lrs"]
     yield tuning_job(AGNEWS, "lora", "1", steps, lrs)
     job = _method(AGNEWS, "lora", "1", 0, "few", steps=steps, lrs=lrs)
-    yield from (job, _pack(job))
+    yield from (job, _after(job, "pack"), _after(job, "float32"))
     yield _method(AGNEWS, "ia3", "k-v-fc2", 0, "few", steps=steps, lrs=lrs)
 
 
@@ -143,10 +153,9 @@ def _method(
     return Job(f"{short_name(task)}-{method}-{size}-{seed}", seed, settings)
 
 
-def _pack(of: Job) -> Job:
-    """Return the job that packs what another job has trained, or would have."""
-    settings = {**of.settings, "kind": "pack", "of": of.name}
-    return Job(f"{of.name}-pack", of.seed, settings)
+def _after(of: Job, kind: str) -> Job:
+    """Return a job on what another job has trained, or would have."""
+    return Job(f"{of.name}-{kind}", of.seed, {**of.settings, "kind": kind, "of": of.name})
 
 
 def _ours(task: str, way: str, target_bytes: int, seed: int) -> Job:
@@ -164,7 +173,13 @@ def _ours(task: str, way: str, target_bytes: int, seed: int) -> Job:
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
     """Do one job; see the head of this file."""
-    runs = {"tuning": _run_tuning, "method": _run_method, "pack": _run_pack, "ours": _run_ours}
+    runs = {
+        "tuning": _run_tuning,
+        "method": _run_method,
+        "pack": _run_pack,
+        "float32": _run_float32,
+        "ours": _run_ours,
+    }
     return runs[job.settings["kind"]](job, context)
 
 
@@ -181,7 +196,7 @@ def _run_method(job: Job, context: RunContext) -> Mapping[str, Any]:
     if s["codes"] in ("reference", "few"):
         codes = islice(codes, 1 if s["codes"] == "reference" else 3)
     elif job.seed == 0:
-        codes = chain(same_as_reference(adapter), codes)
+        codes = chain([half_precision(adapter)], codes)
     missing = [NNC] if s["codes"] in ("all", "some") and nnc_python() is None else []
     numbers = {"n_numbers": adapter.n_numbers, "head_numbers": adapter.head.contrasts.size}
     judged = _judge_all(setup, codes, context)
@@ -190,13 +205,29 @@ def _run_method(job: Job, context: RunContext) -> Mapping[str, Any]:
 
 def _run_pack(job: Job, context: RunContext) -> Mapping[str, Any]:
     """Pack what another job has trained, and judge what decodes."""
-    s, setup = job.settings, Setup.of(job, context)
-    folder = context.scratch.parent / s["of"]
-    adapter = setup.trained(_settings(job, context), folder / ADAPTER_FOLDER)
-    codes = pack_codes(adapter, setup.judge.base)
-    if s["codes"] == "few":
+    setup = Setup.of(job, context)
+    codes = pack_codes(_trained_before(job, setup, context), setup.judge.base)
+    if job.settings["codes"] == "few":
         codes = islice(codes, 1)
     return {"codes": _judge_all(setup, codes, context)}
+
+
+def _run_float32(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Count the answers that are others when every text is answered in float32."""
+    setup = Setup.of(job, context)
+    adapter, tokens = _trained_before(job, setup, context), setup.texts.judged
+    weights = adapter.weights(adapter.strips, adapter.head)
+    exact, quick, low = (
+        setup.judge.logits(tokens, weights, again).argmax(1) for again in (1.0, AGAIN, 0.0)
+    )
+    changed = {"changed": int((quick != exact).sum()), "in_bfloat16": int((low != exact).sum())}
+    return {"codes": [], "n_texts": len(tokens), **changed}
+
+
+def _trained_before(job: Job, setup: Setup, context: RunContext) -> Trained:
+    """Return what another job has trained, or would have."""
+    folder = context.scratch.parent / job.settings["of"]
+    return setup.trained(_settings(job, context), folder / ADAPTER_FOLDER)
 
 
 def _settings(job: Job, context: RunContext) -> Settings:

@@ -51,8 +51,11 @@ class TaskTexts:
         """Tokenise the splits of a task, whose `validation` is what it is tuned on."""
         n_labels = splits.train.n_labels
         base = base_model(model, n_labels, 0, splits)
-        parts = (splits.train, splits.validation, splits.test)
-        return cls(*(tokenise(part, base.tokenizer, max_length) for part in parts), n_labels)
+        train, tuning, judged = (
+            tokenise(part, base.tokenizer, max_length)
+            for part in (splits.train, splits.validation, splits.test)
+        )
+        return cls(train, tuning, judged, n_labels)
 
 
 def base_model(

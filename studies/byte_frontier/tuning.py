@@ -56,6 +56,7 @@ def tuning_job(task: str, method: str, size: str, steps: int, lrs: Sequence[floa
         "steps": steps,
         "lrs": list(lrs or ([] if before else METHODS[method].lrs)),
         "ratio": METHODS[method].ratio,
+        "scales": [] if before else list(METHODS[method].scales),
         "after": before,
     }
     return Job(f"tune-{short_name(task)}-{method}-{size}", SEED, settings)

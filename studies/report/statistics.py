@@ -113,12 +113,12 @@ def pooled_bootstrap(
     columns, counts = np.unique(d, axis=1, return_counts=True)
     generator = np.random.default_rng(rng)
     n_drawn = max(n_seeds - 1, 1)
-    seeds = generator.multinomial(n_drawn, np.full(n_seeds, 1 / n_seeds), size=resamples) / n_drawn
-    means = np.empty(resamples)
+    seeds = generator.multinomial(n_drawn, np.full(n_seeds, 1 / n_seeds), size=resamples)
+    sums = np.empty(resamples)  # of whole numbers where answers are: exact in any order
     for part in np.array_split(np.arange(resamples), max(resamples * len(counts) // 2**22, 1)):
-        texts = generator.multinomial(n, counts / n, size=len(part)) / n
-        means[part] = ((seeds[part] @ columns) * texts).sum(axis=1)
-    low, high = np.quantile(means, TAILS)
+        texts = generator.multinomial(n, counts / n, size=len(part))
+        sums[part] = ((seeds[part] @ columns) * texts).sum(axis=1)
+    low, high = np.quantile(sums / (n_drawn * n), TAILS)
     return Estimate(float(d.mean()), float(low), float(high))
 
 

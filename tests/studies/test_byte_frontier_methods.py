@@ -20,9 +20,9 @@ from studies.byte_frontier.codes import (
     PACK,
     REFERENCE,
     Coded,
+    half_precision,
     pack_codes,
     reference,
-    same_as_reference,
     simple_codes,
 )
 from studies.byte_frontier.judging import Judge, digest
@@ -117,7 +117,7 @@ def test_what_is_merged_answers_as_peft_does(method: str, tmp_path: Path) -> Non
 def test_numbers_are_sent_in_every_code(method: str, tmp_path: Path) -> None:
     judge, adapter = trained(method, tmp_path / "adapter")
     assert adapter.head.contrasts.shape == (1, 33)
-    codes = [reference(adapter), *same_as_reference(adapter), *simple_codes(adapter)]
+    codes = [reference(adapter), half_precision(adapter), *simple_codes(adapter)]
     sizes = {coded.code: coded.n_bytes for coded in codes}
     exact = adapter.exact_bits / 8
     assert sizes[REFERENCE] == 4 * (NUMBERS[method] + 33) + exact
@@ -130,7 +130,7 @@ def test_numbers_are_sent_in_every_code(method: str, tmp_path: Path) -> None:
     n_bytes = [coded.n_bytes for coded in packed]
     assert n_bytes == sorted(n_bytes, reverse=True)
     finest = margins_of(judge, packed[0])
-    assert (whole - finest).abs().mean() < 0.3 * whole.std()
+    assert (whole - finest).abs().mean() < 0.35
 
 
 def test_indices_of_vb_lora_are_sent_exactly(tmp_path: Path) -> None:
