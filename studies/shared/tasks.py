@@ -9,6 +9,8 @@ or 1e-3 and 2e-3 (nested) for 400 steps of another seed, judged on SST-2's valid
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +48,9 @@ class LiveTask:
         finetune: model and training; the seed is set per run.
         first: how many of the training texts that could be kept out to pass over, so that two
             tasks can have other texts.
+        by_sentence: keep out all long phrases of a sentence before those of another, so that few
+            sentences lose their long phrases to the judged pool. Texts of one sentence are no
+            independent draws.
     """
 
     name: str
@@ -54,15 +59,17 @@ class LiveTask:
     n_probe: int
     finetune: FinetuneConfig
     first: int = 0
+    by_sentence: bool = False
 
     def to_plain(self) -> dict[str, Any]:
         """Return the task as it stands in a job's settings, so that a changed task is run anew.
 
-        `first` is left out where it is 0, as it was before there was such a setting.
+        `first` and `by_sentence` are left out where they are as before there were such settings.
         """
         plain = to_plain(self)
-        if not self.first:
-            del plain["first"]
+        for name in ("first", "by_sentence"):
+            if not plain[name]:
+                del plain[name]
         return plain
 
     def splits(self, data: Path | None) -> DatasetSplits:
@@ -76,7 +83,9 @@ class LiveTask:
                 f"This study trains on {self.folder}, which is not in {data}. Name the folder "
                 f"that holds {self.folder}/train.tsv with --data, or set RANKCAST_DATA."
             )
-        return _held_out(data / self.folder, self.n_held_out, self.n_probe, self.first)
+        return _held_out(
+            data / self.folder, self.n_held_out, self.n_probe, self.first, self.by_sentence
+        )
 
     def splits_for(self, context: RunContext) -> DatasetSplits:
         """Return the splits for a job: at the quick scale few texts to probe and to judge.
@@ -89,10 +98,12 @@ class LiveTask:
 
 
 @lru_cache(maxsize=2)
-def _held_out(folder: Path, n_held_out: int, n_probe: int, first: int) -> DatasetSplits:
+def _held_out(
+    folder: Path, n_held_out: int, n_probe: int, first: int, by_sentence: bool
+) -> DatasetSplits:
     """Read a folder's tables and split them, once for all jobs of a worker."""
     config = DatasetConfig(source=str(folder), text_column="sentence", label_column="label")
-    return hold_out(load_dataset(config), n_held_out, n_probe, first)
+    return hold_out(load_dataset(config), n_held_out, n_probe, first, by_sentence=by_sentence)
 
 
 def fewer(splits: DatasetSplits, most: int | None) -> DatasetSplits:
@@ -102,10 +113,21 @@ def fewer(splits: DatasetSplits, most: int | None) -> DatasetSplits:
     )
 
 
-def hold_out(whole: DatasetSplits, n_held_out: int, n_probe: int, first: int = 0) -> DatasetSplits:
-    """Keep a slice of the training texts out of training; see `LiveTask.splits`."""
+def hold_out(
+    whole: DatasetSplits,
+    n_held_out: int,
+    n_probe: int,
+    first: int = 0,
+    *,
+    by_sentence: bool = False,
+) -> DatasetSplits:
+    """Keep a slice of the training texts out of training; see `LiveTask`."""
     texts = whole.train.texts
     order = np.random.default_rng(0).permutation(len(texts)).tolist()
+    if by_sentence:
+        sentence = sentences_of(texts)
+        place = {index: at for at, index in enumerate(order)}
+        order.sort(key=lambda i: (place[sentence[i]], place[i]))
     long = [i for i in order if len(texts[i].split()) >= SHORTEST_HELD_OUT][first:]
     held, probe = long[:n_held_out], long[n_held_out : n_held_out + n_probe]
     away = [texts[i].strip() for i in (*held, *probe)]
@@ -115,6 +137,28 @@ def hold_out(whole: DatasetSplits, n_held_out: int, n_probe: int, first: int = 0
     return DatasetSplits(
         whole.train.subset(kept), whole.train.subset(probe), _joined(pool, whole.train.label_names)
     )
+
+
+def sentences_of(texts: Sequence[str]) -> list[int]:
+    """Return for each text the longest text that it lies within: itself, where there is none.
+
+    Where several longest texts contain it, it belongs to the first of them. Texts too short to be
+    removed (`SHORTEST_REMOVED`) belong to themselves: they lie within many.
+    """
+    found = list(range(len(texts)))
+    longest, starts, owners = "", [], []
+    for i in sorted(found, key=lambda i: -len(texts[i].strip())):
+        text = texts[i].strip()
+        if len(text.split()) < SHORTEST_REMOVED:
+            continue
+        at = longest.find(text)
+        if at >= 0:
+            found[i] = owners[bisect_right(starts, at) - 1]
+        else:
+            starts.append(len(longest))
+            owners.append(i)
+            longest += text + "\n"
+    return found
 
 
 def _overlapping(texts: tuple[str, ...], away: list[str]) -> set[int]:
@@ -207,8 +251,14 @@ AGNEWS = LiveTask(
 _ONE_BUDGET = replace(_NESTED, total_steps=1000, weight_decay=0.0, alpha=None)
 """What every method of the byte frontier gets, whatever its learning rate."""
 SST2_FRONTIER = LiveTask(
-    "sst2-frontier", "sst2", n_held_out=4400, n_probe=4000, finetune=_ONE_BUDGET
+    "sst2-frontier",
+    "sst2",
+    n_held_out=4400,
+    n_probe=3000,
+    finetune=_ONE_BUDGET,
+    by_sentence=True,
 )
+"""Whole sentences are kept out: texts to train on are as long as with all of SST-2."""
 AGNEWS_FRONTIER = LiveTask(
     "agnews-frontier",
     "agnews",

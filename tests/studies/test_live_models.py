@@ -17,7 +17,7 @@ from rankcast.learner.texts import DatasetSplits, TextDataset
 from rankcast.learner.transformer import TransformerLearner
 from studies.harness.spec import RunContext
 from studies.shared.judging import PlanJudge, pack, unpack
-from studies.shared.tasks import LiveTask, hold_out, train_to_end
+from studies.shared.tasks import LiveTask, hold_out, sentences_of, train_to_end
 
 CONFIG = FinetuneConfig(
     model="tiny",
@@ -72,6 +72,32 @@ def test_nothing_trained_on_contains_or_lies_within_what_is_held_out(seed: int) 
         assert not any(phrase in text for phrase in away)
         if len(text.split()) >= 4:
             assert not any(text in phrase for phrase in away)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_by_sentence_fewer_sentences_lose_their_phrases(seed: int) -> None:
+    given_ = whole(seed)
+    texts, sentence = given_.train.texts, sentences_of(given_.train.texts)
+    owner = {text: texts[sentence[i]] for i, text in enumerate(texts)}
+    whole_ones = hold_out(given_, n_held_out=30, n_probe=10, by_sentence=True)
+    scattered = hold_out(given_, n_held_out=30, n_probe=10)
+    held, few = ({owner[t] for t in s.test.texts[3:]} for s in (scattered, whole_ones))
+    assert len(few) < len(held)
+    assert len(whole_ones.train) > len(scattered.train)
+    for text in whole_ones.train.texts:
+        if len(text.split()) >= 4:
+            assert owner[text] not in few
+
+
+def test_a_phrase_belongs_to_the_longest_text_around_it() -> None:
+    texts = [
+        "one two three four ",
+        "zero one two three four five",
+        "one two three",
+        "six",
+        "a b c d",
+    ]
+    assert sentences_of(texts) == [1, 1, 2, 3, 4]
 
 
 def test_labels_stay_with_their_texts() -> None:
