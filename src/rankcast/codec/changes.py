@@ -11,6 +11,7 @@ Weights are whole numbers, so that two machines never disagree.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -116,12 +117,12 @@ _SAME = (1, 1)
 """Weights of `same` and `other`, where only that is coded at first."""
 
 
-class _ChangeCoder:
+class _ChangeCoder(ABC):
     """Divides symbols by what the other file says of them."""
 
+    @abstractmethod
     def _code(self, symbols: Indices | None, count: int, model: Any) -> Indices:
         """Code symbols with a `_Key` or with a model of constriction's."""
-        raise NotImplementedError
 
     def near(self, symbol: int, predicted: int, size: int, likely: int | None = None) -> int:
         """Code a symbol that is likely near another, and return it."""

@@ -110,11 +110,7 @@ def publish(
         known = BaseModel(manifest.base.name, before.base_fingerprint if before else None)
         same = same_base(known.fingerprint, manifest.base.fingerprint)
         if before and not same and not allow_new_base:
-            raise DeliveryError(
-                f"{name} is for the base model {before.base_fingerprint[:16]}…, and these files "
-                f"are for {str(manifest.base.fingerprint)[:16]}… ({manifest.base.name}). Publish "
-                f"them under another name, or with --allow-new-base if every device changes over."
-            )
+            raise _of_another_base(name, before, manifest.base)
         if same:
             manifest = replace(manifest, base=_whole([manifest.base, known]))
         active = _active(store, name, before)
@@ -142,6 +138,15 @@ def publish(
             signing = Signing(signers, now, lifetimes)
             replace(repository, targets=targets).write(store, signing)
         return manifest
+
+
+def _of_another_base(name: str, before: Published, base: BaseModel) -> DeliveryError:
+    """Word the refusal of files for another base model than the active release's."""
+    return DeliveryError(
+        f"{name} is for the base model {before.base_fingerprint[:16]}…, and these files are for "
+        f"{str(base.fingerprint)[:16]}… ({base.name}). Publish them under another name, or with "
+        f"--allow-new-base if every device changes over."
+    )
 
 
 def _active(store: Store, name: str, entry: Published | None) -> Manifest | None:
