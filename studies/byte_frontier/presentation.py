@@ -358,7 +358,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 def _text(result: Result) -> str:
     """Say whether quick judging changes answers, and which codes are missing."""
     sentences = []
-    if rows := result.select(kind="float32"):
+    if rows := [row for row in result.select(kind="float32") if row.values["n_texts"]]:
         texts, changed, low = (
             sum(row.values[key] for row in rows) for key in ("n_texts", "changed", "in_bfloat16")
         )

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
 from rankcast.config.learner import FinetuneConfig
-from rankcast.files import put_file
+from rankcast.files import only_one, put_file
 from rankcast.learner.base_models import BaseModel
 from rankcast.learner.batching import TokenisedDataset
 from studies.byte_frontier.adapters import Origin, Trained, read_trained
@@ -29,6 +30,7 @@ from studies.byte_frontier.tuning import (
     tuning_job,
 )
 from studies.harness.spec import Job, RunContext
+from studies.harness.store import fingerprint
 from studies.shared.tasks import QUICK_TEXTS, TASKS
 
 CHECKPOINT = "training.pt"
@@ -49,6 +51,18 @@ def task_texts(task: str, data: Path | None, few: bool) -> TaskTexts:
         return texts
     fewer = [first_texts(part, QUICK_TEXTS) for part in (texts.tuning, texts.judged)]
     return replace(texts, tuning=fewer[0], judged=fewer[1])
+
+
+def common_folder(kind: str, name: str, settings: Mapping[str, Any], context: RunContext) -> Path:
+    """Return a folder that belongs to no job, for what several jobs need and any of them may make.
+
+    Args:
+        kind: of what is in it.
+        name: of the job that is there to make it.
+        settings: of that job; with others it is another folder.
+        context: of the job that asks.
+    """
+    return context.scratch.parent.parent / kind / name / fingerprint(settings)
 
 
 def first_texts(tokens: TokenisedDataset, n: int) -> TokenisedDataset:
@@ -90,13 +104,17 @@ class Setup:
         return Judge(base_model(self.config.model, self.texts.n_labels, 0).model)
 
     def trained(self, settings: Settings, folder: Path) -> Trained:
-        """Return an adapter, trained if it is not yet in `folder`, resumed where it stopped."""
-        if not folder.is_dir():
-            checkpoint = folder.with_name(f"{folder.name}-{CHECKPOINT}")
-            trainer = self.trainer(settings)
-            trainer.train(checkpoint)
-            trainer.save(folder)
-            checkpoint.unlink(missing_ok=True)
+        """Return an adapter, trained if it is not yet in `folder`, resumed where it stopped.
+
+        Whoever needs an adapter that another process is training waits for it.
+        """
+        with only_one(folder.with_name(f"{folder.name}.lock"), f"training {folder}", wait=True):
+            if not folder.is_dir():
+                checkpoint = folder.with_name(f"{folder.name}-{CHECKPOINT}")
+                trainer = self.trainer(settings)
+                trainer.train(checkpoint)
+                trainer.save(folder)
+                checkpoint.unlink(missing_ok=True)
         return self.read(settings, folder)
 
     def fresh(self) -> BaseModel:
@@ -117,12 +135,20 @@ class Setup:
 def run_tuning(job: Job, context: RunContext) -> list[Candidate]:
     """Return every candidate of a job of tuning, measured on the texts for tuning.
 
-    Each is kept when it has been measured, so that an interrupted search goes on.
+    Each is kept when it has been measured, so that an interrupted search goes on. Whoever needs a
+    search that another process is doing waits for it.
     """
-    known = known_candidates(job, context)
-    if known is not None:
-        return known
-    scratch = context.scratch.parent / job.name  # perhaps of another job, which needs it now
+    scratch = common_folder("tuned", job.name, job.settings, context)
+    with only_one(scratch / "lock", f"doing {job.name}", wait=True):
+        known = known_candidates(job, context)
+        if known is None:
+            known = _search(job, context, scratch)
+            keep_candidates(job, context, known)
+    return known
+
+
+def _search(job: Job, context: RunContext, scratch: Path) -> list[Candidate]:
+    """Measure the candidates of a job of tuning; what was measured before is read."""
     setup = Setup.of(job, context)
 
     def measure(settings: Settings) -> Mapping[str, float]:
@@ -143,9 +169,7 @@ def run_tuning(job: Job, context: RunContext) -> list[Candidate]:
         steps = TASKS[task].finetune.total_steps
         earlier = tuning_job(task, job.settings["method"], size, steps)
         start = best_of(run_tuning(earlier, context))
-    candidates = tune(job, start, measure)
-    keep_candidates(job, context, candidates)
-    return candidates
+    return tune(job, start, measure)
 
 
 def tuning_score(setup: Setup, adapter: Trained) -> dict[str, float]:

@@ -31,12 +31,18 @@ from studies.byte_frontier.codes import (
     reference,
     simple_codes,
 )
-from studies.byte_frontier.judging import AGAIN, Weights
+from studies.byte_frontier.judging import AGAIN, Weights, fast_type
 from studies.byte_frontier.methods import FEW, METHODS, Settings
 from studies.byte_frontier.nnc import nnc_python
 from studies.byte_frontier.ours import MAKERS, TARGETS, Request
 from studies.byte_frontier.presentation import present
-from studies.byte_frontier.runs import Setup, chosen_settings, first_texts, run_tuning
+from studies.byte_frontier.runs import (
+    Setup,
+    chosen_settings,
+    common_folder,
+    first_texts,
+    run_tuning,
+)
 from studies.byte_frontier.tuning import short_name, tuning_job
 from studies.harness.spec import Job, RunContext, Scale, Study
 from studies.shared.tasks import TASKS
@@ -191,14 +197,19 @@ def _run_method(job: Job, context: RunContext) -> Mapping[str, Any]:
     """Train with the settings that won, send in the codes of peers, judge what decodes."""
     s, setup = job.settings, Setup.of(job, context)
     settings = _settings(job, context)
-    adapter = setup.trained(settings, context.scratch / ADAPTER_FOLDER)
-    codes = _peers(setup, adapter, settings, context.scratch, s["codes"])
+    folder = _adapter_folder(job, context)
+    adapter = setup.trained(settings, folder)
+    codes = _peers(setup, adapter, settings, folder, s["codes"])
     if s["codes"] in ("reference", "few"):
         codes = islice(codes, 1 if s["codes"] == "reference" else 3)
     elif job.seed == 0:
         codes = chain([half_precision(adapter)], codes)
     missing = [NNC] if s["codes"] in ("all", "some") and nnc_python() is None else []
-    numbers = {"n_numbers": adapter.n_numbers, "head_numbers": adapter.head.contrasts.size}
+    numbers = {
+        "n_numbers": adapter.n_numbers,
+        "head_numbers": adapter.head.contrasts.size,
+        "computed_in": str(fast_type()).removeprefix("torch."),
+    }
     judged = _judge_all(setup, codes, context)
     return {"settings": settings, **numbers, "codes": judged, "missing": missing}
 
@@ -213,7 +224,12 @@ def _run_pack(job: Job, context: RunContext) -> Mapping[str, Any]:
 
 
 def _run_float32(job: Job, context: RunContext) -> Mapping[str, Any]:
-    """Count the answers that are others when every text is answered in float32."""
+    """Count the answers that are others when every text is answered in float32.
+
+    On a processor that answers in float32 anyway there is nothing to count.
+    """
+    if fast_type() is torch.float32:
+        return {"codes": [], "n_texts": 0, "changed": 0, "in_bfloat16": 0}
     setup = Setup.of(job, context)
     adapter, tokens = _trained_before(job, setup, context), setup.texts.judged
     weights = adapter.weights(adapter.strips, adapter.head)
@@ -226,8 +242,14 @@ def _run_float32(job: Job, context: RunContext) -> Mapping[str, Any]:
 
 def _trained_before(job: Job, setup: Setup, context: RunContext) -> Trained:
     """Return what another job has trained, or would have."""
-    folder = context.scratch.parent / job.settings["of"]
-    return setup.trained(_settings(job, context), folder / ADAPTER_FOLDER)
+    return setup.trained(_settings(job, context), _adapter_folder(job, context))
+
+
+def _adapter_folder(job: Job, context: RunContext) -> Path:
+    """Return where the adapter is that a job needs, whichever job has trained it."""
+    settings = {key: value for key, value in job.settings.items() if key not in ("kind", "of")}
+    name = job.settings.get("of", job.name)
+    return common_folder("trained", name, settings, context) / ADAPTER_FOLDER
 
 
 def _settings(job: Job, context: RunContext) -> Settings:
@@ -238,13 +260,13 @@ def _settings(job: Job, context: RunContext) -> Settings:
 
 
 def _peers(
-    setup: Setup, adapter: Trained, settings: Settings, scratch: Path, wanted: str
+    setup: Setup, adapter: Trained, settings: Settings, folder: Path, wanted: str
 ) -> Iterator[Coded]:
     """Yield an adapter in the codes of peers: all of them, or some."""
     if wanted != "some":
-        yield from _every_peer(setup, adapter, settings, scratch, DENSITIES)
+        yield from _every_peer(setup, adapter, settings, folder, DENSITIES)
         return
-    codes = _every_peer(setup, adapter, settings, scratch, SOME_DENSITIES)
+    codes = _every_peer(setup, adapter, settings, folder, SOME_DENSITIES)
     yield from (coded for coded in codes if coded.code in SOME)
 
 
@@ -252,7 +274,7 @@ def _every_peer(
     setup: Setup,
     adapter: Trained,
     settings: Settings,
-    scratch: Path,
+    folder: Path,
     densities: Sequence[float],
 ) -> Iterator[Coded]:
     """Yield an adapter in every code of peers."""
@@ -268,8 +290,8 @@ def _every_peer(
     def loss(weights: Weights) -> float:
         return float(F.cross_entropy(setup.judge.logits(tokens, weights, again=0.0), labels))
 
-    before = setup.trainer(settings).save(scratch / "before")
-    training = Training(before, scratch / ADAPTER_FOLDER, settings["scale"], densities, loss)
+    before = setup.trainer(settings).save(folder.with_name("before"))
+    training = Training(before, folder, settings["scale"], densities, loss)
     yield from compeft_codes(adapter, base, training)
     yield from nnc_codes(adapter)
 

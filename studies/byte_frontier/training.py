@@ -23,6 +23,7 @@ from rankcast.learner.objectives import SequenceClassification
 from rankcast.learner.texts import DatasetSplits
 from rankcast.training.folder import load_state, save_state
 from studies.baselines.lora_xs import cores
+from studies.byte_frontier.judging import fast_type
 from studies.byte_frontier.methods import ADAPTER, HEAD_LR, METHODS, Settings, Target
 
 CHECKPOINT_EVERY = 200
@@ -75,7 +76,8 @@ def base_model(
 class AdapterTrainer:
     """Trains one adapter and the classifier.
 
-    The forward pass runs in bfloat16 (`torch.autocast`), weights and optimiser are float32.
+    The forward pass runs in bfloat16 (`torch.autocast`) where the processor computes in it, else in
+    float32 on the same frozen weights; weights and optimiser are float32.
 
     Args:
         base: a model that nothing else uses; its frozen linear maps are rounded to bfloat16, as
@@ -139,7 +141,7 @@ class AdapterTrainer:
             group["lr"] = share * group["peak"]
         batch = self._texts.collate(self._batches.peek())
         self.model.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_type() is torch.bfloat16):
             output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         loss = F.cross_entropy(output.logits.float(), batch.labels)  # pyright: ignore[reportArgumentType]
         value = float(loss.detach())
@@ -192,8 +194,11 @@ class AdapterTrainer:
 
 
 def _round_frozen(model: nn.Module) -> None:
-    """Round frozen linear maps to bfloat16 once, instead of in every forward pass."""
+    """Round frozen linear maps to bfloat16 once, instead of in every forward pass.
+
+    They are on every machine, so that a method trains on the same model everywhere.
+    """
     for name, module in model.named_modules():
         frozen = not any(p.requires_grad for p in module.parameters())
         if isinstance(module, nn.Linear) and frozen and ".lora_" not in name:
-            module.to(torch.bfloat16)
+            module.to(torch.bfloat16).to(fast_type())
