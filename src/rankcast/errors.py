@@ -8,6 +8,7 @@ RankcastError
 ├── ConfigError                   a setting that does not exist or makes no sense
 ├── CheckpointError               a run that cannot be continued or loaded
 ├── CodecError                    bytes that are no adapter, or an adapter that cannot be coded
+│   └── InfeasibleSizeError       no file of an adapter is as small as was asked; names the smallest
 └── DeliveryError                 a release, store, server or device that cannot do what was asked
     ├── UnavailableError          no room on the disk, nobody answers: try again later
     └── TrustError                metadata or bytes that must not be trusted; names the attack
@@ -68,6 +69,29 @@ class CheckpointError(RankcastError, RuntimeError):
 
 class CodecError(RankcastError, ValueError):
     """Bytes that are no adapter, damaged ones, or an adapter that cannot be coded."""
+
+
+class InfeasibleSizeError(CodecError):
+    """No file of an adapter that keeps anything of its update is as small as was asked.
+
+    Attributes:
+        smallest_bytes: of the smallest such file.
+        target_bytes: that were asked for.
+        trainable: whether training can make a smaller one.
+    """
+
+    def __init__(self, smallest_bytes: int, target_bytes: int, *, trainable: bool) -> None:
+        """Word the shortfall and the remedy."""
+        self.smallest_bytes = smallest_bytes
+        self.target_bytes = target_bytes
+        self.trainable = trainable
+        remedy = f"Ask for at least {smallest_bytes:,} bytes"
+        if trainable:
+            remedy += f", or train for the size: rankcast qat ADAPTER --target-bytes {target_bytes}"
+        super().__init__(
+            f"Without training the smallest file of this adapter has {smallest_bytes:,} bytes, and "
+            f"the target is {target_bytes:,}: short by {smallest_bytes - target_bytes:,}. {remedy}."
+        )
 
 
 class DeliveryError(RankcastError, RuntimeError):

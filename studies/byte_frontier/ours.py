@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from rankcast.codec.container import read_container
+from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
-from studies.byte_frontier.judging import Judge, Weights
-from studies.byte_frontier.training import TaskTexts
+from rankcast.learner.byte_budget import ByteBudgetTraining, packer, usual_training
+from rankcast.learner.texts import DatasetSplits
+from rankcast.learner.transformer import TransformerLearner
+from rankcast.training.folder import load_state, save_state
+from studies.byte_frontier.adapters import HEAD, Head, merged
+from studies.byte_frontier.judging import Weights, fast_type
 
 ONE_PACKET, FEW_PACKETS = 1_200, 2_000
 """Bytes of a whole file: what a packet carries, and what the goal allows."""
+CHECKPOINT, CHECKPOINT_EVERY = "training.pt", 100
+LR, SCALE = 3e-3, 2.0
+"""Of the steps before rounding, chosen on the texts for tuning."""
 
 
 @dataclass(frozen=True)
@@ -20,18 +32,17 @@ class Request:
     """What a file is made from.
 
     Attributes:
-        task: name of the task.
         config: budget of the training, with the seed.
-        texts: to learn from, and to choose on; what is judged is not for a maker.
-        judge: measures weights, and has those of the base model.
+        splits: to learn from (`train`), and to choose on (`validation`); what is judged (`test`)
+            is not for a maker.
+        base: weights of the base model.
         target_bytes: that the whole file may have.
         scratch: a folder that survives interruptions.
     """
 
-    task: str
     config: FinetuneConfig
-    texts: TaskTexts
-    judge: Judge
+    splits: DatasetSplits
+    base: Weights
     target_bytes: int
     scratch: Path
 
@@ -51,10 +62,51 @@ class OurFile:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-Maker = Callable[[Request], OurFile]
-MAKERS: Mapping[str, Maker] = {}
+@dataclass(frozen=True)
+class Way:
+    """A way to make a file.
+
+    Attributes:
+        label: what readers call it.
+        make: makes a file.
+        targets: bytes at which it is measured.
+        times_steps: training steps as a multiple of those that other methods have.
+    """
+
+    label: str
+    make: Callable[[Request], OurFile]
+    targets: tuple[int, ...]
+    times_steps: int = 1
+
+
+def trained_for_size(request: Request) -> OurFile:
+    """Train as `rankcast train --codec.target-bytes` does, at rank 1."""
+    codec = CodecConfig(target_bytes=request.target_bytes, rank=1)
+    steps = request.config.total_steps
+    precision = "bf16" if fast_type() is torch.bfloat16 else "no"
+    config = replace(
+        request.config, r_max=1, alpha=SCALE, lr=LR, mixed_precision=precision, weight_decay=0.0
+    )
+    learner = TransformerLearner(usual_training(config, codec, steps), request.splits)
+    learner.adapter.model.get_base_model().set_attn_implementation("eager")
+    training = ByteBudgetTraining(learner, codec, steps, packer(learner))
+    checkpoint = request.scratch / CHECKPOINT
+    if checkpoint.is_file():
+        training.load_state_dict(load_state(checkpoint))
+    while training.n_steps < steps:
+        training.step()
+        if training.n_steps % CHECKPOINT_EVERY == 0:
+            save_state(checkpoint, training.state_dict())
+    data = training.finish().to_bytes()
+    tensors = read_container(data).tensors()
+    head = Head(*(np.asarray(tensors.modules[name], np.float32) for name in HEAD))
+    return OurFile(data, {**merged(tensors, request.base), **head.weights})
+
+
+WAYS: Mapping[str, Way] = {
+    "trained": Way("ours", trained_for_size, (FEW_PACKETS, ONE_PACKET)),
+    "trained-long": Way(
+        "ours, three times the steps", trained_for_size, (FEW_PACKETS, ONE_PACKET), times_steps=3
+    ),
+}
 """By the name that stands in settings of jobs."""
-TARGETS: Mapping[str, tuple[int, ...]] = {}
-"""Bytes at which each of them is measured."""
-LABELS: Mapping[str, str] = {}
-"""What readers call each of them."""

@@ -8,13 +8,20 @@ from functools import cached_property
 
 import numpy as np
 
+from rankcast.records import IntArray
 from studies.byte_frontier.codes import FAMILIES, PACK, REFERENCE, ROUNDED
 from studies.byte_frontier.methods import METHODS
-from studies.byte_frontier.ours import FEW_PACKETS, LABELS, ONE_PACKET
+from studies.byte_frontier.ours import FEW_PACKETS, ONE_PACKET, WAYS
 from studies.byte_frontier.rates import Point, bd_rate, bytes_at
 from studies.harness.spec import Claim, LineChart, Presentation, Result, Row, Table
 from studies.report.statistics import verdict_equivalent
-from studies.shared.judging import Answers, accuracy_series, percent, points_claim
+from studies.shared.judging import (
+    Answers,
+    accuracy_series,
+    percent,
+    points_claim,
+    unpack_groups,
+)
 
 HALF_A_POINT = 0.005
 TASK_LABELS = {"sst2-frontier": "SST-2", "agnews-frontier": "AG News"}
@@ -68,7 +75,7 @@ class Curve:
     def label(self) -> str:
         """What readers call it."""
         if self.method not in METHODS:
-            return LABELS.get(self.method, self.method)
+            return WAYS[self.method].label if self.method in WAYS else self.method
         return f"{method_label(self.method, self.size)}, {self.family}"
 
     def points(self, seeds: Sequence[int]) -> list[Point]:
@@ -120,14 +127,25 @@ def curves_of(result: Result, task: str) -> list[Curve]:
         for code in row.values["codes"]:
             codes = seen.setdefault((method, size, code["family"]), {})
             codes.setdefault(code["code"], []).append((row.job.seed, code))
-    return [Curve(*key, tuple(_measured(codes))) for key, codes in seen.items()]
+    groups = _groups_of(result, task)
+    return [Curve(*key, tuple(_measured(codes, groups))) for key, codes in seen.items()]
 
 
-def _measured(codes: Mapping[str, list[tuple[int, Mapping]]]) -> list[Measured]:
+def _groups_of(result: Result, task: str) -> IntArray | None:
+    """Return the group of each judged text of a task; None if no row has them."""
+    for row in result.select(task=task, kind="method"):
+        if "groups" in row.values:
+            return unpack_groups(row.values["groups"], row.values["codes"][0]["n_texts"])
+    return None
+
+
+def _measured(
+    codes: Mapping[str, list[tuple[int, Mapping]]], groups: IntArray | None
+) -> list[Measured]:
     """Return codes from cheap to dear."""
     found = []
     for code, judged in codes.items():
-        answers = Answers.of(judged)
+        answers = Answers.of(judged, groups)
         assert answers is not None  # there is a judgement for each code
         loss = float(np.mean([c["loss"] for _, c in judged]))
         found.append(Measured(code, {seed: c["bytes"] for seed, c in judged}, loss, answers))
@@ -198,11 +216,19 @@ def _claims(curves: Sequence[Curve], best: Reference, title: str) -> list[Claim]
                     difference,
                     verdict_equivalent(difference, HALF_A_POINT),
                     m.answers.shared(best.answers),
-                    f"{m.answers.correct.shape[1]:,} texts; numbers only, without a header.",
+                    f"{_pool(m.answers)}; numbers only, without a header.",
                     more=f" in {m.n_bytes:,.0f} bytes",
                 )
             )
     return claims
+
+
+def _pool(answers: Answers) -> str:
+    """Say how many texts were judged, and how many are drawn for an interval."""
+    n_texts = answers.correct.shape[1]
+    n_groups = n_texts if answers.groups is None else len(np.unique(answers.groups))
+    of = "" if n_groups == n_texts else f" of {n_groups:,} sentences, which are resampled whole"
+    return f"{n_texts:,} texts{of}"
 
 
 def _summary(curves: Sequence[Curve], best: Reference, title: str) -> Table:
@@ -296,7 +322,8 @@ def _every_code(curves: Sequence[Curve], best: Reference, title: str) -> Table:
         "method", "code", "bytes", "accuracy", "difference to the reference", "loss [nats]",
         "seeds",
     )  # fmt: skip
-    return Table(f"{title}: codes", columns, tuple(lines), "95 % intervals over seeds and texts.")
+    note = f"95 % intervals over seeds and texts: {_pool(best.answers)}."
+    return Table(f"{title}: codes", columns, tuple(lines), note)
 
 
 def _method_of(curve: Curve) -> str:

@@ -34,7 +34,7 @@ from studies.byte_frontier.codes import (
 from studies.byte_frontier.judging import AGAIN, Weights, fast_type
 from studies.byte_frontier.methods import FEW, METHODS, Settings
 from studies.byte_frontier.nnc import nnc_python
-from studies.byte_frontier.ours import MAKERS, TARGETS, Request
+from studies.byte_frontier.ours import WAYS, Request
 from studies.byte_frontier.presentation import present
 from studies.byte_frontier.runs import (
     Setup,
@@ -43,8 +43,9 @@ from studies.byte_frontier.runs import (
     first_texts,
     run_tuning,
 )
-from studies.byte_frontier.tuning import short_name, tuning_job
+from studies.byte_frontier.tuning import short_name, training_settings, tuning_job
 from studies.harness.spec import Job, RunContext, Scale, Study
+from studies.shared.judging import pack_groups
 from studies.shared.tasks import TASKS
 
 SST2, AGNEWS = "sst2-frontier", "agnews-frontier"
@@ -82,8 +83,8 @@ def jobs(scale: Scale) -> Sequence[Job]:
         ]
         every += [
             _ours(task, way, n, seed)
-            for way in MAKERS
-            for n in TARGETS[way]
+            for way in WAYS
+            for n in WAYS[way].targets
             for seed in (*FIRST_SEEDS, *MORE_SEEDS)
         ]
         every += _compared(task, second)
@@ -146,13 +147,7 @@ def _method(
     """
     n_steps = steps or TASKS[task].finetune.total_steps
     settings = {
-        "kind": "method",
-        "task": task,
-        "setup": TASKS[task].to_plain(),
-        "method": method,
-        "size": size,
-        "knobs": METHODS[method].sizes[size],
-        "steps": n_steps,
+        **training_settings("method", task, method, size, n_steps),
         "tuning": tuning_job(task, method, size, n_steps, lrs).name,
         "codes": codes,
     }
@@ -172,7 +167,7 @@ def _ours(task: str, way: str, target_bytes: int, seed: int) -> Job:
         "setup": TASKS[task].to_plain(),
         "way": way,
         "target_bytes": target_bytes,
-        "steps": TASKS[task].finetune.total_steps,
+        "steps": TASKS[task].finetune.total_steps * WAYS[way].times_steps,
     }
     return Job(f"{short_name(task)}-{way}-{target_bytes}-{seed}", seed, settings)
 
@@ -211,7 +206,14 @@ def _run_method(job: Job, context: RunContext) -> Mapping[str, Any]:
         "computed_in": str(fast_type()).removeprefix("torch."),
     }
     judged = _judge_all(setup, codes, context)
-    return {"settings": settings, **numbers, "codes": judged, "missing": missing}
+    groups = TASKS[s["task"]].groups(context.data)[: len(setup.texts.judged)]
+    return {
+        "settings": settings,
+        **numbers,
+        "groups": pack_groups(groups),  # of the judged texts, for the intervals of all rows
+        "codes": judged,
+        "missing": missing,
+    }
 
 
 def _run_pack(job: Job, context: RunContext) -> Mapping[str, Any]:
@@ -304,8 +306,9 @@ def _run_ours(job: Job, context: RunContext) -> Mapping[str, Any]:
     """
     s, setup = job.settings, Setup.of(job, context)
     most = s["target_bytes"]
-    request = Request(s["task"], setup.config, setup.texts, setup.judge, most, context.scratch)
-    made = MAKERS[s["way"]](request)
+    splits, base = TASKS[s["task"]].splits(context.data), setup.judge.base
+    request = Request(setup.config, splits, base, most, context.scratch)
+    made = WAYS[s["way"]].make(request)
     if len(made.data) > most:
         raise CodecError(f"{job.name} made {len(made.data)} bytes where {most} were asked for.")
     code = {"code": f"{most:,} bytes", "family": s["way"], "bytes": float(len(made.data))}

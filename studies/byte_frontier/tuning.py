@@ -47,19 +47,34 @@ def tuning_job(task: str, method: str, size: str, steps: int, lrs: Sequence[floa
     """
     before = None if lrs else _before(task, method, size)
     settings = {
-        "kind": "tuning",
-        "task": task,
-        "setup": TASKS[task].to_plain(),
-        "method": method,
-        "size": size,
-        "knobs": METHODS[method].sizes[size],
-        "steps": steps,
+        **training_settings("tuning", task, method, size, steps),
         "lrs": list(lrs or ([] if before else METHODS[method].lrs)),
         "ratio": METHODS[method].ratio,
         "scales": [] if before else list(METHODS[method].scales),
         "after": before,
     }
     return Job(f"tune-{short_name(task)}-{method}-{size}", SEED, settings)
+
+
+def training_settings(kind: str, task: str, method: str, size: str, steps: int) -> dict[str, Any]:
+    """Return what the settings of all jobs that train a method begin with.
+
+    Args:
+        kind: of the job.
+        task: name of the task.
+        method: name in `METHODS`.
+        size: name of one of its sizes.
+        steps: of a training.
+    """
+    return {
+        "kind": kind,
+        "task": task,
+        "setup": TASKS[task].to_plain(),
+        "method": method,
+        "size": size,
+        "knobs": METHODS[method].sizes[size],
+        "steps": steps,
+    }
 
 
 def _before(task: str, method: str, size: str) -> list[str] | None:

@@ -16,14 +16,14 @@ from rankcast.adapters.projections import find_projections
 from rankcast.codec.container import pack_at_exponent
 from rankcast.codec.formats.peft import read_peft
 from rankcast.codec.header import BaseModel
-from rankcast.codec.packing import Source
+from rankcast.codec.packing import Coding, Source
 from rankcast.codec.planner import pack_within
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.config.learner import FinetuneConfig
 from rankcast.files import replace_file
 from rankcast.learner.base_models import load_model
 from rankcast.learner.objectives import SequenceClassification
-from rankcast.learner.qat import Coding, QatConfig, learner_for, prepare_qat
+from rankcast.learner.qat import QatConfig, learner_for, prepare_qat
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.training.folder import load_state

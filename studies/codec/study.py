@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rankcast.codec.packing import exponent_of_quality
+from rankcast.codec.packing import Coding, exponent_of_quality
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.learner import FinetuneConfig
-from rankcast.learner.qat import Coding, QatConfig, coding_for, learner_for
+from rankcast.learner.qat import QatConfig, coding_for, learner_for
 from rankcast.learner.transformer import TransformerLearner
 from studies.codec.coding import (
     energy_shares,

@@ -100,6 +100,8 @@ class Run(_Options):
 
     python3 dev.py study run rate_accuracy --engine ray --workers 16
 
+    python3 dev.py study run byte_frontier --jobs 'sst2-lora-1-*'
+
     To run a finished job again, delete its row in WORK/SCALE/NAME/rows.
     """
 
@@ -113,6 +115,8 @@ class Run(_Options):
     """Where jobs run; ray: on the cluster that RAY_ADDRESS names, else on a new one here."""
     data: Path | None = None
     """Folder of the data sets; RANKCAST_DATA or shared/data further up if left out."""
+    jobs: str = "*"
+    """Only jobs whose names match this pattern, such as 'sst2-lora-*'; others wait for later."""
 
     def run(self, argv: Sequence[str]) -> int:
         """Run them, show progress, and say what came of it."""
@@ -126,7 +130,9 @@ class Run(_Options):
         engine = RayEngine(self.workers) if self.engine == "ray" else LocalEngine(self.workers)
         data = find_data(catalogue.folder, self.data)
         with _sigterm_interrupts(), _LiveProgress() as progress:
-            outcome = run_studies(catalogue, names, store, engine, data=data, observer=progress)
+            outcome = run_studies(
+                catalogue, names, store, engine, data=data, observer=progress, jobs=self.jobs
+            )
         _print_problems(outcome, f"{PROGRAM} {shlex.join(argv)}")
         if self.json:
             print(json.dumps(_plain(outcome, store), indent=2))

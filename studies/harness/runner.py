@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from studies.harness.catalogue import Catalogue
@@ -81,6 +82,7 @@ def run_studies(
     *,
     data: Path | None = None,
     observer: Observer | None = None,
+    jobs: str = "*",
 ) -> Outcome:
     """Run what is unfinished of some studies and of their inputs, and collect the rows.
 
@@ -95,6 +97,8 @@ def run_studies(
         engine: runs the jobs; entered and left here.
         data: the folder of data sets.
         observer: is told what happens.
+        jobs: pattern that names of jobs have to match, as of files in a shell; others are left
+            for later.
 
     Raises:
         ConfigError: studies or results that are not as they should be.
@@ -112,7 +116,8 @@ def run_studies(
             part.spared = part.stand_in is not None and (not part.asked or study.name in left_out)
             if study.name not in left_out and _unfinished(part, store):
                 locks.enter_context(store.lock(study.name))
-                part.pending.extend(_unfinished(part, store))
+                unfinished = _unfinished(part, store)
+                part.pending.extend(job for job in unfinished if fnmatchcase(job.name, jobs))
             parts.append(part)
         run = _Run(parts, store, data, observer)
         total = sum(len(part.jobs) for part in parts)

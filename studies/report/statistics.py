@@ -1,21 +1,22 @@
 """Intervals for every difference that is reported: over seeds, over texts, over both.
 
-Shapes: S seeds, `n` texts, `C` points of a curve. All intervals are of 95 %. A bootstrap draws
-10,000 resamples and takes the percentiles of their means.
+Shapes: S seeds, `n` texts, `G` groups of texts, `C` points of a curve. All intervals are of 95 %.
+A bootstrap draws 10,000 resamples and takes the percentiles of their means.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import trapezoid
 from scipy.stats import t as student
 
 from rankcast.errors import ConfigError
-from rankcast.records import FloatArray
+from rankcast.records import FloatArray, IntArray
 from rankcast.statistics import RESAMPLES, TAILS, as_vector, check_same_shape
 from studies.harness.spec import Verdict
 
@@ -89,7 +90,11 @@ def paired_t(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
 
 
 def pooled_bootstrap(
-    differences_by_seed: ArrayLike, rng: np.random.Generator | int, resamples: int = RESAMPLES
+    differences_by_seed: ArrayLike,
+    rng: np.random.Generator | int,
+    resamples: int = RESAMPLES,
+    *,
+    groups: ArrayLike | None = None,
 ) -> Estimate:
     """Return the mean of (S, n) differences, resampling seeds, then texts.
 
@@ -98,10 +103,14 @@ def pooled_bootstrap(
     three or four seeds still cover too little: state the seeds beside the interval. With one seed
     only texts are resampled.
 
+    Texts that depend on one another, such as phrases of one sentence, are no independent draws:
+    with `groups` whole groups are drawn, and a resample is the mean over all texts in them.
+
     Args:
         differences_by_seed: (S, n), of each seed and text.
         rng: source of the resamples, or its seed.
         resamples: how many.
+        groups: (n,) what is equal for texts of one group; None where each text is its own.
 
     Raises:
         ConfigError: another shape, or nothing in it.
@@ -109,17 +118,63 @@ def pooled_bootstrap(
     d = np.asarray(differences_by_seed, dtype=np.float64)
     if d.ndim != 2 or not d.size:
         raise ConfigError(f"Give differences as (seeds, texts), not empty; got shape {d.shape}.")
-    n_seeds, n = d.shape
-    columns, counts = np.unique(d, axis=1, return_counts=True)
     generator = np.random.default_rng(rng)
-    n_drawn = max(n_seeds - 1, 1)
-    seeds = generator.multinomial(n_drawn, np.full(n_seeds, 1 / n_seeds), size=resamples)
+    grouped = None if groups is None else _grouped(d, groups)
+    if grouped is None or grouped.shape[1] == d.shape[1]:
+        means = _resampled_by_text(d, generator, resamples)
+    else:
+        means = _resampled_by_group(grouped, generator, resamples)
+    low, high = np.quantile(means, TAILS)
+    return Estimate(float(d.mean()), float(low), float(high))
+
+
+def _grouped(d: FloatArray, groups: ArrayLike) -> FloatArray:
+    """Return (S + 1, G) sums over the texts of each group, below them the sizes of the groups."""
+    labels = np.asarray(groups)
+    if labels.shape != d.shape[1:]:
+        raise ConfigError(f"{d.shape[1]} texts need as many groups, got shape {labels.shape}.")
+    _, group = np.unique(labels, return_inverse=True)
+    return np.array([*(np.bincount(group, row) for row in d), np.bincount(group)], np.float64)
+
+
+def _resampled_by_text(d: FloatArray, generator: np.random.Generator, resamples: int) -> FloatArray:
+    """Return the means of resamples of (S, n) differences; equal columns are drawn together."""
+    columns, counts = np.unique(d, axis=1, return_counts=True)
+    n = d.shape[1]
+    seeds = _drawn_seeds(len(d), generator, resamples)
     sums = np.empty(resamples)  # of whole numbers where answers are: exact in any order
     for part in np.array_split(np.arange(resamples), max(resamples * len(counts) // 2**22, 1)):
         texts = generator.multinomial(n, counts / n, size=len(part))
         sums[part] = ((seeds[part] @ columns) * texts).sum(axis=1)
-    low, high = np.quantile(sums / (n_drawn * n), TAILS)
-    return Estimate(float(d.mean()), float(low), float(high))
+    return sums / (seeds[0].sum() * n)
+
+
+def _resampled_by_group(
+    grouped: FloatArray, generator: np.random.Generator, resamples: int
+) -> FloatArray:
+    """Return the means of resamples of groups; (S + 1, G) are their sums and sizes."""
+    times = _times_drawn(grouped.shape[1], int(generator.integers(2**32)), resamples)
+    seeds = _drawn_seeds(len(grouped) - 1, generator, resamples)
+    parts = np.array_split(times, max(times.size // 2**22, 1))
+    # of whole numbers where answers are: exact in any order
+    totals = np.concatenate([part.astype(np.float64) @ grouped.T for part in parts])
+    return (seeds * totals[:, :-1]).sum(axis=1) / (seeds[0].sum() * totals[:, -1])
+
+
+def _drawn_seeds(n_seeds: int, generator: np.random.Generator, resamples: int) -> IntArray:
+    """Return (resamples, S) how often each seed is drawn: S - 1 of them, or the only one."""
+    share = np.full(n_seeds, 1 / n_seeds)
+    return generator.multinomial(max(n_seeds - 1, 1), share, size=resamples)
+
+
+@lru_cache(maxsize=1)
+def _times_drawn(n_groups: int, seed: int, resamples: int) -> NDArray[np.uint16]:
+    """Return (resamples, G) how often each group is drawn; kept for the next estimate."""
+    generator = np.random.default_rng(seed)
+    drawn = np.empty((resamples, n_groups), dtype=np.uint16)
+    for row in drawn:
+        row[:] = np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
+    return drawn
 
 
 def area_under_curve(bits: ArrayLike, accuracy: ArrayLike, low: float, high: float) -> FloatArray:

@@ -101,6 +101,27 @@ def unpack(packed: str, n_texts: int) -> NDArray[np.bool_]:
     return np.unpackbits(bits, count=n_texts).astype(bool)
 
 
+def pack_groups(groups: IntArray) -> str:
+    """Return as text one bit for each of n texts: whether it begins another group.
+
+    Args:
+        groups: (n,) group of each text; texts of one group follow one another.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    begins = np.ones(len(groups), dtype=bool)
+    begins[1:] = groups[1:] != groups[:-1]
+    if begins.sum() != len(np.unique(groups)):
+        raise ConfigError("Texts of one group must follow one another: sort the texts by group.")
+    return pack(begins)
+
+
+def unpack_groups(packed: str, n_texts: int) -> IntArray:
+    """Return (n,) group of each text, numbered in their order, of what `pack_groups` packed."""
+    return np.cumsum(unpack(packed, n_texts)) - 1
+
+
 @dataclass(frozen=True)
 class Answers:
     """Who answered which judged text correctly, seed by seed.
@@ -108,24 +129,29 @@ class Answers:
     Attributes:
         correct: (S, n) of S seeds and n texts.
         seeds: S seeds.
+        groups: (n,) group of each text; intervals resample whole groups. None where each text is a
+            group of its own.
     """
 
     correct: FloatArray
     seeds: tuple[int, ...]
+    groups: IntArray | None = None
 
     @classmethod
-    def of(cls, judgements: Iterable[tuple[int, Mapping[str, Any]]]) -> Answers | None:
+    def of(
+        cls, judgements: Iterable[tuple[int, Mapping[str, Any]]], groups: IntArray | None = None
+    ) -> Answers | None:
         """Return the answers of seeds and their judgements; None if there are none."""
         pairs = list(judgements)
         if not pairs:
             return None
         correct = [unpack(seen["correct"], seen["n_texts"]) for _, seen in pairs]
-        return cls(np.array(correct, dtype=np.float64), tuple(seed for seed, _ in pairs))
+        return cls(np.array(correct, dtype=np.float64), tuple(seed for seed, _ in pairs), groups)
 
     @property
     def accuracy(self) -> Estimate:
         """Share of correct answers, resampling seeds and texts."""
-        return pooled_bootstrap(self.correct, 0)
+        return pooled_bootstrap(self.correct, 0, groups=self.groups)
 
     def shared(self, other: Answers) -> tuple[int, ...]:
         """Return the seeds that both have; none where they were asked different texts."""
@@ -150,7 +176,7 @@ class Answers:
                 f"{other.seeds} on {other.correct.shape[1]}. Judge both on the same texts."
             )
         mine, theirs = (np.array([a.of_seed(seed) for seed in both]) for a in (self, other))
-        return pooled_bootstrap(mine - theirs, 0)
+        return pooled_bootstrap(mine - theirs, 0, groups=self.groups)
 
 
 def live_answers(rows: Sequence[Row], snr_db: float) -> Answers | None:

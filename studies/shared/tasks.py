@@ -50,7 +50,7 @@ class LiveTask:
             tasks can have other texts.
         by_sentence: keep out all long phrases of a sentence before those of another, so that few
             sentences lose their long phrases to the judged pool. Texts of one sentence are no
-            independent draws.
+            independent draws: intervals resample the groups that `groups` returns.
     """
 
     name: str
@@ -78,6 +78,17 @@ class LiveTask:
         Raises:
             DataError: the data folder is not known or does not hold the task.
         """
+        return self._shared_out(data)[0]
+
+    def groups(self, data: Path | None) -> IntArray:
+        """Return (n,) group of each judged text: equal where texts are of one sentence.
+
+        Raises:
+            DataError: as `splits`.
+        """
+        return self._shared_out(data)[1]
+
+    def _shared_out(self, data: Path | None) -> tuple[DatasetSplits, IntArray]:
         if data is None or not (data / self.folder).is_dir():
             raise DataError(
                 f"This study trains on {self.folder}, which is not in {data}. Name the folder "
@@ -100,7 +111,7 @@ class LiveTask:
 @lru_cache(maxsize=2)
 def _held_out(
     folder: Path, n_held_out: int, n_probe: int, first: int, by_sentence: bool
-) -> DatasetSplits:
+) -> tuple[DatasetSplits, IntArray]:
     """Read a folder's tables and split them, once for all jobs of a worker."""
     config = DatasetConfig(source=str(folder), text_column="sentence", label_column="label")
     return hold_out(load_dataset(config), n_held_out, n_probe, first, by_sentence=by_sentence)
@@ -120,9 +131,15 @@ def hold_out(
     first: int = 0,
     *,
     by_sentence: bool = False,
-) -> DatasetSplits:
-    """Keep a slice of the training texts out of training; see `LiveTask`."""
+) -> tuple[DatasetSplits, IntArray]:
+    """Keep a slice of the training texts out of training; see `LiveTask`.
+
+    Returns:
+        The splits, and (n,) group of each judged text. With `by_sentence` the texts of a sentence
+        are one group and follow one another; every other text is a group of its own.
+    """
     texts = whole.train.texts
+    sentence: Sequence[int] = range(len(texts))
     order = np.random.default_rng(0).permutation(len(texts)).tolist()
     if by_sentence:
         sentence = sentences_of(texts)
@@ -134,9 +151,11 @@ def hold_out(
     overlapping = _overlapping(texts, away)
     kept = [i for i in range(len(texts)) if i not in overlapping]
     pool = [whole.validation, whole.test, *([whole.train.subset(held)] if held else [])]
-    return DatasetSplits(
-        whole.train.subset(kept), whole.train.subset(probe), _joined(pool, whole.train.label_names)
-    )
+    n_others = len(whole.validation) + len(whole.test)
+    groups = np.array([*range(n_others), *(n_others + sentence[i] for i in held)])
+    judged = _joined(pool, whole.train.label_names)
+    splits = DatasetSplits(whole.train.subset(kept), whole.train.subset(probe), judged)
+    return splits, groups
 
 
 def sentences_of(texts: Sequence[str]) -> list[int]:

@@ -18,6 +18,7 @@ from rankcast.codec.container import pack_at_exponent
 from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import (
     WIDEST_OFFSET,
+    Coding,
     Source,
     block_offsets,
     chunk_plans,
@@ -83,7 +84,7 @@ def test_the_coding_travels_with_the_adapter(tmp_path: Path) -> None:
     randomise(adapter, 0, scale=0.3)
     balance(adapter)
     offsets = list(range(12))
-    save_adapter(adapter, tmp_path, exponent=-9, offsets=offsets)
+    save_adapter(adapter, tmp_path, coding=Coding(-9, offsets))
     source = read_adapter(tmp_path)
     assert (source.exponent, source.offsets) == (-9, tuple(offsets))
     file = tmp_path / "rankcast_adapter.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,21 @@ from rankcast.cli.main import main
 from rankcast.codec.container import read_container
 from rankcast.codec.planner import pack_planned
 from rankcast.codec.quantiser import step_of
+from rankcast.config.codec import CodecConfig
 from rankcast.errors import CheckpointError, ModelError
 from rankcast.learner.base_models import load_model
 from rankcast.learner.objectives import SequenceClassification
 from rankcast.learner.qat import QatConfig
 from rankcast.packaging.pack import read_adapter
-from rankcast.packaging.qat import CHECKPOINT, QatResult, train_on_rounded_weights
+from rankcast.packaging.qat import (
+    CHECKPOINT,
+    QatResult,
+    SizeConfig,
+    train_on_rounded_weights,
+    train_to_size,
+)
 from rankcast.packaging.texts import Texts
+from rankcast.training.byte_run import SizedAdapter
 
 QUICK = ("--steps", "6", "--lr", "0.005")
 
@@ -173,3 +182,51 @@ def test_a_foreign_adapter_without_texts_is_refused(
     err = call.refused("qat", str(foreign[1]), "-o", str(tmp_path / "x"), "--steps", "2")
     assert "--texts" in err
     assert not (tmp_path / "x").exists()
+
+
+TO_SIZE = ("--target-bytes", "800", "--steps", "12")
+
+
+def test_qat_to_a_size(run: Path, tmp_path: Path, call: Call) -> None:
+    target, file = tmp_path / "small", tmp_path / "a.rcast"
+    report = json.loads(call.ok("qat", str(run), "-o", str(target), *TO_SIZE, "--json"))
+    assert report["bytes"] <= 800
+    assert report["n_texts"] == 64
+    assert not (target / CHECKPOINT).exists()
+    call.ok("pack", str(target), "-o", str(file))
+    assert file.stat().st_size == report["bytes"]
+    words = call.ok("qat", str(run), "-o", str(tmp_path / "other"), *TO_SIZE, "--rank", "1")
+    assert "at rank 1" in words
+    call.ok("pack", str(tmp_path / "other"), "-o", str(file))
+    assert read_container(file.read_bytes()).tensors().ranks.max() == 1
+
+
+def test_qat_to_a_size_goes_on_where_it_stopped(run: Path, tmp_path: Path) -> None:
+    config = SizeConfig(CodecConfig(target_bytes=800), steps=12)
+
+    def to_size(name: str, stop_after: int = 99) -> SizedAdapter | None:
+        return train_to_size(
+            run, tmp_path / name, config, Texts(), lambda row: row.step >= stop_after
+        )
+
+    whole = to_size("whole")
+    assert whole is not None
+    for stop in (2, 8):  # before weights are rounded, and after
+        assert to_size("parts", stop) is None
+        assert (tmp_path / "parts" / CHECKPOINT).is_file()
+    with pytest.raises(CheckpointError, match="other settings"):
+        train_to_size(run, tmp_path / "parts", replace(config, steps=13), Texts())
+    parts = to_size("parts")
+    assert parts is not None
+    assert parts.file.to_bytes() == whole.file.to_bytes()
+    assert parts.before == whole.before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(("--rank", "1"), "--target-bytes"), ((*TO_SIZE, "--rate-weight", "1e-6"), "--rate-weight")],
+)
+def test_qat_refuses(
+    run: Path, tmp_path: Path, call: Call, options: tuple[str, ...], named: str
+) -> None:
+    assert named in call.refused("qat", str(run), "-o", str(tmp_path / "x"), *options)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rankcast.errors import CodecError, RankcastError
-from studies.byte_frontier import ours, tuning
+from rankcast.errors import CodecError, DeliveryError, RankcastError
+from rankcast.files import only_one
+from studies.byte_frontier import ours, runs, tuning
 from studies.byte_frontier import study as frontier_study
 from studies.byte_frontier.methods import METHODS
 from studies.byte_frontier.nnc import code_with_nnc, qp_near, step_of_qp
-from studies.byte_frontier.ours import OurFile
+from studies.byte_frontier.ours import OurFile, Way
 from studies.byte_frontier.presentation import curves_of, present, reference_of
+from studies.byte_frontier.runs import common_folder, run_tuning
 from studies.byte_frontier.study import STUDY, jobs
 from studies.byte_frontier.tuning import (
     best_of,
@@ -30,7 +35,8 @@ from studies.byte_frontier.tuning import (
 )
 from studies.harness.spec import Job, Result, Row, RunContext
 from studies.harness.store import jobs_of
-from studies.shared.judging import judgement
+from studies.shared.judging import judgement, pack_groups
+from studies.shared.tasks import LiveTask
 
 TASK = "sst2-frontier"
 N_TEXTS = 400
@@ -105,6 +111,57 @@ def test_candidates_are_kept_for_a_job_that_is_the_same(tmp_path: Path) -> None:
     keep_candidates(job, there, [{"lr": 0.1, "loss": 1.0}])
     assert known_candidates(job, there) == [{"lr": 0.1, "loss": 1.0}]
     assert known_candidates(tuning_job(TASK, "ia3", "k-v-fc2", 11), there) is None
+
+
+def test_two_who_need_a_search_do_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, both_came, searches = tuning_job(TASK, "ia3", "k-v-fc2", 10), Barrier(2, timeout=60), []
+
+    @contextmanager
+    def announced(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+        both_came.wait()
+        with only_one(path, what, wait=wait):
+            yield
+
+    def found(_job: Job, _context: RunContext, scratch: Path) -> list[tuning.Candidate]:
+        searches.append(scratch)
+        with pytest.raises(DeliveryError, match="doing it"), only_one(scratch / "lock", "doing it"):
+            pass
+        return [{"lr": 0.1, "loss": 1.0}]
+
+    monkeypatch.setattr(runs, "only_one", announced)
+    monkeypatch.setattr(runs, "_search", found)
+    there = [RunContext(tmp_path / "scratch" / name, "quick", {}, {}, None) for name in "ab"]
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda asks: run_tuning(job, asks), there)
+    assert one == other == [{"lr": 0.1, "loss": 1.0}]
+    assert searches == [common_folder("tuned", job.name, job.settings, there[0])]
+
+
+def test_a_common_folder_is_of_all_jobs_and_of_the_same_settings(tmp_path: Path) -> None:
+    one, other = (RunContext(tmp_path / "scratch" / n, "quick", {}, {}, None) for n in "ab")
+    job = tuning_job(TASK, "lora", "1", 10)
+    folder = common_folder("tuned", job.name, job.settings, one)
+    assert folder == common_folder("tuned", job.name, dict(job.settings), other)
+    different = [
+        common_folder("tuned", job.name, {**job.settings, "steps": 11}, one),
+        common_folder("tuned", "else", job.settings, one),
+        common_folder("trained", job.name, job.settings, one),
+    ]
+    assert len({folder, *different}) == 4
+
+
+def test_jobs_on_one_adapter_share_its_folder(tmp_path: Path) -> None:
+    method = frontier_study._method(TASK, "lora", "1", 0)
+    more = (
+        frontier_study._method(TASK, "lora", "1", 1),
+        frontier_study._method(TASK, "lora", "2", 0),
+    )
+    folders = [
+        frontier_study._adapter_folder(job, context(tmp_path))
+        for job in (method, frontier_study._after(method, "pack"), *more)
+    ]
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
 
 
 def test_steps_of_nnc_double_every_four() -> None:
@@ -220,6 +277,27 @@ def test_what_readers_see() -> None:
     assert claim.verdict == "contradicted"
 
 
+def test_intervals_are_by_sentence_where_a_row_has_the_groups() -> None:
+    result = some_result()
+    by_text = present(result, {})
+    groups = {"groups": pack_groups(np.arange(N_TEXTS) // 4)}
+    rows = [
+        replace(r, values={**r.values, **groups})
+        if (r.job.settings["kind"], r.job.seed) == ("method", 1)
+        else r
+        for r in result.rows
+    ]
+    by_sentence = present(replace(result, rows=tuple(rows)), {})
+    assert by_text.tables[1].note == "95 % intervals over seeds and texts: 400 texts."
+    assert "400 texts of 100 sentences, which are resampled whole" in by_sentence.tables[1].note
+    for one, other in zip(by_text.claims, by_sentence.claims, strict=True):
+        assert one.interval is not None
+        assert other.interval is not None
+        assert one.ours == other.ours
+        assert other.interval[1] - other.interval[0] > one.interval[1] - one.interval[0]
+        assert "400 texts of 100 sentences" in other.note
+
+
 def test_nothing_is_shown_of_nothing() -> None:
     shown = present(Result("byte_frontier", "default", "", ()), {})
     assert not shown.tables
@@ -227,11 +305,16 @@ def test_nothing_is_shown_of_nothing() -> None:
 
 
 def test_a_file_of_ours_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    way = Way("mine", lambda _: OurFile(b"x" * 101, {}), (100,))
+    monkeypatch.setattr(frontier_study, "WAYS", {"mine": way})
+    monkeypatch.setattr(LiveTask, "splits", lambda *_: None)
     job = frontier_study._ours(TASK, "mine", 100, 3)
-    monkeypatch.setattr(frontier_study, "MAKERS", {"mine": lambda _: OurFile(b"x" * 101, {})})
+
+    class FakeJudge:
+        base: Mapping[str, Any] = {}
 
     class FakeSetup:
-        config = texts = judge = None
+        config, judge = None, FakeJudge()
 
         @staticmethod
         def of(*_: object) -> FakeSetup:
@@ -243,7 +326,9 @@ def test_a_file_of_ours_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_file_of_ours_is_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("studies.byte_frontier.presentation.LABELS", {"mine": "ours"})
+    ways = {"mine": Way("ours", lambda _: OurFile(b"", {}), ())}
+    monkeypatch.setattr("studies.byte_frontier.presentation.WAYS", ways)
+    monkeypatch.setattr(frontier_study, "WAYS", ways)
     result = some_result()
     mine = [
         row(frontier_study._ours(TASK, "mine", n, seed), {f"{n} bytes": ("mine", n, accuracy)})

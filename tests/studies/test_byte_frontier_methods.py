@@ -248,7 +248,11 @@ def test_weights_are_judged_once_and_leave_no_trace(tmp_path: Path) -> None:
     assert digest(other) != digest(weights)
 
 
-def test_close_answers_are_those_of_float32(tmp_path: Path) -> None:
+def test_close_answers_are_those_of_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch computes in bfloat16 on every processor, if slowly
+    monkeypatch.setattr("studies.byte_frontier.judging.fast_type", lambda: torch.bfloat16)
     judge, adapter = trained("lora", tmp_path / "adapter")
     weights = adapter.weights(adapter.strips, adapter.head)
     exact = judge.logits(TEXTS.judged, weights, again=1.0)
@@ -259,3 +263,15 @@ def test_close_answers_are_those_of_float32(tmp_path: Path) -> None:
     torch.testing.assert_close(mixed[changed], exact[changed], atol=1e-5, rtol=1e-5)
     margins = (low[:, 0] - low[:, 1]).abs()
     assert margins[changed].max() <= margins[~changed].max()
+
+
+def test_without_bfloat16_every_answer_is_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, adapter = trained("lora", tmp_path / "adapter")
+    weights = adapter.weights(adapter.strips, adapter.head)
+    monkeypatch.setattr("studies.byte_frontier.judging.fast_type", lambda: torch.bfloat16)
+    exact = judge.logits(TEXTS.judged, weights, again=1.0)
+    monkeypatch.setattr("studies.byte_frontier.judging.fast_type", lambda: torch.float32)
+    found = judge.logits(TEXTS.judged, weights, again=0.0)
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-5)

@@ -77,6 +77,15 @@ def test_rows_are_collected_and_finished_jobs_skipped(tmp_path: Path) -> None:
     assert calls(tmp_path, "fig3") == ["a", "b"]
 
 
+def test_jobs_by_a_pattern_leave_the_others_for_later(tmp_path: Path) -> None:
+    write_study(tmp_path, "fig3", '[Job("lora-1", 1), Job("lora-2", 2), Job("ours-1", 3)]')
+    outcome = run(tmp_path, "fig3", jobs="lora-*")
+    assert calls(tmp_path, "fig3") == ["lora-1", "lora-2"]
+    assert outcome.results[0].missing == ("ours-1",)
+    assert run(tmp_path, "fig3").finished
+    assert calls(tmp_path, "fig3") == ["lora-1", "lora-2", "ours-1"]
+
+
 def test_a_failed_job_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
     folder = write_study(
         tmp_path, "fig3", '[Job("a", 1, {"do": "fail", "switch": "ok"}), Job("b", 2)]'

@@ -88,6 +88,53 @@ def test_texts_are_resampled_jointly_for_all_seeds() -> None:
     assert three.half_width == pytest.approx(one.half_width, rel=0.05)
 
 
+def test_two_groups_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A is one text of 1, B three of 0. Two draws: AA has the mean 1, AB and BA 1 / 4, BB 0.
+    difference, groups = np.array([[0.0, 1.0, 0.0, 0.0]]), ["B", "A", "B", "B"]
+    estimate = pooled_bootstrap(difference, 0, groups=groups)
+    assert (estimate.value, estimate.low, estimate.high) == (0.25, 0.0, 1.0)
+    monkeypatch.setattr("studies.report.statistics.TAILS", (0.3, 0.7))  # of AB and BA, half of all
+    middle = pooled_bootstrap(difference, 0, groups=groups)
+    assert (middle.low, middle.high) == (0.25, 0.25)
+
+
+@given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 1000))
+@settings(max_examples=30)
+def test_groups_of_one_text_change_nothing(n_seeds: int, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    difference = rng.integers(-1, 2, (n_seeds, n))
+    alone = pooled_bootstrap(difference, seed, 200)
+    assert pooled_bootstrap(difference, seed, 200, groups=rng.permutation(n)) == alone
+
+
+def test_equal_texts_of_a_group_hold_no_more_than_one_of_them() -> None:
+    sentences = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=(3, 300))
+    phrases, groups = np.repeat(sentences, 5, axis=1), np.repeat(np.arange(300), 5)
+    one, grouped = pooled_bootstrap(sentences, 0), pooled_bootstrap(phrases, 0, groups=groups)
+    assert grouped.half_width == pytest.approx(one.half_width, rel=0.05)
+    assert grouped.half_width > 1.5 * pooled_bootstrap(phrases, 0).half_width
+
+
+def test_independent_texts_have_the_same_interval_in_groups() -> None:
+    texts = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=(1, 2000))
+    grouped = pooled_bootstrap(texts, 0, groups=np.arange(2000) // 4)
+    assert grouped.half_width == pytest.approx(pooled_bootstrap(texts, 0).half_width, rel=0.1)
+
+
+def test_groups_need_no_order_and_no_numbers() -> None:
+    rng = np.random.default_rng(0)
+    difference, groups = rng.integers(-1, 2, (2, 60)), np.sort(rng.integers(0, 12, 60))
+    mixed = rng.permutation(60)
+    names = [f"{group:02d}" for group in groups[mixed]]
+    expected = pooled_bootstrap(difference, 0, groups=groups)
+    assert pooled_bootstrap(difference[:, mixed], 0, groups=names) == expected
+
+
+def test_a_group_for_each_text() -> None:
+    with pytest.raises(ConfigError, match="4 texts need as many groups"):
+        pooled_bootstrap(np.zeros((2, 4)), 0, groups=[0, 0, 1])
+
+
 @pytest.mark.parametrize("shape", [(3,), (0, 4), (2, 0), (2, 2, 2)])
 def test_the_pooled_bootstrap_wants_seeds_and_texts(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="seeds, texts"):

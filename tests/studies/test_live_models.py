@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from helpers.models import keyword_splits
 from rankcast.config.learner import FinetuneConfig
-from rankcast.errors import DataError
+from rankcast.errors import ConfigError, DataError
 from rankcast.learner.texts import DatasetSplits, TextDataset
 from rankcast.learner.transformer import TransformerLearner
 from studies.harness.spec import RunContext
-from studies.shared.judging import PlanJudge, pack, unpack
+from studies.shared.judging import PlanJudge, pack, pack_groups, unpack, unpack_groups
 from studies.shared.tasks import LiveTask, hold_out, sentences_of, train_to_end
 
 CONFIG = FinetuneConfig(
@@ -60,7 +60,7 @@ def whole(seed: int) -> DatasetSplits:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_nothing_trained_on_contains_or_lies_within_what_is_held_out(seed: int) -> None:
     given_ = whole(seed)
-    shared = hold_out(given_, n_held_out=12, n_probe=7)
+    shared, _ = hold_out(given_, n_held_out=12, n_probe=7)
     held = shared.test.texts[3:]
     assert (len(held), len(shared.validation), len(shared.test)) == (12, 7, 15)
     assert shared.test.texts[:3] == ("a b c d", "e f g h", "i j")
@@ -79,14 +79,18 @@ def test_by_sentence_fewer_sentences_lose_their_phrases(seed: int) -> None:
     given_ = whole(seed)
     texts, sentence = given_.train.texts, sentences_of(given_.train.texts)
     owner = {text: texts[sentence[i]] for i, text in enumerate(texts)}
-    whole_ones = hold_out(given_, n_held_out=30, n_probe=10, by_sentence=True)
-    scattered = hold_out(given_, n_held_out=30, n_probe=10)
+    whole_ones, groups = hold_out(given_, n_held_out=30, n_probe=10, by_sentence=True)
+    scattered, own = hold_out(given_, n_held_out=30, n_probe=10)
     held, few = ({owner[t] for t in s.test.texts[3:]} for s in (scattered, whole_ones))
     assert len(few) < len(held)
     assert len(whole_ones.train) > len(scattered.train)
     for text in whole_ones.train.texts:
         if len(text.split()) >= 4:
             assert owner[text] not in few
+    assert len(set(own.tolist())) == len(scattered.test)
+    pairs = list(zip(groups.tolist(), whole_ones.test.texts, strict=True))
+    assert len(set(groups.tolist())) == 3 + len(few)
+    assert len({(group, owner.get(text, text)) for group, text in pairs}) == 3 + len(few)
 
 
 def test_a_phrase_belongs_to_the_longest_text_around_it() -> None:
@@ -103,7 +107,7 @@ def test_a_phrase_belongs_to_the_longest_text_around_it() -> None:
 def test_labels_stay_with_their_texts() -> None:
     given_ = whole(0)
     label = dict(zip(given_.train.texts, given_.train.labels or (), strict=True))
-    shared = hold_out(given_, n_held_out=12, n_probe=7)
+    shared, _ = hold_out(given_, n_held_out=12, n_probe=7)
     for part, skipped in ((shared.train, 0), (shared.validation, 0), (shared.test, 3)):
         pairs = list(zip(part.texts, part.labels or (), strict=True))[skipped:]
         assert pairs
@@ -111,13 +115,15 @@ def test_labels_stay_with_their_texts() -> None:
 
 
 def test_every_call_holds_out_the_same() -> None:
-    assert hold_out(whole(0), 12, 7) == hold_out(whole(0), 12, 7)
+    one, other = (hold_out(whole(0), 12, 7, by_sentence=True) for _ in range(2))
+    assert one[0] == other[0]
+    assert one[1].tolist() == other[1].tolist()
 
 
 def test_short_phrases_and_unrelated_texts_stay() -> None:
     long = [f"{i} one two three four five six seven eight nine" for i in range(3)]
     texts = [*long, "three four", "three four five", "three four five six", "something else"]
-    shared = hold_out(DatasetSplits(dataset(texts), dataset(["x"]), dataset(["y"])), 1, 1)
+    shared, _ = hold_out(DatasetSplits(dataset(texts), dataset(["x"]), dataset(["y"])), 1, 1)
     kept = set(shared.train.texts)
     assert {"three four", "three four five", "something else"} < kept
     assert "three four five six" not in kept
@@ -125,7 +131,7 @@ def test_short_phrases_and_unrelated_texts_stay() -> None:
 
 
 def test_a_pool_without_a_slice_of_training_texts() -> None:
-    shared = hold_out(whole(0), n_held_out=0, n_probe=5)
+    shared, _ = hold_out(whole(0), n_held_out=0, n_probe=5)
     assert shared.test.texts == ("a b c d", "e f g h", "i j")
     assert len(shared.validation) == 5
 
@@ -137,6 +143,10 @@ def test_a_task_reads_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / "films" / f"{name}.tsv").write_text("\n".join(["label\tsentence", *rows]))
     task = LiveTask("films", "films", n_held_out=3, n_probe=4, finetune=CONFIG)
     assert len(task.splits(tmp_path).test) == 2 + 2 + 3
+    assert len(set(task.groups(tmp_path).tolist())) == 2 + 2 + 3
+    groups = replace(task, n_held_out=12, by_sentence=True).groups(tmp_path)
+    assert len(groups) == 2 + 2 + 12 > len(set(groups.tolist()))
+    assert unpack_groups(pack_groups(groups), 16).max() + 1 == len(set(groups.tolist()))
     monkeypatch.setattr("studies.shared.tasks.QUICK_TEXTS", 3)
     for scale, n_probe, n_judged in (("default", 4, 7), ("quick", 3, 3)):
         context = RunContext(tmp_path, scale, {}, {}, tmp_path)  # type: ignore[arg-type]
@@ -158,6 +168,18 @@ def test_answers_survive_packing(answers: list[bool]) -> None:
     packed = pack(correct)
     assert packed.isascii()
     assert unpack(packed, len(answers)).tolist() == answers
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40))
+def test_groups_survive_packing(sizes: list[int]) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    labels = 7 - 2 * groups
+    assert unpack_groups(pack_groups(labels), len(groups)).tolist() == groups.tolist()
+
+
+def test_a_torn_group_cannot_be_packed() -> None:
+    with pytest.raises(ConfigError, match="follow one another"):
+        pack_groups(np.array([0, 1, 0]))
 
 
 class FakeLearner:

@@ -162,6 +162,20 @@ def test_answers_are_paired_by_seed() -> None:
         ours.minus(Answers(np.ones((1, 4)), (5,)))
 
 
+def test_intervals_of_answers_resample_whole_groups() -> None:
+    rng = np.random.default_rng(0)
+    correct = np.repeat(rng.integers(0, 2, (2, 100)).astype(float), 4, axis=1)
+    groups = np.repeat(np.arange(100), 4)
+    theirs = Answers(np.zeros_like(correct), (0, 1))
+    alone, grouped = Answers(correct, (0, 1)), Answers(correct, (0, 1), groups)
+    for by_text, by_group in (
+        (alone.accuracy, grouped.accuracy),
+        (alone.minus(theirs), grouped.minus(theirs)),
+    ):
+        assert by_group.value == by_text.value
+        assert by_group.half_width > 1.2 * by_text.half_width
+
+
 def judged(seed: int, *links: tuple[float, list[int]]) -> Row:
     live = [
         {"snr_db": snr, "correct": pack(np.array(c, dtype=bool)), "n_texts": len(c)}

@@ -19,6 +19,19 @@ from rankcast.codec.tensors import AdapterTensors, Carriage, Factors
 from rankcast.errors import ModelError
 
 
+def balanced_tensors_of(adapter: ElasticAdapter) -> AdapterTensors:
+    """Return the active components with both factors of each at the same norm.
+
+    Tensors that the base model has, too, travel as a difference from it.
+    """
+    factors = []
+    for i, r in enumerate(adapter.rank_list):
+        P, lam, Q = adapter.components(i)
+        left = array_of(adapter.scale * P[:, :r] * lam[:r])
+        factors.append(Factors(left, array_of(Q[:r])).balanced())
+    return AdapterTensors(adapter.layout.projections, tuple(factors), *_modules_of(adapter))
+
+
 def tensors_of(adapter: ElasticAdapter) -> AdapterTensors:
     """Return the active components with s·Λ shared out evenly between both factors.
 
@@ -36,6 +49,11 @@ def tensors_of(adapter: ElasticAdapter) -> AdapterTensors:
             raise ModelError("A singular value is below zero; balance the adapter first.")
         root = size.sqrt()
         factors.append(Factors(array_of(P[:, :r] * root), array_of(root[:, None] * Q[:r])))
+    return AdapterTensors(adapter.layout.projections, tuple(factors), *_modules_of(adapter))
+
+
+def _modules_of(adapter: ElasticAdapter) -> tuple[dict[str, Float32Array], dict[str, Carriage]]:
+    """Return the tensors beside the projections, and how each travels."""
     own = tensors_by_name(adapter.model)
     modules: dict[str, Float32Array] = {}
     carriage: dict[str, Carriage] = {}
@@ -43,7 +61,7 @@ def tensors_of(adapter: ElasticAdapter) -> AdapterTensors:
         original = own.get(name)
         modules[name] = array_of(tensor if original is None else tensor - original)
         carriage[name] = "full" if original is None else "difference"
-    return AdapterTensors(adapter.layout.projections, tuple(factors), modules, carriage)
+    return modules, carriage
 
 
 @torch.no_grad()
@@ -64,7 +82,7 @@ def load_tensors(adapter: ElasticAdapter, tensors: AdapterTensors) -> None:
             f"The factors have rank {tensors.ranks.max()}, this adapter has at most "
             f"{layout.r_max}; attach it with a larger r_max."
         )
-    own, extra = tensors_by_name(adapter.model), adapter.extra_tensors()
+    extra = adapter.extra_tensors()
     unknown = sorted(tensors.modules.keys() - extra.keys())
     if unknown:
         raise ModelError(f"This adapter has no module for {', '.join(unknown)}.")
@@ -74,12 +92,19 @@ def load_tensors(adapter: ElasticAdapter, tensors: AdapterTensors) -> None:
         P[:, : f.rank] = torch.from_numpy(f.left).to(P)
         Q[: f.rank] = torch.from_numpy(f.right).to(Q)
         lam.fill_(1.0 / adapter.scale)
+    load_modules(adapter, tensors)
+    adapter.set_ranks(tensors.ranks)
+
+
+@torch.no_grad()
+def load_modules(adapter: ElasticAdapter, tensors: AdapterTensors) -> None:
+    """Put decoded tensors into the modules beside the projections."""
+    own, extra = tensors_by_name(adapter.model), adapter.extra_tensors()
     for name, values in tensors.modules.items():
         value = torch.from_numpy(values).to(extra[name])
         if tensors.carriage[name] == "difference":
             value = value + own[name].to(value)
         extra[name].copy_(value)
-    adapter.set_ranks(tensors.ranks)
 
 
 def install(model: nn.Module, tensors: AdapterTensors, header: Header) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rankcast.adapters.fingerprint import base_fingerprint, tensors_by_name
 from rankcast.adapters.projections import find_projections
 from rankcast.codec.formats.native import DESCRIPTION, ORIGINAL, WEIGHTS, Description
 from rankcast.codec.formats.peft import write_peft
+from rankcast.codec.packing import Coding
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import CheckpointError, CodecError, ConfigError, ModelError
 from rankcast.files import new_folder
@@ -61,8 +61,8 @@ def export_lora(
     return write_peft(
         AdapterTensors(projections, tuple(factors), modules, dict.fromkeys(modules, "full"), saved),
         directory,
-        base_model_name=base_model_name or _base_name(adapter),
-        task_type=_task_type(adapter),
+        base_model_name=base_model_name or base_name(adapter),
+        task_type=task_of(adapter),
         fan_in_fan_out=adapter.model.peft_config["default"].fan_in_fan_out,
     )
 
@@ -71,8 +71,7 @@ def save_adapter(
     adapter: ElasticAdapter,
     directory: str | os.PathLike[str],
     *,
-    exponent: int | None = None,
-    offsets: Sequence[int] = (),
+    coding: Coding | None = None,
     gains: ArrayLike | None = None,
 ) -> Path:
     """Write all components, the active ranks and the layout, to be read by `load_adapter`.
@@ -83,9 +82,8 @@ def save_adapter(
     Args:
         adapter: what to write.
         directory: made if absent; files of the same names in it are replaced.
-        exponent: of the step at which `rankcast pack` is to code it; None if any will do.
-        offsets: what is added to it for each projection; likewise.
-        gains: (N, r_max) loss that each component removes; likewise.
+        coding: steps at which `rankcast pack` is to code it; None if any will do.
+        gains: (N, r_max) loss that each component removes; None if it is not known.
     """
     from safetensors.torch import save_file  # noqa: PLC0415 late, as is peft
 
@@ -94,13 +92,12 @@ def save_adapter(
         r_max=adapter.layout.r_max,
         alpha=adapter.scale * adapter.layout.r_max,
         dropout=adapter.model.peft_config["default"].lora_dropout,
-        task_type=_task_type(adapter),
+        task_type=task_of(adapter),
         modules_to_save=sorted(adapter.extra_modules()),
         ranks=adapter.ranks.tolist(),
-        base_model=_base_name(adapter),
+        base_model=base_name(adapter),
         base_fingerprint=base_fingerprint(adapter.model),
-        exponent=exponent,
-        offsets=tuple(offsets),
+        coding=coding,
         gains=None if gains is None else np.asarray(gains),
     )
     target = Path(directory)
@@ -139,12 +136,12 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str]) -> Elastic
     return adapter
 
 
-def _base_name(adapter: ElasticAdapter) -> str | None:
+def base_name(adapter: ElasticAdapter) -> str | None:
     """Return the hub id or path of the base model, if it knows one."""
     return getattr(adapter.model.get_base_model(), "name_or_path", None) or None
 
 
-def _task_type(adapter: ElasticAdapter) -> str | None:
+def task_of(adapter: ElasticAdapter) -> str | None:
     """Return PEFT's word for the task; PEFT itself holds an enumeration or a text."""
     task: Any = adapter.model.peft_config["default"].task_type
     return None if task is None else str(getattr(task, "value", task))

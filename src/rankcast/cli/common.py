@@ -24,6 +24,7 @@ from rankcast.errors import ConfigError
 if TYPE_CHECKING:
     from rankcast.codec.header import Header
     from rankcast.codec.tensors import AdapterTensors
+    from rankcast.training.byte_run import SizedAdapter
 
 INTERRUPTED = 130
 """Exit status of a command that was asked to stop."""
@@ -53,6 +54,21 @@ def logs_json(log_format: LogFormat, stream: TextIO | None = None) -> bool:
 def print_json(plain: Any) -> None:
     """Print a result for machines."""
     print(json.dumps(plain, indent=2))
+
+
+def sized_words(result: SizedAdapter) -> str:
+    """Say what a file of a given size came to, and what the size costs."""
+    before, after = result.before, result.after
+    smaller = zip(result.file.ladder, result.prefixes[:-1], strict=False)
+    prefixes = "".join(
+        f" Its first {p.n_bytes:,} bytes: loss {e.loss:.3f}, accuracy {e.accuracy:.1%}."
+        for p, e in smaller
+    )
+    return (
+        f"{result.file.n_bits // 8:,} bytes at rank {result.rank}. On {after.n_examples:,} "
+        f"validation texts loss {before.loss:.3f} in float32 -> {after.loss:.3f} as decoded, "
+        f"accuracy {before.accuracy:.1%} -> {after.accuracy:.1%}.{prefixes}"
+    )
 
 
 def mean_rank(tensors: AdapterTensors) -> float | None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rankcast.records import AdapterLayout, LinkState, Plan
 
 if TYPE_CHECKING:  # these need torch
+    from rankcast.training.byte_run import SizeRow
     from rankcast.training.comparison import Comparison, ComparisonRow
     from rankcast.training.journal import EvaluationRow, StepRow
 
@@ -75,6 +76,45 @@ class LiveProgress:
             f"step {row.step}: validation accuracy {row.accuracy:.1%} with the plan for "
             f"{row.snr_db:g} dB (mean rank {row.mean_rank:.1f})"
         )
+
+
+class SizeProgress:
+    """A bar with a running mean of the loss and the bytes that the file would have.
+
+    Attributes:
+        done: steps taken.
+
+    Args:
+        console: where to draw.
+        total: steps of the training.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[seen]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("", total=total, seen="")
+        self._loss: float | None = None
+        self.done = 0
+
+    def close(self) -> None:
+        """Stop drawing."""
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    def on_step(self, row: SizeRow) -> None:
+        """Move the bar by one training step; it appears with the first."""
+        self._progress.start()
+        self.done = row.step
+        old = row.loss if self._loss is None else self._loss
+        self._loss = SMOOTHING * old + (1 - SMOOTHING) * row.loss
+        size = "float32" if row.n_bytes is None else f"{row.n_bytes:,.0f} bytes"
+        self._progress.update(self._task, completed=row.step, seen=f"loss {self._loss:.3f}  {size}")
 
 
 def number_table(*columns: str, title: str | None = None, left: str = "") -> Table:

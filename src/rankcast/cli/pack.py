@@ -17,6 +17,7 @@ from rankcast.packaging.texts import Texts
 
 if TYPE_CHECKING:
     from rankcast.codec.container import Container
+    from rankcast.packaging.pack import Cost
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Pack:
 
     rankcast pack runs/demo -o demo.rcast
 
-    rankcast pack my-peft-lora -o my.rcast --budget-bits 200000
+    rankcast pack my-peft-lora -o my.rcast --target-bytes 4000
 
     rankcast pack runs/demo -o demo.rcast --snr-db 5 --bandwidth-hz 1e5 --deadline-s 1
 
@@ -50,6 +51,10 @@ class Pack:
     else is asked for."""
     budget_bits: float | None = None
     """Choose the finest step at which the whole file has at most so many bits."""
+    target_bytes: int | None = None
+    """Choose components and steps with which a file of at most so many bytes, header included,
+    loses least of the update's energy. Says how much that is; with --measure, what it does to the
+    answers, which is not the same."""
     snr_db: float | None = None
     """Choose it for a link: received Es/N0 [dB], with --bandwidth-hz and --deadline-s."""
     bandwidth_hz: float | None = None
@@ -83,12 +88,14 @@ class Pack:
         """Write the file and print its size."""
         from rankcast.packaging.pack import pack
 
+        costs: list[Cost] = []
         measure = self.measure or self.texts.texts is not None
         on_hub = measure and not Path(self.texts.base_model or ".").is_dir()
         container = pack(
             self.adapter,
             quality=self.quality,
             budget_bits=self._budget_bits(),
+            target_bytes=self.target_bytes,
             planned=self.planned,
             measure=measure,
             texts=self.texts if measure else None,
@@ -97,15 +104,17 @@ class Pack:
             embeddings=self.embeddings,
             previous=self.previous,
             keep=self.keep_within,
+            on_cost=None if self.target_bytes is None else costs.append,
         )
+        cost = costs[0] if costs else None
         put_file(self.output, container.to_bytes())
         if self.json:
-            print_json(self._described(container))
+            print_json(self._described(container, cost))
         else:
-            print(self._words(container))
+            print(self._words(container, cost))
         return 0
 
-    def _described(self, container: Container) -> dict[str, Any]:
+    def _described(self, container: Container, cost: Cost | None) -> dict[str, Any]:
         """Return what was written, for machines."""
         from rankcast.packaging.pack import given_bits
 
@@ -124,9 +133,12 @@ class Pack:
             "mean_rank": mean_rank(container.tensors()),
             "loss": header.chunks[-1].loss,
             "accuracy": header.chunks[-1].accuracy,
+            "loss_before": None if cost is None else cost.loss,
+            "accuracy_before": None if cost is None else cost.accuracy,
+            "lost_energy": None if cost is None else cost.lost_energy,
         }
 
-    def _words(self, container: Container) -> str:
+    def _words(self, container: Container, cost: Cost | None) -> str:
         """Return what was written, for people."""
         from rankcast.packaging.pack import given_bits
 
@@ -134,13 +146,15 @@ class Pack:
         smaller = _beside(header.float32_bits, n_bits, "float32")
         if given is not None:
             smaller = f"{_beside(given[1], n_bits, given[0])}, {smaller}"
-        size = f"{n_bits // 8:,} bytes in {len(container.chunks)} chunks, {smaller}"
+        n = len(container.chunks)
+        size = f"{n_bits // 8:,} bytes in {n} {'chunk' if n == 1 else 'chunks'}, {smaller}"
         reason = why_general(header)
         if reason is None:
             form = f"mean rank {mean_rank(container.tensors()):.2f}"
         else:
             form = f"packed in general form because {reason}: {len(header.modules)} tensors"
-        return f"{self.output}: {size}, {form}. See rankcast info {self.output}"
+        lost = "" if cost is None else _lost(container, cost)
+        return f"{self.output}: {size}, {form}.{lost} See rankcast info {self.output}"
 
     def _budget_bits(self) -> float | None:
         """Return how many bits the file may have; None if the options do not say.
@@ -150,8 +164,11 @@ class Pack:
         """
         snr_db, bandwidth_hz, deadline_s = self.snr_db, self.bandwidth_hz, self.deadline_s
         is_link = any(x is not None for x in (snr_db, bandwidth_hz, deadline_s))
-        if (self.quality is not None) + (self.budget_bits is not None) + is_link > 1:
-            raise ConfigError("Give one of --quality, --budget-bits and a link, not several.")
+        wishes = self.quality, self.budget_bits, self.target_bytes
+        if sum(wish is not None for wish in wishes) + is_link > 1:
+            raise ConfigError(
+                "Give one of --quality, --budget-bits, --target-bytes and a link, not several."
+            )
         if not is_link:
             return self.budget_bits
         if snr_db is None or bandwidth_hz is None or deadline_s is None:
@@ -159,6 +176,19 @@ class Pack:
         from rankcast.packaging.pack import link_budget_bits
 
         return link_budget_bits(snr_db, bandwidth_hz, deadline_s, self.rate_model)
+
+
+def _lost(container: Container, cost: Cost) -> str:
+    """Return a sentence on what a file loses beside the adapter, after a space."""
+    parts, entry = [], container.header.chunks[-1]
+    if cost.lost_energy is not None:
+        parts.append(f"{cost.lost_energy:.1%} of the update's energy is lost")
+    if None not in (cost.loss, cost.accuracy, entry.loss, entry.accuracy):
+        parts.append(
+            f"loss {cost.loss:.3f} -> {entry.loss:.3f}, "
+            f"accuracy {cost.accuracy:.1%} -> {entry.accuracy:.1%}"
+        )
+    return f" {'; '.join(parts).capitalize()}." if parts else ""
 
 
 def _beside(before_bits: float, n_bits: int, what: str) -> str:

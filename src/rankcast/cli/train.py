@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import tyro
 
-from rankcast.cli.common import INTERRUPTED, print_json, stop_on_signal
+from rankcast.cli.common import INTERRUPTED, print_json, sized_words, stop_on_signal
 from rankcast.config import RunConfig
 
 if TYPE_CHECKING:
+    from rankcast.training.folder import RunFolder
     from rankcast.training.run import TrainResult
 
 Settings = Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
@@ -32,6 +33,11 @@ class Train:
     rankcast train sst2-minilm --data.source ~/sst2 --finetune.lr 1e-3 --output runs/sst2
 
     rankcast train runs/sst2/config.yaml --resume
+
+    rankcast train sst2-minilm --data.source ~/sst2 --codec.target-bytes 2000 --steps 3000
+
+    With --codec.target-bytes one adapter is trained whose whole file has at most so many bytes;
+    without, a policy that chooses what to send over every link.
 
     Defaults are shown as the preset sets them: see rankcast train demo --help.
     """
@@ -62,6 +68,8 @@ class Train:
 
     def run(self, argv: Sequence[str]) -> int:
         """Train, and print the result."""
+        if self.settings.codec.target_bytes is not None:
+            return self._run_to_size(argv)
         outcome = train_with_progress(
             self.settings, argv, resume=self.resume, overwrite=self.overwrite
         )
@@ -74,6 +82,33 @@ class Train:
 
         stdout().print(result_table(outcome.result))
         stdout().print(f"Everything is in {outcome.folder.path}.")
+        return 0
+
+    def _run_to_size(self, argv: Sequence[str]) -> int:
+        """Train one file of a given size, and print what the size costs."""
+        from rankcast.cli.console import SizeProgress, stderr
+        from rankcast.training.byte_run import train_to_size
+
+        config = self.settings
+        print(f"Loading {config.finetune.model} and {config.data.source} …", file=sys.stderr)
+        with stop_on_signal() as stopping, closing(SizeProgress(stderr(), config.steps)) as bar:
+            outcome = train_to_size(
+                config,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                command=[shlex.join(argv)],
+                on_step=bar.on_step,
+                should_stop=stopping,
+            )
+        if not outcome.is_main:
+            return 0
+        if outcome.adapter is None:
+            return stopped_at(outcome.step, outcome.folder)
+        if self.json:
+            print_json(outcome.result)
+            return 0
+        print(f"{outcome.folder.file}: {sized_words(outcome.adapter)}")
+        print(f"Everything is in {outcome.folder.path}. See rankcast info {outcome.folder.file}")
         return 0
 
 
@@ -102,9 +137,15 @@ def stopped(outcome: TrainResult) -> int:
     if outcome.finished:
         return 0  # another process prints the result
     if outcome.session.is_main:
-        print(
-            f"rankcast: stopped after step {outcome.session.step}; continue with\n"
-            f"  rankcast train {outcome.folder.config} --resume",
-            file=sys.stderr,
-        )
+        stopped_at(outcome.session.step, outcome.folder)
+    return INTERRUPTED
+
+
+def stopped_at(step: int, folder: RunFolder) -> int:
+    """Say how a run that was stopped at a step goes on, and return the exit status."""
+    print(
+        f"rankcast: stopped after step {step}; continue with\n"
+        f"  rankcast train {folder.config} --resume",
+        file=sys.stderr,
+    )
     return INTERRUPTED

@@ -16,7 +16,15 @@ from rankcast.codec.chunks import ChunkPlan, Decoder, decode, encode
 from rankcast.codec.formats.gguf import read_base_config, write_gguf
 from rankcast.codec.formats.peft import write_peft
 from rankcast.codec.header import LARGEST_PARAMS, Header, header_bytes, read_header
-from rankcast.codec.packing import Source, block_offsets, chunk_plans
+from rankcast.codec.packing import (
+    Coding,
+    Source,
+    block_offsets,
+    chunk_plans,
+    prefix_plans,
+    trained_offsets,
+    without_zeros,
+)
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError, ConfigError, check_choice
 from rankcast.files import put_file
@@ -174,9 +182,27 @@ def pack_at_exponent(
     """
     tensors = source.tensors
     plans = chunk_plans(tensors, exponent, n_steps, n_parts, offsets=source.offsets)
-    chunks = encode(tensors, plans, block_offsets(tensors, source.offsets, exponent))
+    offsets = block_offsets(tensors, source.offsets, exponent, source.tensor_offsets)
+    return _container(source, encode(tensors, plans, offsets))
+
+
+def pack_as_trained(source: Source, coding: Coding) -> Container:
+    """Return an adapter as a container of the chunks and steps for which it was trained.
+
+    Raises:
+        CodecError: NaN or infinite weights.
+    """
+    if not coding.prefix_ranks:
+        return pack_at_exponent(source.at(coding), coding.exponent)
+    tensors, coding = without_zeros(source.tensors, coding)
+    chunks = encode(tensors, prefix_plans(tensors, coding), trained_offsets(tensors, coding))
+    return _container(replace(source, tensors=tensors), chunks)
+
+
+def _container(source: Source, chunks: list[bytes]) -> Container:
+    """Return a container of chunks, without names that are not to be public."""
     base = replace(source.base, name=public_name(source.base.name))
-    header = Header.of(tensors, chunks, base, source.task)
+    header = Header.of(source.tensors, chunks, base, source.task)
     return Container(replace(header, config=public_config(header.config)), tuple(chunks))
 
 

@@ -10,7 +10,7 @@ weight is sent twice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +49,44 @@ COARSEST = 6.6
 """Steps of more root mean squares than this leave hardly a weight other than zero."""
 
 
+@dataclass(frozen=True)
+class Coding:
+    """The steps to which an adapter was trained to be rounded.
+
+    Attributes:
+        exponent: of the common step.
+        offsets: (N,) added to it for each projection; empty for nothing.
+        tensor_offsets: added to it for tensors beside the projections, by name; those that are not
+            named get steps that suit their size.
+        prefix_ranks: (N,) components with which each prefix was trained, coarse to fine; empty if
+            it was trained as a whole, for chunks as they suit.
+        component_offsets: (N,) of the components of each projection, where they differ; empty where
+            they are all `offsets`.
+    """
+
+    exponent: int
+    offsets: tuple[int, ...] = ()
+    tensor_offsets: Mapping[str, int] = field(default_factory=dict)
+    prefix_ranks: tuple[tuple[int, ...], ...] = ()
+    component_offsets: tuple[tuple[int, ...], ...] = ()
+
+
+def coding_of(
+    *,
+    exponent: Any,
+    offsets: Any,
+    tensor_offsets: Any = None,
+    prefix_ranks: Any = (),
+    component_offsets: Any = (),
+) -> Coding:
+    """Return a coding of its fields as they are read; earlier versions wrote the first two."""
+    of_tensors = {str(name): int(offset) for name, offset in (tensor_offsets or {}).items()}
+    ranks, each = (
+        tuple(tuple(map(int, row)) for row in rows) for rows in (prefix_ranks, component_offsets)
+    )
+    return Coding(int(exponent), tuple(map(int, offsets)), of_tensors, ranks, each)
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """An adapter that can be packed.
@@ -61,6 +99,8 @@ class Source:
             `offsets_of_sensitivity`.
         exponent: of the step to which it was trained to be rounded; None if it was not.
         gains: (N, R) loss that each component removes, as learned in training; None if unknown.
+        tensor_offsets: as `offsets`, of tensors by name; see `Coding`.
+        coding: the steps to which it was trained to be rounded; None if it was not.
     """
 
     tensors: AdapterTensors
@@ -69,6 +109,20 @@ class Source:
     offsets: tuple[int, ...] = ()
     exponent: int | None = None
     gains: FloatArray | None = None
+    tensor_offsets: Mapping[str, int] = field(default_factory=dict)
+    coding: Coding | None = None
+
+    def at(self, coding: Coding | None) -> Source:
+        """Return the same adapter, trained to be rounded to some steps; as it is for None."""
+        if coding is None:
+            return self
+        return replace(
+            self,
+            offsets=coding.offsets,
+            exponent=coding.exponent,
+            tensor_offsets=coding.tensor_offsets,
+            coding=coding,
+        )
 
 
 def offsets_of_sensitivity(sensitivity: FloatArray, power: float = 0.5) -> tuple[int, ...]:
@@ -149,7 +203,10 @@ def _beside(tensors: AdapterTensors) -> bool:
 
 
 def block_offsets(
-    tensors: AdapterTensors, offsets: Sequence[int] = (), finest: int | None = None
+    tensors: AdapterTensors,
+    offsets: Sequence[int] = (),
+    finest: int | None = None,
+    tensor_offsets: Mapping[str, int] | None = None,
 ) -> list[IntArray]:
     """Return the offsets of every block: those of its projection, or what suits a tensor.
 
@@ -158,17 +215,22 @@ def block_offsets(
         offsets: one for each projection; empty for none.
         finest: exponent of the last chunk, to keep indices within what can be coded; None if it is
             known to be coarse.
+        tensor_offsets: those of tensors by name, where they are known.
 
     Raises:
         CodecError: offsets of another number of projections, or NaN or infinite numbers.
     """
+    known = tensor_offsets or {}
     each = _each_projection(tensors, offsets)
     found = [np.full(r, o, dtype=np.int64) for r, o in zip(tensors.ranks, each, strict=True)]
     wanted = _wanted_exponents(tensors)
     common = exponent_of_quality(tensors, 1.0) if wanted else 0
-    for name, carriage in tensors.carriage.items():
+    for name in tensors.shapes:
+        carriage = tensors.carriage[name]
         offset = 0 if carriage == "own" else MODULE_OFFSET
-        if name in wanted:
+        if name in known:
+            offset = known[name]
+        elif name in wanted:
             offset = min(offset or LARGEST_OFFSET, wanted[name] - common)
         if name in wanted and finest is not None:
             sizes = tensors.module_sizes[name]
@@ -216,6 +278,35 @@ def chunk_plans(
             if not plans or plans[-1] != plan:
                 plans.append(plan)
     return plans
+
+
+def without_zeros(tensors: AdapterTensors, coding: Coding) -> tuple[AdapterTensors, Coding]:
+    """Return an adapter without last components of zeros, and its steps."""
+    peaks = [sizes.peaks for sizes in tensors.component_sizes]
+    ranks = [int(np.max(np.nonzero(p)[0], initial=-1)) + 1 for p in peaks]
+    prefixes = tuple(tuple(map(min, prefix, ranks)) for prefix in coding.prefix_ranks)
+    each = tuple(o[:r] for o, r in zip(coding.component_offsets, ranks, strict=True))
+    cut = tensors.truncated(np.array(ranks, dtype=np.int64))
+    return cut, replace(coding, prefix_ranks=prefixes, component_offsets=each)
+
+
+def prefix_plans(tensors: AdapterTensors, coding: Coding) -> list[ChunkPlan]:
+    """Return the chunks whose prefixes were trained; those that bring nothing are left out."""
+    plans: list[ChunkPlan] = []
+    beside = tuple(1 for _ in tensors.modules)
+    for ranks in coding.prefix_ranks:
+        plan = ChunkPlan(coding.exponent, (*ranks, *beside))
+        if not plans or plans[-1] != plan:
+            plans.append(plan)
+    return plans
+
+
+def trained_offsets(tensors: AdapterTensors, coding: Coding) -> list[IntArray]:
+    """Return the offsets of every block, as it was trained."""
+    found = block_offsets(tensors, coding.offsets, coding.exponent, coding.tensor_offsets)
+    for i, offsets in enumerate(coding.component_offsets):
+        found[i] = np.array(offsets, dtype=np.int64)
+    return found
 
 
 def _useful_steps(tensors: AdapterTensors, finest: int) -> int:

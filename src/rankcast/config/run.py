@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import DatasetConfig, FinetuneConfig
 from rankcast.config.link import LinkConfig
 from rankcast.config.policy import PolicyConfig, TrainingConfig
@@ -56,6 +57,7 @@ class RunConfig:
         data: what is learned from.
         finetune: the base model and how its adapters train.
         link: the radio link.
+        codec: the file that the run is to end in, where it is to have a given size.
         policy: what the policy is made of.
         training: how the policy trains (Algorithm 1).
         steps: training steps in all, rounded up to whole episodes.
@@ -76,6 +78,7 @@ class RunConfig:
     data: DatasetConfig = field(default_factory=DatasetConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     steps: int = 300

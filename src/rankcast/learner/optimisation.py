@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Optimisation:
         held = [p for p in self._parameters if p.grad is not None]
         scaler = self._accelerator.scaler
         if held:
-            self._sum_over_processes(held)
+            self.sum_over_processes(held)
             if scaler is not None:
                 scaler.unscale_(self.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(held, self._config.max_grad_norm)
@@ -87,7 +88,7 @@ class Optimisation:
             self.optimizer.zero_grad(set_to_none=True)
         self.n_steps += 1
 
-    def _sum_over_processes(self, held: list[torch.nn.Parameter]) -> None:
+    def sum_over_processes(self, held: Sequence[Tensor]) -> None:
         """Replace every gradient by its sum over the processes."""
         if self._accelerator.num_processes == 1:
             return

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rankcast.adapters.arrays import load_tensors, tensors_of
 from rankcast.adapters.elastic import ElasticAdapter
-from rankcast.codec.packing import exponent_of_quality, offsets_of_sensitivity
+from rankcast.codec.packing import Coding, exponent_of_quality, offsets_of_sensitivity
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.learner import FinetuneConfig
 from rankcast.errors import ConfigError, DataError
@@ -61,19 +61,6 @@ class QatConfig:
                 f"rate_weight and sensitivity_power must be at least 0, got {self.rate_weight} and "
                 f"{self.sensitivity_power}."
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Coding:
-    """At which steps an adapter is to be coded.
-
-    Attributes:
-        exponent: of the common step.
-        offsets: (N,) added to it for each projection.
-    """
-
-    exponent: int
-    offsets: tuple[int, ...]
 
 
 def prepare_qat(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.adapters.rate import coded_bits
@@ -87,6 +88,7 @@ class TransformerLearner:
         )
         self._rounding: Rounding | None = None
         self._reference: AdapterSnapshot | None = None
+        self._weights: Mapping[str, Tensor] = {}
 
     @property
     def layout(self) -> AdapterLayout:
@@ -162,6 +164,54 @@ class TransformerLearner:
         """
         return self._train(self._next_parts(), self._training_ranks(self.adapter.ranks))
 
+    def restart(self, config: FinetuneConfig) -> None:
+        """Begin a new schedule with new moments; adapter and place in the data stay."""
+        self.config = config
+        self.optimisation = Optimisation(self.adapter, config, self.accelerator)
+
+    def gradients_at(self, weights: Mapping[str, Tensor]) -> float:
+        """Add the gradients of the next batch's loss with other weights, and move on.
+
+        The optimiser takes no part: that is the caller's.
+
+        Args:
+            weights: leaf tensors that stand in for parameters of the model, by their names.
+
+        Returns:
+            The mean loss, over all processes.
+
+        Raises:
+            RankcastError: the loss is not finite.
+        """
+        self.adapter.model.train()
+        self._weights = weights
+        try:
+            with self._seeded_dropout():
+                mean = self._backward(self._next_parts())
+        finally:
+            self._weights = {}
+        self._batches.advance()
+        self.optimisation.n_steps += 1
+        return mean
+
+    def classifier_tensors(self) -> tuple[str, ...]:
+        """Return the names of the output layer's tensors, one row a class; none for others.
+
+        A softmax does not change when one row is taken from all of them.
+        """
+        if not isinstance(self._objective, SequenceClassification):
+            return ()
+        n_labels = self._objective.n_labels
+        layers = [
+            f"{name}.{inner}" if inner else name
+            for name, module in self.adapter.extra_modules().items()
+            for inner, part in module.named_modules()
+            if isinstance(part, torch.nn.Linear) and part.out_features == n_labels
+        ]
+        known = self.adapter.extra_tensors()
+        names = (f"{layer}.{part}" for layer in layers[-1:] for part in ("weight", "bias"))
+        return tuple(name for name in names if name in known)
+
     def begin_qat(self, rounding: Rounding, *, distil: bool) -> None:
         """Train on rounded weights from the next step on, so that the adapter codes small.
 
@@ -171,7 +221,12 @@ class TransformerLearner:
                 Losses that training steps return are then divergences.
         """
         self._rounding = rounding
-        self._reference = AdapterSnapshot(self.adapter) if distil else None
+        if distil:
+            self.begin_distillation()
+
+    def begin_distillation(self) -> None:
+        """Train towards the answers that the adapter gives now, from the next step on."""
+        self._reference = AdapterSnapshot(self.adapter)
 
     def evaluate(
         self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
@@ -342,10 +397,11 @@ class TransformerLearner:
 
     def _logits(self, batch: Batch) -> Tensor:
         """Run the model on a batch in the precision of this run."""
+        tokens = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         with self.accelerator.autocast():
-            return self.adapter.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask
-            ).logits
+            if self._weights:
+                return functional_call(self.adapter.model, dict(self._weights), (), tokens).logits
+            return self.adapter.model(**tokens).logits
 
     @torch.no_grad()
     def _mean_loss(self, parts: Sequence[Batch], ranks: IntArray) -> float:

@@ -13,7 +13,7 @@ from rankcast.codec.formats.peft_names import beyond_lora
 from rankcast.codec.header import ChunkEntry
 from rankcast.codec.packing import RELATIVE_STEPS, Source
 from rankcast.config.learner import DatasetConfig, FinetuneConfig
-from rankcast.errors import ConfigError
+from rankcast.errors import ConfigError, InfeasibleSizeError
 from rankcast.learner.datasets import load_dataset
 from rankcast.learner.qat import coding_for, learner_for
 from rankcast.learner.texts import DatasetSplits
@@ -42,6 +42,16 @@ class AdapterSetup:
         learner = learner_for(self.source.tensors, self.config, self.splits)
         self.check(learner)
         return learner
+
+    def unrounded(self) -> tuple[float, float]:
+        """Return loss [nats] and accuracy of the adapter as it is, on the validation texts.
+
+        Raises:
+            DataError: texts without labels, for a classifier.
+            ModelError: another base model than the adapter was made for.
+        """
+        seen = self.learner().evaluate("validation")
+        return seen.loss, seen.accuracy
 
     def check(self, learner: TransformerLearner) -> None:
         """Raise unless a learner's model is the one that the adapter was made for.
@@ -93,7 +103,7 @@ def pack_measured(
     Args:
         setup: the adapter; its steps become coarser where weights matter less, unless it knows
             better ones.
-        fit: packs a `Source` within its `budget_bits`.
+        fit: packs a `Source` within a number of bits, or None.
         budget_bits: of the whole file, measurements included; None for no budget.
 
     Raises:
@@ -105,8 +115,8 @@ def pack_measured(
     if not source.offsets:
         source = replace(source, offsets=coding_for(learner, RELATIVE_STEPS["good"]).offsets)
     if budget_bits is None:
-        return measured(fit(source), learner)
-    return measured_within(lambda left: fit(source, budget_bits=left), learner, budget_bits)
+        return measured(fit(source, None), learner)
+    return measured_within(lambda left: fit(source, left), learner, budget_bits)
 
 
 def measured_within(
@@ -121,18 +131,23 @@ def measured_within(
 
     Raises:
         DataError: texts without labels, for a classifier.
+        InfeasibleSizeError: as `fit`, with the size that the smallest file has when measured.
         RankcastError: as `fit`.
     """
-    reserve = 0.0
+    reserve, smallest = 0.0, None
     while True:
-        container = fit(budget_bits - reserve)
-        load_tensors(learner.adapter, container.tensors())
-        longest = [replace(entry, **_LONGEST) for entry in container.header.chunks]
-        file = _described(container, learner, longest, "0" * 64)
+        try:
+            container = fit(budget_bits - reserve)
+        except InfeasibleSizeError as error:
+            container, smallest = fit(8.0 * error.smallest_bytes), error
+        file = _longest(container, learner)
         if file.n_bits <= budget_bits:  # measuring takes minutes
             file = measured(container, learner)
         if file.n_bits <= budget_bits:
             return file
+        if smallest is not None:
+            sizes = file.n_bits // 8, int(budget_bits // 8)
+            raise InfeasibleSizeError(*sizes, trainable=smallest.trainable) from smallest
         reserve += file.n_bits - budget_bits
 
 
@@ -151,6 +166,16 @@ def measured(container: Container, learner: TransformerLearner) -> Container:
         seen = learner.evaluate("validation")
         entries.append(replace(entry, loss=round(seen.loss, 5), accuracy=round(seen.accuracy, 5)))
     return _described(container, learner, entries, base_fingerprint(learner.adapter.model))
+
+
+def _longest(container: Container, learner: TransformerLearner) -> Container:
+    """Return a container as `measured` does, with stand-ins of the most bytes for what is measured.
+
+    The learner holds the decoded adapter afterwards.
+    """
+    load_tensors(learner.adapter, container.tensors())
+    longest = [replace(entry, **_LONGEST) for entry in container.header.chunks]
+    return _described(container, learner, longest, "0" * 64)
 
 
 def _described(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rankcast.codec.container import Container, load, pack_at_exponent
+from rankcast.codec.container import Container, load, pack_as_trained, pack_at_exponent
 from rankcast.codec.formats import native, peft
 from rankcast.codec.formats.base_folder import BaseFolder
 from rankcast.codec.formats.gguf import read_base_config
 from rankcast.codec.formats.peft_names import beyond_lora
 from rankcast.codec.formats.tensor_file import TensorFile
 from rankcast.codec.header import LARGEST_PARAMS, BaseModel
+from rankcast.codec.losses import lost_energy
 from rankcast.codec.packing import RELATIVE_STEPS, Quality, Source, exponent_of_quality
 from rankcast.codec.planner import pack_planned, pack_within
 from rankcast.codec.successor import KEEP, pack_after
+from rankcast.codec.target import pack_into
 from rankcast.errors import CodecError, ConfigError, ModelError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits as bits_before_deadline
@@ -40,11 +43,27 @@ if TYPE_CHECKING:
     from rankcast.adapters.elastic import ElasticAdapter
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a file loses beside the adapter that it was made from.
+
+    Attributes:
+        lost_energy: share of the energy of its low-rank updates; None if it has none.
+        loss: of the adapter as it was, on the validation texts [nats]; None if nobody measured.
+        accuracy: likewise, a share.
+    """
+
+    lost_energy: float | None
+    loss: float | None = None
+    accuracy: float | None = None
+
+
 def pack(
     adapter: str | os.PathLike[str] | PeftModel | ElasticAdapter | Source,
     *,
     quality: Quality | None = None,
     budget_bits: float | None = None,
+    target_bytes: int | None = None,
     planned: bool = False,
     measure: bool = False,
     texts: Texts | None = None,
@@ -53,6 +72,7 @@ def pack(
     embeddings: bool = False,
     previous: str | os.PathLike[str] | Container | None = None,
     keep: float = KEEP,
+    on_cost: Callable[[Cost], None] | None = None,
 ) -> Container:
     """Return an adapter as a container, every prefix of whose chunks is an adapter.
 
@@ -64,6 +84,8 @@ def pack(
             trained to be rounded, else `good`.
         budget_bits: choose the finest step at which the whole file has at most so many bits; see
             `link_budget_bits`.
+        target_bytes: choose ranks and steps with which a file of at most so many bytes loses least;
+            see `rankcast.codec.target`.
         planned: of a run, within a budget: choose the rank and the step of each projection
             together, by the gains that the run has learned, instead of one step for all.
         measure: run the model, to take coarser steps where weights matter less and to write into
@@ -77,35 +99,88 @@ def pack(
         previous: file of the version that devices have: with its chunks and steps, and with
             components turned towards its own, so that an update from it is small.
         keep: steps from the middle of its old cell at which a weight leaves it; see `successor`.
+        on_cost: called with what the file loses, for which the unrounded adapter is measured, too.
 
     Raises:
         CodecError: no adapter there, one that cannot be carried, or a previous file of another.
         ConfigError: options that exclude each other, texts or model that are not known, or an
             adapter that cannot be measured.
         InfeasibleDeadlineError: not even the coarsest step fits the budget.
+        InfeasibleSizeError: no file that keeps anything of the adapter has so few bytes.
         ModelError: another base model than the adapter was made for.
     """
-    if quality is not None and budget_bits is not None:
-        raise ConfigError("Give a quality or a budget in bits, not both.")
-    if budget_bits is not None and math.isnan(budget_bits):
-        raise ConfigError("The budget is no number of bits.")
-    if planned and budget_bits is None:
-        raise ConfigError("--planned needs a budget or a link.")
-    if previous is not None and (quality is not None or budget_bits is not None):
-        raise ConfigError("A previous file says which steps to take; give no quality or budget.")
+    _check_options(quality, budget_bits, target_bytes, planned, previous)
     folder = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
     base = None if base_model is None else BaseFolder.open(base_model)
     source = _source_of(adapter, peft.PeftSource(base, initial_adapter, embeddings))
-    if measure or texts is not None:
+    limit = budget_bits if target_bytes is None else 8.0 * target_bytes
+    fit: Callable[[Source, float | None], Container] = _pack_target
+    if target_bytes is None:
+        fit = partial(_pack_source, quality=quality, planned=planned, previous=previous, keep=keep)
+    if not measure and texts is None:
+        container, cost = fit(source, limit), Cost(None)
+    else:
         from rankcast.packaging.measure import pack_measured, setup_for  # noqa: PLC0415 needs torch
 
-        fit = partial(pack, quality=quality, planned=planned, previous=previous, keep=keep)
-        return pack_measured(setup_for(source, folder, texts or Texts()), fit, budget_bits)
+        setup = setup_for(source, folder, texts or Texts())
+        container = pack_measured(setup, fit, limit)
+        cost = Cost(None) if on_cost is None else Cost(None, *setup.unrounded())
+    if on_cost is not None:
+        on_cost(replace(cost, lost_energy=lost_energy(source.tensors, container.tensors())))
+    return container
+
+
+def _check_options(
+    quality: Quality | None,
+    budget_bits: float | None,
+    target_bytes: int | None,
+    planned: bool,
+    previous: str | os.PathLike[str] | Container | None,
+) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if quality is not None and budget_bits is not None:
+        raise ConfigError("Give a quality or a budget in bits, not both.")
+    if target_bytes is not None and (quality is not None or budget_bits is not None):
+        raise ConfigError("Give one of a quality, a budget in bits and a target in bytes.")
+    if budget_bits is not None and math.isnan(budget_bits):
+        raise ConfigError("The budget is no number of bits.")
+    if planned and target_bytes is not None:
+        raise ConfigError(
+            "--target-bytes chooses ranks and steps by what they lose of the weights; --planned "
+            "goes with --budget-bits or a link."
+        )
+    if planned and budget_bits is None:
+        raise ConfigError("--planned needs a budget or a link.")
+    if previous is not None and (quality, budget_bits, target_bytes) != (None, None, None):
+        raise ConfigError("A previous file says which steps to take; give no quality or budget.")
+
+
+def _pack_target(source: Source, budget_bits: float | None) -> Container:
+    """Return the file within a number of bits that loses least; see `pack_into`."""
+    return pack_into(source, (budget_bits or 0.0) / 8)
+
+
+def _pack_source(
+    source: Source,
+    budget_bits: float | None,
+    *,
+    quality: Quality | None,
+    planned: bool,
+    previous: str | os.PathLike[str] | Container | None,
+    keep: float,
+) -> Container:
+    """Return an adapter as a container, without measuring; see `pack`."""
     if budget_bits is not None:
         return (pack_planned if planned else pack_within)(source, budget_bits)
     if previous is not None:
         before = previous if isinstance(previous, Container) else load(previous)
         return pack_after(source, before, keep)
+    if quality is None and source.coding is not None:
+        return pack_as_trained(source, source.coding)
     exponent = source.exponent
     if quality is not None or exponent is None:
         exponent = exponent_of_quality(source.tensors, RELATIVE_STEPS[quality or "good"])
@@ -153,8 +228,8 @@ def read_adapter(path: str | os.PathLike[str], beside: peft.PeftSource | None = 
     if description == native.DESCRIPTION:
         tensors, about = native.read_native(folder)
         base, task = BaseModel(about.base_model, about.base_fingerprint), about.task_type
-        more = about.offsets, about.exponent, about.gains
-        return Source(tensors, base, {"task_type": task} if task else {}, *more)
+        source = Source(tensors, base, {"task_type": task} if task else {}, gains=about.gains)
+        return source.at(about.coding)
     tensors, config = peft.read_peft(folder, beside)
     base, task = BaseModel(config.get("base_model_name_or_path")), config.get("task_type")
     return Source(tensors, base, {"task_type": task} if task else {})

@@ -7,6 +7,7 @@
 | `checkpoint.pt` | all that continuing needs |
 | `policy.pt` | all that `rankcast allocate` needs: policy, belief, layout |
 | `adapter/` | the adapter at full rank, for `rankcast.adapters.export.load_adapter` |
+| `adapter.rcast` | its file, of a run for a file of a given size |
 | `tensorboard/` | the rows as events for TensorBoard |
 | `result.json` | the results, with versions, seeds, command and times |
 | `comparison.json`, `ranks.png`, `learning.png` | allocators beside each other |
@@ -48,6 +49,7 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.pt"
         self.policy = path / "policy.pt"
         self.adapter = path / "adapter"
+        self.file = path / "adapter.rcast"
         self.tensorboard = path / "tensorboard"
         self.result = path / "result.json"
         self.comparison = path / "comparison.json"
@@ -67,7 +69,8 @@ class RunFolder:
     def begin(self, config: RunConfig) -> None:
         """Make the folder, empty it of an older run's files and write the configuration."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for file in (self.log, self.checkpoint, self.policy, self.result, self.comparison):
+        files = self.log, self.checkpoint, self.policy, self.file, self.result, self.comparison
+        for file in files:
             file.unlink(missing_ok=True)
         for folder in (self.adapter, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)

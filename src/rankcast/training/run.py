@@ -18,7 +18,7 @@ from rankcast.allocation.problem import AllocationProblem
 from rankcast.config.plain import first_difference, to_plain
 from rankcast.config.run import EnvConfig, RunConfig
 from rankcast.env.mdp import AllocationMdp, Outcome
-from rankcast.errors import CheckpointError, RankcastError
+from rankcast.errors import CheckpointError, ConfigError, RankcastError
 from rankcast.learner.datasets import load_dataset
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.link.build import expected_db, link_states, reference_db, snr_process
@@ -289,10 +289,16 @@ def train(
         should_stop: asked after each episode; True ends the run with a checkpoint.
 
     Raises:
-        ConfigError: the folder holds another run, and neither of the two is asked for.
+        ConfigError: the folder holds another run, and neither of the two is asked for; or a run
+            for a file of a given size.
         CheckpointError: there is nothing to resume, or it is of another configuration.
         RankcastError: data, model or link cannot be had as configured, or training diverged.
     """
+    if config.codec.target_bytes is not None:
+        raise ConfigError(
+            "A run with codec.target_bytes trains one file and no policy: call "
+            "rankcast.training.byte_run.train_to_size, or leave target_bytes out."
+        )
     folder = RunFolder(Path(config.output))
     if resume:  # before a model is loaded
         check_same(load_state(folder.checkpoint)["config"], config, folder)
@@ -314,7 +320,7 @@ def train(
             journal.write("step", steps)
             journal.write("episode", [metrics], step=session.step)
             stopped = _evaluate_if_due(session, journal, before, on_evaluation)
-            interrupted = _any_process(session, should_stop())
+            interrupted = any_process(session.learner, should_stop())
             finished = stopped or session.step >= config.steps
             due = session.trainer.episode % config.checkpoint_every == 0
             if session.is_main and (due or interrupted or finished):
@@ -354,9 +360,9 @@ def _evaluate_if_due(
     return session.stopping.update(row.reward, row.accuracy) and config.early_stopping
 
 
-def _any_process(session: Session, flag: bool) -> bool:
+def any_process(learner: TransformerLearner, flag: bool) -> bool:
     """Return whether any process has the flag up, so that all of them stop together."""
-    accelerator = session.learner.accelerator
+    accelerator = learner.accelerator
     raised = torch.tensor(float(flag), device=accelerator.device)
     return bool(accelerator.reduce(raised, reduction="sum") > 0)
 

@@ -19,6 +19,7 @@ import safetensors
 from safetensors.numpy import load_file
 
 from rankcast.codec.formats.peft_names import modules_saved
+from rankcast.codec.packing import Coding, coding_of
 from rankcast.codec.quantiser import Float32Array
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import CodecError
@@ -44,8 +45,7 @@ class Description:
         ranks: of each projection when it was saved.
         base_model: hub id or path of the base model.
         base_fingerprint: SHA-256 of its weights.
-        exponent: of the step to which the adapter was trained to be rounded; None if it was not.
-        offsets: what is added to it for each projection; empty for nothing.
+        coding: steps to which the adapter was trained to be rounded; None if it was not.
         gains: (N, r_max) loss that each component removes, as learned in training.
     """
 
@@ -58,15 +58,12 @@ class Description:
     ranks: Sequence[int]
     base_model: str | None = None
     base_fingerprint: str | None = None
-    exponent: int | None = None
-    offsets: tuple[int, ...] = ()
+    coding: Coding | None = None
     gains: FloatArray | None = None
 
     def to_json(self) -> str:
         """Return the text of the file."""
         plain = {"format_version": FORMAT_VERSION} | asdict(self)
-        exponent, offsets = plain.pop("exponent"), plain.pop("offsets")
-        plain["coding"] = None if exponent is None else {"exponent": exponent, "offsets": offsets}
         if self.gains is not None:
             plain["gains"] = [[float(f"{gain:.6g}") for gain in row] for row in self.gains]
         return json.dumps(plain, indent=2) + "\n"
@@ -95,8 +92,7 @@ class Description:
         """Return what `to_json` wrote; adapters without a coding or gains do not name them."""
         return cls(
             projections=tuple(Projection(**p) for p in projections),
-            exponent=None if coding is None else int(coding["exponent"]),
-            offsets=() if coding is None else tuple(map(int, coding["offsets"])),
+            coding=None if coding is None else coding_of(**coding),
             gains=None if gains is None else np.array(gains, dtype=np.float64),
             **rest,
         )

@@ -1,0 +1,70 @@
+"""Settings of the file that a run is to end in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rankcast.errors import ConfigError
+
+LEAST_BYTES = 200
+"""A header and hardly more."""
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """A file of a given size, and how an adapter trains for it.
+
+    Attributes:
+        target_bytes: of the whole file; with it a run trains one adapter for this size instead of a
+            policy for every link.
+        prefix_bytes: sizes below it, ascending, at which the file's beginning is to be an adapter
+            that was trained for that size. What comes later refines it.
+        rank: components of each projection, of each size; by default as many as the bytes suggest.
+        rounded_share: share of the training steps in which weights are rounded and bits have a
+            price; the steps before train as usual.
+        lr: what a weight moves at most in a training step, at the beginning of those, in quantiser
+            steps; by default 0.012, or more where there are few steps.
+        relative_step: quantiser step as a multiple of the root mean square of the weights, at
+            their beginning; by default one at which the file is somewhat too large.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    target_bytes: int | None = None
+    prefix_bytes: tuple[int, ...] = ()
+    rank: int | None = None
+    rounded_share: float = 0.75
+    lr: float | None = None
+    relative_step: float | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All sizes, ascending; none if nothing is to have a given size."""
+        return () if self.target_bytes is None else (*self.prefix_bytes, self.target_bytes)
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if self.prefix_bytes and self.target_bytes is None:
+            raise ConfigError("codec.prefix_bytes needs codec.target_bytes, the size of the whole.")
+        sizes = (LEAST_BYTES - 1, *self.prefix_bytes, self.target_bytes or math.inf)
+        if any(low >= high for low, high in pairwise(sizes)) and self.prefix_bytes:
+            raise ConfigError(
+                f"codec.prefix_bytes must ascend from at least {LEAST_BYTES} to less than "
+                f"target_bytes, got {list(self.prefix_bytes)} and {self.target_bytes}."
+            )
+        if self.target_bytes is not None and self.target_bytes < LEAST_BYTES:
+            raise ConfigError(
+                f"target_bytes must be at least {LEAST_BYTES}, got {self.target_bytes}: a file has "
+                f"a header beside its weights."
+            )
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"codec.rank must be at least 1, got {self.rank}.")
+        if not 0 < self.rounded_share <= 1:
+            raise ConfigError(f"rounded_share must be above 0 and at most 1: {self.rounded_share}.")
+        for name in ("lr", "relative_step"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"codec.{name} must be positive, got {value}.")

@@ -1,0 +1,430 @@
+"""Train an adapter so that its whole file has at most so many bytes.
+
+First as usual, then on weights that are rounded by a growing share of the way, until they are those
+of the file. Their steps train, too. Bits have a price, and a controller moves it so that the file
+comes down to the bytes that are allowed while there is still time to learn.
+
+Differs from the paper, which sends 32 bits a number: there is no price on ranks here, because a
+component that is worth little loses its weights one by one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankcast.adapters.arrays import load_modules, load_tensors
+from rankcast.adapters.elastic import ElasticAdapter
+from rankcast.adapters.export import base_name, task_of
+from rankcast.adapters.fingerprint import base_fingerprint
+from rankcast.adapters.layer import initialise
+from rankcast.codec.container import Container, pack_as_trained, read_container
+from rankcast.codec.header import BaseModel
+from rankcast.codec.packing import Coding, Source, coding_of, without_zeros
+from rankcast.codec.tensors import AdapterTensors
+from rankcast.config.codec import CodecConfig
+from rankcast.config.learner import FinetuneConfig
+from rankcast.errors import ConfigError, InfeasibleSizeError, RankcastError
+from rankcast.learner.rounded_weights import Chunks, RoundedWeights
+from rankcast.learner.transformer import TransformerLearner
+from rankcast.records import AdapterLayout, IntArray
+
+Pack = Callable[[AdapterTensors, Coding], Container]
+"""Makes the file of an adapter that was trained to be rounded to some steps."""
+
+BITS_A_NUMBER = 2.0
+"""More than these bits for every number of a rank are better spent on a higher rank."""
+ROUNDED_AT, SMALL_AT = 0.65, 0.5
+"""Shares of the steps on rounded weights after which all are rounded, and the file is small."""
+FIRST_SIZE = 1.3
+"""Bytes of the weights when rounding begins, as a multiple of the target."""
+WARMUP = 20
+LR, MOVES = 0.012, 10.0
+"""Learning rate of latents, and quantiser steps that a weight can move if there are few steps."""
+STEP_LR = 0.003
+"""Learning rate of the logarithms of steps."""
+LR_LEFT = 0.4
+"""Share of the learning rate that is left when the usual training ends."""
+LARGEST_RANK = 16
+"""Of components that a size adds by itself."""
+LATER_CHUNK = 24
+"""Bytes that a later chunk may add to a prefix: an entry in the header."""
+PACK_EVERY = 50
+"""Steps after which the file is made, to see what it takes beside its weights."""
+
+
+def rank_for(n_bytes: int, layout: AdapterLayout) -> int:
+    """Return the rank whose numbers so many bytes suit."""
+    numbers = sum(p.d_in + p.d_out for p in layout.projections)
+    return min(max(1, round(8 * n_bytes / (BITS_A_NUMBER * numbers))), LARGEST_RANK)
+
+
+def ranks_for(config: CodecConfig, layout: AdapterLayout) -> list[int]:
+    """Return how many components of a projection each size has, those of smaller ones included."""
+    more = [size - before for before, size in pairwise((0, *config.sizes))]
+    return list(accumulate(config.rank or rank_for(n, layout) for n in more))
+
+
+def steps_for(config: CodecConfig, steps: int) -> list[int]:
+    """Return how many training steps each size has: half are for the first of several.
+
+    Raises:
+        ConfigError: there is no size.
+    """
+    if not config.sizes:
+        raise ConfigError("Training for a size needs target_bytes.")
+    later = len(config.sizes) - 1
+    if not later:
+        return [steps]
+    each = max(1, steps // (2 * later))
+    return [steps - later * each, *(each,) * later]
+
+
+@dataclass
+class PriceController:
+    """The price of a bit that brings a file to its size.
+
+    A proportional and an integral part, both of the excess of the bytes over what is aimed at; the
+    price is the exponential of their sum, because nobody knows its order of magnitude.
+
+    Attributes:
+        target_bytes: to come to.
+        steps: in which to do it; the aim falls from the first size to the target over `SMALL_AT`
+            of them.
+        first: bytes at the beginning; None before it.
+        integral: of the excess.
+        price: of a bit [nats].
+    """
+
+    target_bytes: int
+    steps: int
+    first: float | None = None
+    integral: float = 0.0
+    price: float = 0.0
+
+    _BEGIN, _PROPORTIONAL, _INTEGRAL, _MOST = 1e-5, 8.0, 46.0, 0.5
+
+    def update(self, n_bytes: float, step: int) -> float:
+        """Return the price for a step, from the bytes that the file would have now."""
+        if self.first is None:
+            self.first = n_bytes
+        done = min(1.0, step / (SMALL_AT * self.steps))
+        aim = self.first + (self.target_bytes - self.first) * done
+        excess = min(max((n_bytes - aim) / aim, -self._MOST), self._MOST)
+        self.integral += min(self._INTEGRAL / self.steps, 0.1) * excess
+        exponent = self.integral + self._PROPORTIONAL * excess
+        self.price = self._BEGIN * math.exp(min(max(exponent, -20.0), 12.0))
+        return self.price
+
+
+class _Rounding:
+    """What trains once weights are rounded: latents and steps, their optimiser, the price of bits.
+
+    Attributes:
+        weights: of the adapter.
+        controller: of the price.
+        optimizer: of latents and steps.
+        bytes_beside: what a file takes beside the bits of its weights.
+    """
+
+    def __init__(
+        self,
+        learner: TransformerLearner,
+        config: CodecConfig,
+        size: int,
+        n_steps: int,
+        before: Chunks | None,
+    ) -> None:
+        contrasts, step = learner.classifier_tensors(), config.relative_step
+        self.weights = RoundedWeights(learner.adapter, step or 1.0, contrasts, before)
+        if step is None:
+            new = size - (0 if before is None else before.n_bytes)
+            self.weights.coarsen_to(8 * FIRST_SIZE * new)
+        self.controller = PriceController(size, n_steps)
+        self.bytes_beside = 0.0
+        rates = config.lr or max(LR, MOVES / n_steps), STEP_LR
+        groups = [
+            {"params": [parameter], "lr": lr, "peak": lr}
+            for parameter, lr in zip(self.weights.parameters, rates, strict=True)
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+
+    def move(self, share: float) -> None:
+        """Step with the gradients that are there, at a share of the learning rates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue bit-exactly."""
+        return {
+            "weights": self.weights.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "first": self.controller.first,
+            "integral": self.controller.integral,
+            "bytes_beside": self.bytes_beside,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.weights.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.controller.first = state["first"]
+        self.controller.integral = state["integral"]
+        self.bytes_beside = state["bytes_beside"]
+
+
+class ByteBudgetTraining:
+    """Trains a learner's adapter for a file of a given size, and for prefixes of given sizes.
+
+    One size after the other. What was trained for a smaller one stays, and components that come
+    after it train.
+
+    Attributes:
+        n_steps: steps taken.
+        n_bytes: of the file as it would be now; None while training as usual.
+
+    Args:
+        learner: with room for the ranks of all sizes.
+        config: the sizes, and how to train for them.
+        steps: of the training in all.
+        pack: makes the file.
+        most: (N,) components that a projection may have; those that the learner has room for if
+            None.
+
+    Raises:
+        ConfigError: no size, or fp16, whose scaled gradients the price does not know.
+    """
+
+    def __init__(
+        self,
+        learner: TransformerLearner,
+        config: CodecConfig,
+        steps: int,
+        pack: Pack,
+        most: IntArray | None = None,
+    ) -> None:
+        if learner.accelerator.scaler is not None:
+            raise ConfigError("Training for a size runs in bf16 or without mixed precision.")
+        self.learner, self.config, self.steps = learner, config, steps
+        self.n_steps = 0
+        self.n_bytes: float | None = None
+        self._pack, self._usual = pack, learner.config
+        self._ends = list(accumulate(steps_for(config, steps)))
+        r_max = learner.layout.r_max
+        self._most = np.full(learner.layout.n_projections, r_max) if most is None else most
+        self._ranks = ranks_for(config, learner.layout)
+        self._before: Chunks | None = None
+        self._rounding: _Rounding | None = None
+        self._stage = 0
+        learner.adapter.set_ranks(np.minimum(self._most, self._ranks[0]))
+
+    @property
+    def rounding_is_next(self) -> bool:
+        """Whether the next step is the first on rounded weights."""
+        return self._stage == 0 and self._place()[0] == 0
+
+    def step(self) -> float:
+        """Train one batch and return its loss, price of bits excluded.
+
+        Raises:
+            InfeasibleSizeError: a size that not even weights of zero reach.
+            RankcastError: the loss or its gradients are not finite.
+        """
+        if self.n_steps == self._ends[self._stage]:
+            self._next_stage()
+        place, n_steps = self._place()
+        if place >= 0:
+            loss = self._rounded_step(place, n_steps)
+        else:
+            loss = self.learner.train_step()
+            if self._before is not None:
+                _put_back(self.learner.adapter, self._before.tensors)
+        self.n_steps += 1
+        return loss
+
+    def finish(self) -> tuple[Container, Coding]:
+        """Return the file and its steps; the learner has the adapter that a decoder makes of it.
+
+        What is too much for the size is taken away: weights whose latents are nearest to zero.
+
+        Raises:
+            InfeasibleSizeError: a file of zeros is too large.
+        """
+        last = self._finished()
+        file = self._pack(last.tensors, last.coding)
+        self.n_bytes = last.n_bytes
+        return file, last.coding
+
+    def _place(self) -> tuple[int, int]:
+        """Return how many steps on rounded weights are done, below 0 before, and their number."""
+        begin = self._ends[self._stage - 1] if self._stage else 0
+        n_steps = rounded_steps(self.config, self._ends[self._stage] - begin)
+        return self.n_steps - (self._ends[self._stage] - n_steps), n_steps
+
+    def _begun(self) -> _Rounding:
+        """Return what trains on rounded weights; turn to it if that has not been done."""
+        if self._rounding is None:
+            self._rounding = _Rounding(
+                self.learner, self.config, self._size(), self._place()[1], self._before
+            )
+        return self._rounding
+
+    def _size(self) -> int:
+        """Return the bytes of the prefix that is trained now, less what later chunks add to it."""
+        later = len(self.config.sizes) - 1 - self._stage
+        return self.config.sizes[self._stage] - LATER_CHUNK * later
+
+    def _finished(self) -> Chunks:
+        """Return what this size has come to, in a file that fits; see `finish`."""
+        weights, size = self._begun().weights, self._size()
+        coding, n_alive = weights.coding(), int(weights.indices().count_nonzero())
+
+        def found(count: int) -> Chunks:
+            tensors, trimmed = without_zeros(
+                weights.decoded(weights.without_smallest(count)), coding
+            )
+            return Chunks(tensors, trimmed, self._pack(tensors, trimmed).n_bits // 8)
+
+        count = bisect_left(range(n_alive), True, key=lambda count: found(count).n_bytes <= size)
+        chunks = found(count)
+        if chunks.n_bytes > size:
+            raise InfeasibleSizeError(chunks.n_bytes, size, trainable=False)
+        load_tensors(self.learner.adapter, chunks.tensors)
+        return chunks
+
+    def _next_stage(self) -> None:
+        """Keep what this size has come to, and begin with the components of the next one."""
+        self._keep(self._finished(), self._stage + 1)
+
+    def _keep(self, chunks: Chunks, stage: int) -> None:
+        """Begin a stage after what was trained before it."""
+        self._before, self._rounding, self._stage = chunks, None, stage
+        adapter, more = self.learner.adapter, self._ranks[stage] - self._ranks[stage - 1]
+        ranks = chunks.tensors.ranks
+        generator = torch.Generator().manual_seed(self.learner.config.seed + stage)
+        for (Q, lam, P), r in zip(adapter.factors(), ranks.tolist(), strict=True):
+            new = Q.detach()[r:], lam.detach()[r:], P.detach()[:, r:]
+            initialise(*new, std=None, generator=generator)
+        adapter.set_ranks(np.minimum(self._most, ranks + more))
+        n_steps = self._ends[stage] - self._ends[stage - 1]
+        self.learner.restart(usual_training(self._usual, self.config, n_steps))
+        self.n_bytes = None
+
+    def _rounded_step(self, step: int, n_steps: int) -> float:
+        """Train a batch on weights that are rounded by a share of the way."""
+        now = self._begun()
+        weights, bits = now.weights, now.weights.bits()
+        if step % PACK_EVERY == 0:
+            file = self._pack(weights.decoded(weights.indices()), weights.coding())
+            now.bytes_beside = (file.n_bits - bits.total) / 8
+        n_bytes = self.n_bytes = bits.total / 8 + now.bytes_beside
+        price = now.controller.update(n_bytes, step)
+        row = weights.weights(min(1.0, step / (ROUNDED_AT * n_steps)))
+        leaf = row.detach().requires_grad_()
+        loss = self.learner.gradients_at(weights.by_parameter(leaf))
+        self.learner.optimisation.sum_over_processes([leaf])
+        torch.autograd.backward([row, price * weights.price(bits)], [leaf.grad, None])
+        self._clip(weights.parameters)
+        now.move(min(1.0, (step + 1) / WARMUP) * (1 - step / n_steps))
+        return loss
+
+    def _clip(self, parameters: Sequence[Tensor]) -> None:
+        """Scale gradients down to the largest norm that is allowed.
+
+        Raises:
+            RankcastError: they are not finite.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.learner.config.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            raise RankcastError(
+                f"The gradients are not finite at step {self.n_steps}. Lower the learning rates "
+                f"(finetune.lr, codec.lr), or use bf16 or no mixed precision."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue bit-exactly."""
+        before = self._before
+        kept = None if before is None else self._pack(before.tensors, before.coding).to_bytes()
+        return {
+            "n_steps": self.n_steps,
+            "stage": self._stage,
+            "file": None if kept is None else np.frombuffer(bytearray(kept), np.uint8),
+            "coding": None if before is None else asdict(before.coding),
+            "learner": self.learner.state_dict(),
+            "rounding": None if self._rounding is None else self._rounding.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            CheckpointError: the state is of another model or data set.
+        """
+        if state["file"] is not None:
+            file = read_container(bytes(np.asarray(state["file"])))
+            coding = coding_of(**state["coding"])
+            self._keep(Chunks(file.tensors(), coding, file.n_bits // 8), int(state["stage"]))
+        self.n_steps = int(state["n_steps"])
+        self.learner.load_state_dict(state["learner"])
+        if state["rounding"] is not None:
+            self._begun().load_state_dict(state["rounding"])
+
+
+@torch.no_grad()
+def _put_back(adapter: ElasticAdapter, tensors: AdapterTensors) -> None:
+    """Undo what a training step has changed of components and tensors that are to stay."""
+    for (Q, lam, P), factors in zip(adapter.factors(), tensors.factors, strict=True):
+        r = factors.rank
+        P[:, :r].copy_(torch.from_numpy(factors.left))
+        Q[:r].copy_(torch.from_numpy(factors.right))
+        lam[:r].fill_(1 / adapter.scale)
+    load_modules(adapter, tensors)
+
+
+def usual_training(config: FinetuneConfig, codec: CodecConfig, steps: int) -> FinetuneConfig:
+    """Return how the steps train that come before rounding.
+
+    The learning rate falls, but not to zero, because training goes on.
+    """
+    usual = steps - rounded_steps(codec, steps)
+    return replace(
+        config,
+        total_steps=max(1, round(usual / (1 - LR_LEFT))),
+        warmup_steps=min(config.warmup_steps, usual),
+        nested_prob=0.0,
+        orthogonality_weight=0.0,
+        measure_reference=False,
+    )
+
+
+def packer(learner: TransformerLearner, base: BaseModel | None = None) -> Pack:
+    """Return what makes the file of a learner's adapter.
+
+    Args:
+        learner: with the model.
+        base: what the header says of it; its name and fingerprint if None.
+    """
+    if base is None:
+        base = BaseModel(base_name(learner.adapter), base_fingerprint(learner.adapter.model))
+    task = {"task_type": task_type} if (task_type := task_of(learner.adapter)) else {}
+
+    def pack(tensors: AdapterTensors, coding: Coding) -> Container:
+        return pack_as_trained(Source(tensors, base, task), coding)
+
+    return pack
+
+
+def rounded_steps(config: CodecConfig, steps: int) -> int:
+    """Return in how many of the steps weights are rounded."""
+    return max(1, round(config.rounded_share * steps))

@@ -1,0 +1,356 @@
+"""The weights of an adapter in quantiser steps: rounded little by little, with a price on bits.
+
+A *group* has one step: some components of a projection, or a tensor beside the projections. A
+*strip* has one spread: a column of P, a row of Q, a row of a tensor (`rankcast.codec.blocks`). The
+weights of all strips stand in one row, so that hundreds of strips take a few operations.
+
+A file can have several prefixes that are trained one after the other. What the chunks before hold
+stays as it is then; only components that come after them train.
+
+Shapes: W weights, S strips, G groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rankcast.adapters.arrays import balanced_tensors_of
+from rankcast.adapters.elastic import ElasticAdapter
+from rankcast.codec.packing import Coding
+from rankcast.codec.quantiser import EXPONENTS, PER_RADIX, RADIX, Float32Array, dequantise
+from rankcast.codec.tensors import AdapterTensors, Factors
+
+LOG_GRID = math.log(RADIX) / PER_RADIX
+"""Steps are powers of 3^(1/6): distance of their logarithms."""
+STRIP_BITS = 3.0
+"""What the spread of a strip takes, about."""
+_SMALLEST_STEP = 1e-6
+"""Of a group of zeros."""
+_RAREST = 1e-3
+_WIDEST_FACTOR, _HALVINGS = 7.0, 30
+"""Logarithm of the largest factor on steps that is tried, and halvings of that range."""
+
+
+@dataclass(frozen=True, eq=False)
+class StripBits:
+    """What rounded weights take, as an entropy coder that knows the spread of every strip.
+
+    Attributes:
+        total: bits of all strips.
+        marginal: (S,) bits that another weight other than zero would take more than a zero.
+    """
+
+    total: float
+    marginal: Tensor
+
+    @classmethod
+    def of(cls, indices: Tensor, strip: Tensor, widths: Tensor) -> StripBits:
+        """Return those of (W,) whole numbers.
+
+        A weight is zero or not, has a sign, and a magnitude that falls geometrically.
+
+        Args:
+            indices: (W,) rounded weights in steps.
+            strip: (W,) strip of each.
+            widths: (S,) weights of each strip.
+        """
+        size = indices.abs()
+        zeros = torch.zeros_like(widths)
+        nonzero = zeros.index_add(0, strip, (size > 0).to(widths))
+        excess = zeros.index_add(0, strip, (size - 1).clamp_min(0))
+        rate = (nonzero / widths).clamp(0.5 / widths, 1 - 0.5 / widths)
+        larger = (excess / (nonzero + excess).clamp_min(1)).clamp(_RAREST, 1 - _RAREST)
+        signs = nonzero + torch.where(nonzero > 0, widths * _entropy(rate), 0.0)
+        magnitudes = torch.where(excess > 0, (nonzero + excess) * _entropy(larger), 0.0)
+        total = (signs + magnitudes + STRIP_BITS).sum()
+        return cls(float(total), ((1 - rate) / rate).log2() + 1)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """Return the bits of a choice between two."""
+    return -(p * p.log2() + (1 - p) * (1 - p).log2())
+
+
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """What the chunks hold that have been trained.
+
+    Attributes:
+        tensors: the adapter that a decoder makes of them.
+        coding: their steps and ranks.
+        n_bytes: of header and chunks.
+    """
+
+    tensors: AdapterTensors
+    coding: Coding
+    n_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where the weights of a parameter stand in the row of all.
+
+    Attributes:
+        parameter: its name in the model.
+        start: first of its weights.
+        strips: (strips, width).
+        columns: whether strips are its columns.
+        shape: of what replaces it.
+        base: what is added, for a tensor that travels as a difference; None for nothing.
+    """
+
+    parameter: str
+    start: int
+    strips: tuple[int, int]
+    columns: bool
+    shape: tuple[int, ...]
+    base: Tensor | None = None
+
+    @property
+    def stop(self) -> int:
+        """Behind its last weight."""
+        return self.start + math.prod(self.strips)
+
+
+class RoundedWeights:
+    """Latent weights of an adapter and the logarithms of their steps, both to be trained.
+
+    Args:
+        adapter: its active components are taken, and what is trained beside them; it stays as it
+            is.
+        relative_step: step of a group at the beginning, as a multiple of the root mean square of
+            its weights.
+        contrasts: names of tensors whose first row may be taken from all rows without changing
+            what the model answers, such as a softmax classifier's: the row is then 0 and stays 0.
+        before: chunks whose components and tensors stay as they are; None for none.
+    """
+
+    def __init__(
+        self,
+        adapter: ElasticAdapter,
+        relative_step: float,
+        contrasts: Collection[str] = (),
+        before: Chunks | None = None,
+    ) -> None:
+        self._tensors = balanced_tensors_of(adapter)
+        self._before = before
+        self._device = adapter.factors()[0][0].device
+        self._names = {p.data_ptr(): name for name, p in adapter.model.named_parameters()}
+        self._rows: list[Float32Array] = []
+        self._held: list[NDArray[np.bool_]] = []
+        self._group_of_row: list[int] = []
+        self._places: list[_Place] = []
+        self._unit: dict[str, Tensor] = {}
+        self._groups: list[int | str] = []
+        self._held_parts: dict[str, tuple[Tensor, int]] = {}
+        for i in range(len(adapter.layers)):
+            self._take_projection(adapter, i)
+        for name, live in {} if before else adapter.extra_tensors().items():
+            self._take_tensor(name, live, contrast=name in contrasts)
+        widths = np.array([len(row) for row in self._rows])
+        group = np.repeat(self._group_of_row, widths)
+        weights = np.concatenate(self._rows).astype(np.float64)
+        energy = np.bincount(group, weights * weights) / np.bincount(group)
+        steps = np.maximum(relative_step * np.sqrt(energy), _SMALLEST_STEP)
+        self._widths = self._on_device(widths)
+        self._strip = torch.from_numpy(np.repeat(np.arange(len(widths)), widths)).to(self._device)
+        self._group = torch.from_numpy(group).to(self._device)
+        self._free = self._on_device(~np.concatenate(self._held))
+        self.latents: Tensor = nn.Parameter(self._on_device(weights / steps[group]))
+        self.log_steps: Tensor = nn.Parameter(self._on_device(np.log(steps)))
+
+    def _take_projection(self, adapter: ElasticAdapter, i: int) -> None:
+        """Take the components of a projection that are to be trained as one group."""
+        factors, (Q, lam, P) = self._tensors.factors[i], adapter.factors()[i]
+        held = None if self._before is None else self._before.tensors.factors[i]
+        first = 0 if held is None else held.rank
+        left, right = factors.left[:, first:], factors.right[first:]
+        if len(right):
+            self._groups.append(i)
+            self._take(left.T, P, left.shape, columns=True)
+            self._take(right, Q, right.shape)
+            unit = torch.full((factors.rank, 1), 1 / adapter.scale, device=self._device)
+            self._unit[self._names[lam.data_ptr()]] = unit
+        if held is not None and len(right):
+            self._held_parts[self._names[P.data_ptr()]] = torch.from_numpy(held.left).to(P), 1
+            self._held_parts[self._names[Q.data_ptr()]] = torch.from_numpy(held.right).to(Q), 0
+
+    def _take_tensor(self, name: str, live: Tensor, *, contrast: bool) -> None:
+        """Take a tensor beside the projections as one group, if it is trained."""
+        values = self._tensors.modules[name]
+        if live.data_ptr() not in self._names or values.dtype != np.float32:
+            return
+        held = np.zeros(values.shape, dtype=np.bool_)
+        if contrast:
+            values, held[0] = values - values[0], True
+        is_difference = self._tensors.carriage[name] == "difference"
+        base = live.detach() - torch.from_numpy(values).to(live) if is_difference else None
+        self._groups.append(name)
+        width = values.shape[-1] if values.ndim else 1
+        self._take(values.reshape(-1, width), live, values.shape, held=held, base=base)
+
+    def _take(
+        self,
+        rows: Float32Array,
+        live: Tensor,
+        shape: tuple[int, ...],
+        *,
+        columns: bool = False,
+        held: NDArray[np.bool_] | None = None,
+        base: Tensor | None = None,
+    ) -> None:
+        """Let the strips of a parameter stand behind those before, in the group begun last."""
+        start = self._places[-1].stop if self._places else 0
+        name = self._names[live.data_ptr()]
+        self._places.append(_Place(name, start, rows.shape, columns, shape, base))
+        self._rows += list(rows)
+        self._held.append(np.zeros(rows.size, np.bool_) if held is None else held.reshape(-1))
+        self._group_of_row += [len(self._groups) - 1] * len(rows)
+
+    def _on_device(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.asarray(values, np.float32)).to(self._device)
+
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """What is trained: latents, then logarithms of steps."""
+        return self.latents, self.log_steps
+
+    def indices(self) -> Tensor:
+        """Return the (W,) rounded weights in steps."""
+        return (self.latents.detach() * self._free).round()
+
+    def bits(self) -> StripBits:
+        """Return what the rounded weights take."""
+        return StripBits.of(self.indices(), self._strip, self._widths)
+
+    @torch.no_grad()
+    def coarsen_to(self, bits: float) -> None:
+        """Make all steps coarser or finer, by one factor, so that rounded weights take some bits.
+
+        Args:
+            bits: to come near to; the coarsest or the finest steps where they are out of reach.
+        """
+        low, high = -_WIDEST_FACTOR, _WIDEST_FACTOR
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            indices = (self.latents * self._free / math.exp(middle)).round()
+            if StripBits.of(indices, self._strip, self._widths).total > bits:
+                low = middle
+            else:
+                high = middle
+        self.latents /= math.exp(high)
+        self.log_steps += high
+
+    def price(self, bits: StripBits) -> Tensor:
+        """Return the bits that would be saved if every weight went to zero at the marginal price.
+
+        What is differentiable about the bits: a step of a weight costs what one more weight other
+        than zero would cost in its strip.
+        """
+        each = bits.marginal.clamp_min(1.0)[self._strip]
+        return ((self.latents * self._free).abs() * each).sum()
+
+    def weights(self, share: float) -> Tensor:
+        """Return the (W,) weights, rounded by a share of the way; gradients pass through.
+
+        Args:
+            share: 0 for latent weights and steps as they are, 1 for those that a file holds.
+        """
+        latents = self.latents * self._free
+        rounded = latents + share * (latents.round() - latents).detach()
+        whole = (self.log_steps / LOG_GRID).round() * LOG_GRID
+        steps = (self.log_steps + share * (whole - self.log_steps).detach()).exp()
+        return rounded * steps[self._group]
+
+    def by_parameter(self, weights: Tensor) -> dict[str, Tensor]:
+        """Return what replaces parameters of the model, by their names, from (W,) weights."""
+        replaced = dict(self._unit)
+        for place in self._places:
+            strips = weights[place.start : place.stop].view(place.strips)
+            tensor = (strips.mT if place.columns else strips).reshape(place.shape)
+            if place.parameter in self._held_parts:
+                held, axis = self._held_parts[place.parameter]
+                tensor = torch.cat([held, tensor], dim=axis)
+            replaced[place.parameter] = tensor if place.base is None else tensor + place.base
+        return replaced
+
+    def coding(self) -> Coding:
+        """Return the steps that training has come to, and the ranks of the prefixes so far."""
+        found = dict(zip(self._groups, self._exponents(), strict=True))
+        ranks, n = tuple(self._tensors.ranks.tolist()), len(self._tensors.projections)
+        if self._before is None:
+            common = int(np.median([found[i] for i in range(n) if i in found] or [0]))
+            offsets = tuple(found.get(i, common) - common for i in range(n))
+            of_tensors = {name: e - common for name, e in found.items() if isinstance(name, str)}
+            each = tuple((offset,) * r for offset, r in zip(offsets, ranks, strict=True))
+            return Coding(common, offsets, of_tensors, (ranks,), each)
+        coding = self._before.coding
+        each = tuple(
+            (*old, *((found.get(i, coding.exponent) - coding.exponent,) * (ranks[i] - len(old))))
+            for i, old in enumerate(coding.component_offsets)
+        )
+        prefixes = (*coding.prefix_ranks, ranks)
+        return replace(coding, prefix_ranks=prefixes, component_offsets=each)
+
+    def decoded(self, indices: Tensor) -> AdapterTensors:
+        """Return the adapter of (W,) rounded weights, as a decoder computes it from a file."""
+        whole = indices.to(torch.int32).cpu().numpy()
+        strips = iter([whole[p.start : p.stop].reshape(p.strips) for p in self._places])
+        held = self._tensors if self._before is None else self._before.tensors
+        factors, modules = list(held.factors), dict(held.modules)
+        for group, exponent in zip(self._groups, self._exponents(), strict=True):
+            if isinstance(group, str):
+                shape = modules[group].shape
+                modules[group] = dequantise(next(strips), exponent).reshape(shape)
+                continue
+            left, right = (dequantise(next(strips), exponent) for _ in range(2))
+            new = Factors(np.ascontiguousarray(left.T), right)
+            factors[group] = new if self._before is None else _joined(factors[group], new)
+        by_name = {name: modules[name] for name in sorted(modules)}  # as `read_native` has them
+        return replace(self._tensors, factors=tuple(factors), modules=by_name)
+
+    def _exponents(self) -> list[int]:
+        """Return the exponent to which the step of each group is rounded."""
+        whole = (self.log_steps.detach() / LOG_GRID).round()
+        return whole.clamp(*EXPONENTS).int().tolist()
+
+    def without_smallest(self, count: int) -> Tensor:
+        """Return the rounded weights with some at zero: those whose latents are nearest to it.
+
+        Args:
+            count: of weights other than zero that become zero.
+        """
+        indices = self.indices()
+        (alive,) = torch.nonzero(indices, as_tuple=True)
+        order = torch.argsort(self.latents.detach()[alive].abs(), stable=True)
+        indices[alive[order[:count]]] = 0
+        return indices
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the latent weights and the logarithms of their steps, as copies."""
+        return {
+            "latents": self.latents.detach().clone(),
+            "log_steps": self.log_steps.detach().clone(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict()`."""
+        self.latents.copy_(state["latents"])
+        self.log_steps.copy_(state["log_steps"])
+
+
+def _joined(one: Factors, other: Factors) -> Factors:
+    """Return the components of one, then those of the other."""
+    return Factors(
+        np.concatenate([one.left, other.left], axis=1),
+        np.concatenate([one.right, other.right]),
+    )

@@ -1,0 +1,307 @@
+"""Training for a file of a given size: bits by hand, the price of bits, and files that fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.models import keyword_splits, randomise
+from rankcast.adapters.arrays import load_tensors, tensors_of
+from rankcast.adapters.export import save_adapter
+from rankcast.codec.container import Container, pack_as_trained
+from rankcast.codec.header import BaseModel
+from rankcast.codec.packing import Coding, Source
+from rankcast.codec.quantiser import step_of
+from rankcast.codec.tensors import AdapterTensors
+from rankcast.config.codec import CodecConfig
+from rankcast.config.learner import FinetuneConfig
+from rankcast.errors import ConfigError, InfeasibleSizeError
+from rankcast.learner.byte_budget import (
+    ByteBudgetTraining,
+    PriceController,
+    rank_for,
+    ranks_for,
+    rounded_steps,
+    steps_for,
+)
+from rankcast.learner.rounded_weights import LOG_GRID, STRIP_BITS, RoundedWeights, StripBits
+from rankcast.learner.transformer import TransformerLearner
+from rankcast.packaging.pack import pack as pack_folder
+from rankcast.training.folder import load_state, save_state
+
+CONFIG = FinetuneConfig(
+    model="tiny", lr=1e-2, r_max=2, alpha=4.0, batch_size=8, warmup_steps=2, total_steps=30,
+    orthogonality_weight=0.0, mixed_precision="no", measure_reference=False,
+)  # fmt: skip
+
+
+def learner_of(**settings: Any) -> TransformerLearner:
+    return TransformerLearner(replace(CONFIG, **settings), keyword_splits())
+
+
+def pack(tensors: AdapterTensors, coding: Coding) -> Container:
+    source = Source(tensors, BaseModel("tiny", "0" * 64), {"task_type": "SEQ_CLS"})
+    return pack_as_trained(source, coding)
+
+
+def training_of(target_bytes: int, steps: int = 12, **settings: Any) -> ByteBudgetTraining:
+    config = CodecConfig(target_bytes=target_bytes, **settings)
+    return ByteBudgetTraining(learner_of(), config, steps, pack)
+
+
+def run(training: ByteBudgetTraining) -> list[float]:
+    return [training.step() for _ in range(training.steps - training.n_steps)]
+
+
+def strip_bits(*strips: list[int]) -> StripBits:
+    widths = torch.tensor([float(len(s)) for s in strips])
+    strip = torch.repeat_interleave(torch.arange(len(strips)), widths.long())
+    return StripBits.of(torch.tensor([float(x) for s in strips for x in s]), strip, widths)
+
+
+def test_bits_of_strips_by_hand() -> None:
+    # Four of eight weights are not zero: a bit for each place and a sign for each of the four.
+    half = strip_bits([1, -1, 0, 0, 1, 0, 0, -1])
+    assert half.total == pytest.approx(8 + 4 + STRIP_BITS)
+    assert half.marginal.tolist() == pytest.approx([1.0])  # log2(½ / ½) and the sign
+    # One of four: 4·H(¼) = 8 − 3·log2(3); one more than zero costs log2(3) and a sign.
+    quarter = strip_bits([0, 0, 0, -1])
+    assert quarter.total == pytest.approx(8 - 3 * math.log2(3) + 1 + STRIP_BITS)
+    assert quarter.marginal.tolist() == pytest.approx([math.log2(3) + 1])
+    # A magnitude of 2 beside one of 1: three choices between "ends" and "goes on", one goes on.
+    larger = strip_bits([2, 1, 0, 0])
+    assert larger.total == pytest.approx(4 + 2 + 3 * (math.log2(3) - 2 / 3) + STRIP_BITS)
+    assert strip_bits([0, 0, 0]).total == STRIP_BITS
+
+
+@given(st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=20), min_size=1, max_size=5))
+def test_strips_add_up(strips: list[list[int]]) -> None:
+    together, alone = strip_bits(*strips), [strip_bits(s) for s in strips]
+    assert together.total == pytest.approx(sum(s.total for s in alone), rel=1e-5)
+    np.testing.assert_allclose(
+        together.marginal, torch.cat([s.marginal for s in alone]), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_model_answers_alike_before_anything_is_rounded() -> None:
+    learner = learner_of()
+    randomise(learner.adapter, 0, scale=0.5)
+    batch = learner.data.validation.texts[:8]
+    tokens = learner.tokenizer(batch, return_tensors="pt", padding=True)
+    inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    learner.adapter.model.eval()
+    with torch.no_grad():
+        before = learner.adapter.model(**inputs).logits
+        weights = RoundedWeights(learner.adapter, 3.0, learner.classifier_tensors())
+        replaced = weights.by_parameter(weights.weights(0.0))
+        after = torch.func.functional_call(learner.adapter.model, replaced, (), inputs).logits
+    difference = after - before  # the same for all classes of a text, whose first is now 0
+    assert torch.allclose(difference, difference[:, :1].expand_as(difference), atol=1e-4)
+    assert learner.classifier_tensors() == ("classifier.weight", "classifier.bias")
+    assert not bool(torch.allclose(difference, torch.zeros_like(difference), atol=1e-3))
+
+
+def test_what_is_trained_is_what_a_file_holds() -> None:
+    learner = learner_of()
+    randomise(learner.adapter, 1, scale=0.5)
+    learner.adapter.set_ranks(np.arange(learner.layout.n_projections) % 3)
+    weights = RoundedWeights(learner.adapter, 1.5, learner.classifier_tensors())
+    decoded = weights.decoded(weights.indices())
+    read = pack(decoded, weights.coding()).tensors()
+    for ours, theirs in zip(decoded.factors, read.factors, strict=True):
+        left, right = ours.left @ ours.right, theirs.left @ theirs.right
+        np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-7)
+    for name, values in decoded.modules.items():
+        np.testing.assert_array_equal(values, read.modules[name])
+        assert not values[0].any()
+    row = weights.weights(1.0).detach()
+    load_tensors(learner.adapter, decoded)
+    by_name = dict(learner.adapter.model.named_parameters())
+    for name, value in weights.by_parameter(row).items():
+        live = by_name[name].detach()
+        part = live[tuple(slice(0, n) for n in value.shape)]
+        torch.testing.assert_close(part, value, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_end_on_the_grid_of_the_codec() -> None:
+    learner = learner_of()
+    randomise(learner.adapter, 2)
+    weights, coding = RoundedWeights(learner.adapter, 3.0), None
+    with torch.no_grad():
+        weights.log_steps.copy_(torch.linspace(-3, 0, len(weights.log_steps)))
+    coding = weights.coding()
+    steps = [float(step_of(coding.exponent + offset)) for offset in coding.offsets]
+    whole = (weights.log_steps.detach() / LOG_GRID).round() * LOG_GRID
+    np.testing.assert_allclose(steps, whole.exp()[: len(steps)], rtol=1e-5)
+    assert set(coding.tensor_offsets) == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("bits", [500.0, 2000.0])
+def test_steps_suit_a_size(bits: float) -> None:
+    learner = learner_of()
+    randomise(learner.adapter, 3)
+    weights = RoundedWeights(learner.adapter, 1.0)
+    before = weights.weights(0.0).detach()
+    weights.coarsen_to(bits)
+    assert weights.bits().total == pytest.approx(bits, rel=0.02)
+    torch.testing.assert_close(weights.weights(0.0).detach(), before)
+
+
+def test_a_price_rises_until_the_file_is_small() -> None:
+    controller, n_bytes = PriceController(1000, steps=400), 4000.0
+    for step in range(400):
+        price = controller.update(n_bytes, step)
+        n_bytes += 0.1 * (4000 / (1 + 3000 * price) - n_bytes)  # falls as bits cost more
+    assert n_bytes == pytest.approx(1000, rel=0.02)
+    assert controller.first == 4000
+    assert controller.price == pytest.approx(1e-3, rel=0.1)
+
+
+@pytest.mark.parametrize("target_bytes", [700, 1500])
+def test_files_fit_and_learn(target_bytes: int) -> None:
+    training = training_of(target_bytes, steps=60)
+    losses = run(training)
+    file, _ = training.finish()
+    assert file.n_bits <= 8 * target_bytes
+    assert training.n_bytes == file.n_bits / 8
+    assert np.mean(losses[-10:]) < losses[0]
+    held, read = tensors_of(training.learner.adapter), file.tensors()
+    for ours, theirs in zip(held.factors, read.factors, strict=True):
+        np.testing.assert_allclose(
+            ours.left @ ours.right, theirs.left @ theirs.right, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_training_goes_on_bit_for_bit() -> None:
+    whole, first = training_of(900), training_of(900)
+    losses = run(whole)
+    for stop in (2, 7):  # before and after the first step on rounded weights
+        while first.n_steps < stop:
+            first.step()
+        state, first = first.state_dict(), training_of(900)
+        first.load_state_dict(state)
+    assert run(first) == losses[7:]
+    assert first.finish()[0].to_bytes() == whole.finish()[0].to_bytes()
+
+
+def test_parts_of_a_batch_add_up() -> None:
+    whole, parts = training_of(900), training_of(900)
+    parts.learner = learner_of(grad_accumulation=2)
+    np.testing.assert_allclose(run(parts), run(whole), rtol=1e-3)
+
+
+SIZES = (600, 900)
+
+
+def progressive(steps: int = 24) -> ByteBudgetTraining:
+    config = CodecConfig(target_bytes=1500, prefix_bytes=SIZES, rank=1)
+    return ByteBudgetTraining(learner_of(r_max=3), config, steps, pack)
+
+
+def test_every_prefix_is_an_adapter_of_its_size() -> None:
+    training = progressive(steps=60)
+    run(training)
+    file, coding = training.finish()
+    sizes = [prefix.n_bytes for prefix in file.ladder]
+    assert len(sizes) == 3
+    assert all(n <= size for n, size in zip(sizes, (*SIZES, 1500), strict=True))
+    assert sizes == sorted(sizes)
+    ranks = [tensors.ranks for _, tensors in file.decoded()]
+    assert [r.max() for r in ranks] == [1, 2, 3]
+    assert [tuple(r) for r in ranks] == list(coding.prefix_ranks)
+    # What a prefix holds stays as it is.
+    first, last = (list(file.decoded())[i][1] for i in (0, -1))
+    for f, g, r in zip(first.factors, last.factors, ranks[0], strict=True):
+        np.testing.assert_array_equal(f.left, g.left[:, :r])
+    held = tensors_of(training.learner.adapter)
+    for ours, theirs in zip(held.factors, last.factors, strict=True):
+        np.testing.assert_allclose(
+            ours.left @ ours.right, theirs.left @ theirs.right, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_prefixes_go_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, first = progressive(), progressive()
+    losses = run(whole)
+    for stop in (5, 13, 20):  # in each size, before and after rounding begins
+        while first.n_steps < stop:
+            first.step()
+        save_state(tmp_path / "state.pt", first.state_dict())
+        first = progressive()
+        first.load_state_dict(load_state(tmp_path / "state.pt"))
+    assert run(first) == losses[20:]
+    assert first.finish()[0].to_bytes() == whole.finish()[0].to_bytes()
+
+
+def test_steps_and_ranks_of_sizes() -> None:
+    config = CodecConfig(target_bytes=4000, prefix_bytes=(1000, 2000))
+    assert steps_for(config, 100) == [50, 25, 25]
+    assert steps_for(CodecConfig(target_bytes=4000), 100) == [100]
+    assert ranks_for(replace(config, rank=2), learner_of().layout) == [2, 4, 6]
+
+
+def test_a_file_that_cannot_be_so_small() -> None:
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 300)
+    random_name = "".join(letters)  # does not compress
+
+    def pack_long(tensors: AdapterTensors, coding: Coding) -> Container:
+        return pack_as_trained(Source(tensors, BaseModel(random_name), {}), coding)
+
+    training = ByteBudgetTraining(learner_of(), CodecConfig(target_bytes=250), 2, pack_long)
+    run(training)
+    with pytest.raises(InfeasibleSizeError):
+        training.finish()
+
+
+def test_pack_makes_the_same_file_again(tmp_path: Path) -> None:
+    training = training_of(900)
+    run(training)
+    file, coding = training.finish()
+    save_adapter(training.learner.adapter, tmp_path, coding=coding)
+    again = pack_folder(tmp_path)
+    assert again.chunks == file.chunks
+
+
+def test_ranks_follow_the_size() -> None:
+    layout = learner_of().layout
+    numbers = sum(p.d_in + p.d_out for p in layout.projections)
+    assert rank_for(1, layout) == 1
+    assert rank_for(numbers // 4, layout) == 1  # two bits a number
+    assert rank_for(numbers, layout) == 4
+
+
+def test_shares_of_steps() -> None:
+    assert rounded_steps(CodecConfig(rounded_share=0.75), 100) == 75
+    assert rounded_steps(CodecConfig(rounded_share=0.01), 10) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target_bytes": 10},
+        {"rank": 0},
+        {"rounded_share": 0.0},
+        {"lr": 0.0},
+        {"relative_step": -1},
+        {"prefix_bytes": (300,)},
+        {"target_bytes": 900, "prefix_bytes": (400, 300)},
+        {"target_bytes": 900, "prefix_bytes": (400, 900)},
+        {"target_bytes": 900, "prefix_bytes": (100, 400)},
+    ],
+)
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        CodecConfig(**wrong)
+
+
+def test_a_size_is_needed() -> None:
+    with pytest.raises(ConfigError, match="target_bytes"):
+        ByteBudgetTraining(learner_of(), CodecConfig(), 4, pack)
