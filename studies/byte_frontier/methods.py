@@ -66,6 +66,7 @@ class Method:
         scales: alpha / r among which tuning chooses at the first size; empty where there is none.
         finish: changes PEFT's model after it was made; None for nothing.
         faster: what the learning rate of parameters is multiplied with, by a part of their name.
+        times_steps: training steps as a multiple of the budget of all.
     """
 
     label: str
@@ -76,6 +77,12 @@ class Method:
     scales: tuple[float, ...] = ()
     finish: Callable[[Any, int], None] | None = None
     faster: Mapping[str, float] = field(default_factory=dict)
+    times_steps: int = 1
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether this is LoRA as it is."""
+        return self.configure is _lora
 
     def wrap(self, target: Target, size: str, settings: Settings) -> Any:
         """Return PEFT's model; what it draws comes from the target's seed alone."""
@@ -162,6 +169,10 @@ METHODS: Mapping[str, Method] = {
         "LoRA", _lora, {str(r): {"r": r} for r in (1, 2, 4, 8)},
         (5e-4, 1e-3, 2e-3, 4e-3), ratio=2.0, scales=(1.0, 2.0, 8.0),
     ),
+    "lora_long": Method(
+        "LoRA, three times the steps,", _lora, {str(r): {"r": r} for r in (1, 8)},
+        (5e-4, 1e-3, 2e-3), ratio=2.0, scales=(2.0,), times_steps=3,
+    ),
     "lora_xs": Method(
         "LoRA-XS", _lora_xs, {str(r): {"r": r} for r in (8, 4)},
         (1e-3, 3e-3, 1e-2, 3e-2), finish=_finish_lora_xs,
@@ -202,5 +213,5 @@ METHODS: Mapping[str, Method] = {
 """By the name that stands in settings of jobs. VB-LoRA's authors give the logits of its bank ten
 times the learning rate of its vectors."""
 
-FEW = tuple(name for name in METHODS if name != "lora")
+FEW = tuple(name for name, method in METHODS.items() if not method.is_lora)
 """The methods of few parameters."""

@@ -182,7 +182,7 @@ def reference_of(curves: Sequence[Curve]) -> Reference | None:
     found = [
         Reference(curve.size, m)
         for curve in curves
-        if curve.method == "lora"
+        if curve.method in METHODS and METHODS[curve.method].is_lora
         for m in curve.codes
         if m.code == REFERENCE
     ]

@@ -26,6 +26,7 @@ from studies.byte_frontier.tuning import (
     best_of,
     keep_candidates,
     known_candidates,
+    steps_of,
     tune,
     tuning_job,
 )
@@ -166,8 +167,8 @@ def _search(job: Job, context: RunContext, scratch: Path) -> list[Candidate]:
     start = None
     if before is not None:
         task, size = before
-        steps = TASKS[task].finetune.total_steps
-        earlier = tuning_job(task, job.settings["method"], size, steps)
+        method = job.settings["method"]
+        earlier = tuning_job(task, method, size, steps_of(task, method))
         start = best_of(run_tuning(earlier, context))
     return tune(job, start, measure)
 

@@ -43,7 +43,7 @@ from studies.byte_frontier.runs import (
     first_texts,
     run_tuning,
 )
-from studies.byte_frontier.tuning import short_name, training_settings, tuning_job
+from studies.byte_frontier.tuning import short_name, steps_of, training_settings, tuning_job
 from studies.harness.spec import Job, RunContext, Scale, Study
 from studies.shared.judging import pack_groups
 from studies.shared.tasks import TASKS
@@ -60,35 +60,32 @@ QUICK = {"steps": 4, "lrs": (1e-3, 2e-3)}
 
 
 def jobs(scale: Scale) -> Sequence[Job]:
-    """Return the jobs of both tasks, LoRA's first, and the smaller sizes of other methods last."""
+    """Return the jobs of both tasks: LoRA and ours first, smaller sizes of other methods last."""
     if scale == "quick":
         return list(_quick())
-    every: list[Job] = []
     first = [(m, next(iter(METHODS[m].sizes))) for m in FEW]
     second = [(m, size) for m in FEW for size in list(METHODS[m].sizes)[1:]]
-    ranks = [("lora", size) for size in METHODS["lora"].sizes]
-    for task, group in product((SST2, AGNEWS), (ranks, first)):
+    every = [job for task in (SST2, AGNEWS) for job in _lora_and_ours(task)]
+    for group, task in product((first, second), (SST2, AGNEWS)):
         every += _compared(task, group)
-        if (task, group) == (SST2, ranks):
-            every += [
-                _after(_method(task, *rank, 0, _codes_of(*rank)), "float32")
-                for rank in (ranks[0], ranks[-1])
-            ]
-    for task in (SST2, AGNEWS):
-        every += [
-            job
-            for seed in MORE_SEEDS
-            for m, size in ranks
-            for job in _sent(task, m, size, seed, "all" if size == "1" else "reference")
-        ]
-        every += [
-            _ours(task, way, n, seed)
-            for way in WAYS
-            for n in WAYS[way].targets
-            for seed in (*FIRST_SEEDS, *MORE_SEEDS)
-        ]
-        every += _compared(task, second)
     return every
+
+
+def _lora_and_ours(task: str) -> Iterator[Job]:
+    """Yield the jobs of LoRA at all ranks, of our files, and of LoRA that trains for longer."""
+    ranks = [("lora", size) for size in METHODS["lora"].sizes]
+    long = [("lora_long", size) for size in METHODS["lora_long"].sizes]
+    yield from _compared(task, ranks)
+    if task == SST2:
+        for rank in (ranks[0], ranks[-1]):
+            yield _after(_method(task, *rank, 0, _codes_of(*rank)), "float32")
+    for way, seed in product(WAYS, (*FIRST_SEEDS, *MORE_SEEDS)):
+        yield from (_ours(task, way, n, seed) for n in WAYS[way].targets)
+    for seed, (method, size) in product(MORE_SEEDS, ranks):
+        yield from _sent(task, method, size, seed, "all" if size == "1" else "reference")
+    yield from (_tuning(task, method, size) for method, size in long)
+    for seed, (method, size) in product((*FIRST_SEEDS, *MORE_SEEDS), long):
+        yield from _sent(task, method, size, seed, "reference")
 
 
 def _compared(task: str, group: Sequence[tuple[str, str]]) -> Iterator[Job]:
@@ -121,7 +118,7 @@ def _quick() -> Iterator[Job]:
 
 
 def _tuning(task: str, method: str, size: str) -> Job:
-    return tuning_job(task, method, size, TASKS[task].finetune.total_steps)
+    return tuning_job(task, method, size, steps_of(task, method))
 
 
 def _method(
@@ -142,10 +139,10 @@ def _method(
         size: name of one of its sizes.
         seed: of the training.
         codes: `all`, `some`, `reference` for float32 alone, or `few` to see that it runs.
-        steps: of the training; those of the task for None.
+        steps: of the training; those of the task and the method for None.
         lrs: for tuning; see `tuning_job`.
     """
-    n_steps = steps or TASKS[task].finetune.total_steps
+    n_steps = steps or steps_of(task, method)
     settings = {
         **training_settings("method", task, method, size, n_steps),
         "tuning": tuning_job(task, method, size, n_steps, lrs).name,

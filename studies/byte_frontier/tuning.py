@@ -77,6 +77,11 @@ def training_settings(kind: str, task: str, method: str, size: str, steps: int) 
     }
 
 
+def steps_of(task: str, method: str) -> int:
+    """Return the training steps of a method on a task."""
+    return TASKS[task].finetune.total_steps * METHODS[method].times_steps
+
+
 def _before(task: str, method: str, size: str) -> list[str] | None:
     """Return task and size of the search whose winner one starts from; None for the first."""
     sizes = list(METHODS[method].sizes)

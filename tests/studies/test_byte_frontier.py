@@ -68,8 +68,8 @@ def test_seeds_of_the_default_scale() -> None:
         s = job.settings
         if s["kind"] == "method":
             found.setdefault((s["task"], s["method"], s["size"]), set()).add(job.seed)
-    assert {len(seeds) for (_, m, _), seeds in found.items() if m == "lora"} == {5}
-    assert {len(seeds) for (_, m, _), seeds in found.items() if m != "lora"} == {3}
+    assert {len(seeds) for (_, m, _), seeds in found.items() if METHODS[m].is_lora} == {5}
+    assert {len(seeds) for (_, m, _), seeds in found.items() if not METHODS[m].is_lora} == {3}
     assert {m for _, m, _ in found} == set(METHODS)
 
 
