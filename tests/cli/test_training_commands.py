@@ -228,7 +228,7 @@ def test_a_label_that_training_never_had(tmp_path: Path, call: Call) -> None:
     [
         (("tinny",), "did you mean 'tiny'"),
         (("tiny", "--finetune.lrr", "1"), "did you mean '--finetune.lr'"),
-        (("tiny", "--lr", "1"), "did you mean --finetune.lr"),
+        (("tiny", "--lr", "1"), "did you mean --codec.lr or --finetune.lr"),
         (("tiny", "--finetune.lr", "fast"), "--finetune.lr: could not convert"),
         (("tiny", "--finetune.lr", "0"), "lr must be positive"),
         (("tiny", "--tensorboard", "maybe"), "true or false is wanted"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.commands import Call
@@ -95,6 +96,13 @@ def test_prefixes_of_given_sizes(tmp_path: Path, call: Call) -> None:
     assert all(n <= size for n, size in zip(found, (600, 900, 1500), strict=True))
     file = load(tmp_path / "adapter.rcast")
     assert [prefix.n_bytes for prefix in file.ladder] == found
+    # `pack` finds the sizes again.
+    for target, n in ((1600, 3), (found[1], 2), (found[0], 1)):
+        again = tmp_path / "again.rcast"
+        call.ok("pack", str(tmp_path), "-o", str(again), "--target-bytes", str(target))
+        packed, trained = load(again).tensors(), list(file.decoded())[n - 1][1]
+        for f, g in zip(packed.factors, trained.factors, strict=True):
+            np.testing.assert_array_equal(f.left, g.left)
     # A prefix is an adapter by itself: what a device has after a packet.
     (tmp_path / "first.rcast").write_bytes((tmp_path / "adapter.rcast").read_bytes()[:600])
     call.ok("unpack", str(tmp_path / "first.rcast"), "-o", str(tmp_path / "lora"), "--prefix")

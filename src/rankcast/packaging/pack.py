@@ -160,8 +160,19 @@ def _check_options(
 
 
 def _pack_target(source: Source, budget_bits: float | None) -> Container:
-    """Return the file within a number of bits that loses least; see `pack_into`."""
-    return pack_into(source, (budget_bits or 0.0) / 8)
+    """Return the file within a number of bits that loses least; see `pack_into`.
+
+    Of an adapter that was trained for given sizes, the largest of them that fits.
+    """
+    coding, budget = source.coding, budget_bits or 0.0
+    for n in range(len(coding.prefix_ranks) if coding else 0, 0, -1):
+        assert coding is not None
+        part = replace(coding, prefix_ranks=coding.prefix_ranks[:n])
+        cut = source.tensors.truncated(np.array(part.prefix_ranks[-1], dtype=np.int64))
+        file = pack_as_trained(replace(source, tensors=cut), part)
+        if file.n_bits <= budget:
+            return file
+    return pack_into(source, budget / 8)
 
 
 def _pack_source(
