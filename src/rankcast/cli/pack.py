@@ -53,8 +53,8 @@ class Pack:
     """Choose the finest step at which the whole file has at most so many bits."""
     target_bytes: int | None = None
     """Choose components and steps with which a file of at most so many bytes, header included,
-    loses least of the update's energy. Says how much that is; with --measure, what it does to the
-    answers, which is not the same."""
+    loses least of the update's energy. Says how much that is. With --measure it takes the finest
+    common step where that answers better, and says what the size costs in loss."""
     snr_db: float | None = None
     """Choose it for a link: received Es/N0 [dB], with --bandwidth-hz and --deadline-s."""
     bandwidth_hz: float | None = None

@@ -30,7 +30,7 @@ from rankcast.codec.packing import RELATIVE_STEPS, Quality, Source, exponent_of_
 from rankcast.codec.planner import pack_planned, pack_within
 from rankcast.codec.successor import KEEP, pack_after
 from rankcast.codec.target import pack_into
-from rankcast.errors import CodecError, ConfigError, ModelError
+from rankcast.errors import CodecError, ConfigError, InfeasibleDeadlineError, ModelError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits as bits_before_deadline
 from rankcast.link.rate_models import rate_model
@@ -85,7 +85,8 @@ def pack(
         budget_bits: choose the finest step at which the whole file has at most so many bits; see
             `link_budget_bits`.
         target_bytes: choose ranks and steps with which a file of at most so many bytes loses least;
-            see `rankcast.codec.target`.
+            see `rankcast.codec.target`. With `measure` also the finest common step, and whichever
+            has the lower loss.
         planned: of a run, within a budget: choose the rank and the step of each projection
             together, by the gains that the run has learned, instead of one step for all.
         measure: run the model, to take coarser steps where weights matter less and to write into
@@ -114,9 +115,8 @@ def pack(
     base = None if base_model is None else BaseFolder.open(base_model)
     source = _source_of(adapter, peft.PeftSource(base, initial_adapter, embeddings))
     limit = budget_bits if target_bytes is None else 8.0 * target_bytes
-    fit: Callable[[Source, float | None], Container] = _pack_target
-    if target_bytes is None:
-        fit = partial(_pack_source, quality=quality, planned=planned, previous=previous, keep=keep)
+    plain = partial(_pack_source, quality=quality, planned=planned, previous=previous, keep=keep)
+    fit: _Fit = plain if target_bytes is None else _pack_target
     if not measure and texts is None:
         container, cost = fit(source, limit), Cost(None)
     else:
@@ -124,10 +124,26 @@ def pack(
 
         setup = setup_for(source, folder, texts or Texts())
         container = pack_measured(setup, fit, limit)
+        if target_bytes is not None:  # energy is not the loss: what loses more may be better
+            container = _better(container, lambda: pack_measured(setup, plain, limit))
         cost = Cost(None) if on_cost is None else Cost(None, *setup.unrounded())
     if on_cost is not None:
         on_cost(replace(cost, lost_energy=lost_energy(source.tensors, container.tensors())))
     return container
+
+
+_Fit = Callable[[Source, float | None], Container]
+"""Packs within a number of bits."""
+
+
+def _better(file: Container, make: Callable[[], Container]) -> Container:
+    """Return the file of two with the lower loss as measured; the other may be impossible."""
+    try:
+        other = make()
+    except InfeasibleDeadlineError:
+        return file
+    losses = [f.header.chunks[-1].loss or 0.0 for f in (file, other)]
+    return file if losses[0] <= losses[1] else other
 
 
 def _check_options(
