@@ -97,10 +97,11 @@ def trained_for_size(request: Request) -> OurFile:
         training.step()
         if training.n_steps % CHECKPOINT_EVERY == 0:
             save_state(checkpoint, training.state_dict())
-    data = training.finish().to_bytes()
+    data = training.finish()[0].to_bytes()
     tensors = read_container(data).tensors()
     head = Head(*(np.asarray(tensors.modules[name], np.float32) for name in HEAD))
-    return OurFile(data, {**merged(tensors, request.base), **head.weights})
+    more = {"price_nats_per_bit": training.price}
+    return OurFile(data, {**merged(tensors, request.base), **head.weights}, more)
 
 
 WAYS: Mapping[str, Way] = {

@@ -34,7 +34,7 @@ from studies.byte_frontier.codes import (
 from studies.byte_frontier.judging import AGAIN, Weights, fast_type
 from studies.byte_frontier.methods import FEW, METHODS, Settings
 from studies.byte_frontier.nnc import nnc_python
-from studies.byte_frontier.ours import WAYS, Request
+from studies.byte_frontier.ours import FEW_PACKETS, WAYS, Request
 from studies.byte_frontier.presentation import present
 from studies.byte_frontier.runs import (
     Setup,
@@ -115,6 +115,7 @@ def _quick() -> Iterator[Job]:
     job = _method(AGNEWS, "lora", "1", 0, "few", steps=steps, lrs=lrs)
     yield from (job, _after(job, "pack"), _after(job, "float32"))
     yield _method(AGNEWS, "ia3", "k-v-fc2", 0, "few", steps=steps, lrs=lrs)
+    yield _ours(AGNEWS, "trained", FEW_PACKETS, 0, steps)
 
 
 def _tuning(task: str, method: str, size: str) -> Job:
@@ -156,15 +157,15 @@ def _after(of: Job, kind: str) -> Job:
     return Job(f"{of.name}-{kind}", of.seed, {**of.settings, "kind": kind, "of": of.name})
 
 
-def _ours(task: str, way: str, target_bytes: int, seed: int) -> Job:
-    """Return the job that makes a file of ours."""
+def _ours(task: str, way: str, target_bytes: int, seed: int, steps: int | None = None) -> Job:
+    """Return the job that makes a file of ours; `steps` None for those of the way."""
     settings = {
         "kind": "ours",
         "task": task,
         "setup": TASKS[task].to_plain(),
         "way": way,
         "target_bytes": target_bytes,
-        "steps": TASKS[task].finetune.total_steps * WAYS[way].times_steps,
+        "steps": steps or TASKS[task].finetune.total_steps * WAYS[way].times_steps,
     }
     return Job(f"{short_name(task)}-{way}-{target_bytes}-{seed}", seed, settings)
 

@@ -172,6 +172,7 @@ class _Rounding:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "first": self.controller.first,
             "integral": self.controller.integral,
+            "price": self.controller.price,
             "bytes_beside": self.bytes_beside,
         }
 
@@ -181,6 +182,7 @@ class _Rounding:
         self.optimizer.load_state_dict(state["optimizer"])
         self.controller.first = state["first"]
         self.controller.integral = state["integral"]
+        self.controller.price = state["price"]
         self.bytes_beside = state["bytes_beside"]
 
 
@@ -233,6 +235,11 @@ class ByteBudgetTraining:
     def rounding_is_next(self) -> bool:
         """Whether the next step is the first on rounded weights."""
         return self._stage == 0 and self._place()[0] == 0
+
+    @property
+    def price(self) -> float:
+        """What a bit costs now [nats]: at the end, what one more would gain."""
+        return 0.0 if self._rounding is None else self._rounding.controller.price
 
     def step(self) -> float:
         """Train one batch and return its loss, price of bits excluded.

@@ -61,6 +61,7 @@ class SizedAdapter:
         file: the file.
         rank: components of the projection that has most.
         before: the adapter in float32, before its weights were rounded.
+        price: what one more bit would gain, by the price at the end of training [nats].
         prefixes: as decoded from each prefix of the file, the whole last. All on the validation
             texts.
     """
@@ -68,6 +69,7 @@ class SizedAdapter:
     file: Container
     rank: int
     before: Evaluation
+    price: float
     prefixes: tuple[Evaluation, ...]
 
     @property
@@ -84,6 +86,7 @@ class SizedAdapter:
                 for p, e in zip(self.file.ladder, self.prefixes, strict=True)
             ],
             "rank": self.rank,
+            "price_nats_per_bit": self.price,
             "loss_before": self.before.loss,
             "loss": self.after.loss,
             "accuracy_before": self.before.accuracy,
@@ -143,7 +146,8 @@ class SizedTraining:
         for _, tensors in file.decoded():
             load_tensors(learner.adapter, tensors)
             prefixes.append(learner.evaluate("validation"))
-        return SizedAdapter(file, rank, self._before or prefixes[-1], tuple(prefixes))
+        before = self._before or prefixes[-1]
+        return SizedAdapter(file, rank, before, training.price, tuple(prefixes))
 
 
 @dataclass(frozen=True)
