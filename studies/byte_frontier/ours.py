@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from rankcast.codec.container import read_container
 from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
-from rankcast.learner.byte_budget import ByteBudgetTraining, packer, usual_training
+from rankcast.learner.byte_budget import ByteBudgetTraining, packer, steps_for, usual_training
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.training.folder import load_state, save_state
@@ -36,23 +36,23 @@ class Request:
         splits: to learn from (`train`), and to choose on (`validation`); what is judged (`test`)
             is not for a maker.
         base: weights of the base model.
-        target_bytes: that the whole file may have.
+        sizes: bytes that the file may have, and before it beginnings of the file.
         scratch: a folder that survives interruptions.
     """
 
     config: FinetuneConfig
     splits: DatasetSplits
     base: Weights
-    target_bytes: int
+    sizes: tuple[int, ...]
     scratch: Path
 
 
 @dataclass(frozen=True)
 class OurFile:
-    """A file and what a decoder makes of it.
+    """A file, or the beginning of one, and what a decoder makes of it.
 
     Attributes:
-        data: the whole file, header included.
+        data: its bytes, header included.
         weights: what replaces weights of the base model, decoded from `data`.
         more: what else a row keeps, as JSON values.
     """
@@ -68,26 +68,28 @@ class Way:
 
     Attributes:
         label: what readers call it.
-        make: makes a file.
-        targets: bytes at which it is measured.
+        make: makes a file; returns it behind those of its beginnings that were asked for.
+        sizes: bytes of each file that is measured, behind those of its beginnings.
         times_steps: training steps as a multiple of those that other methods have.
     """
 
     label: str
-    make: Callable[[Request], OurFile]
-    targets: tuple[int, ...]
+    make: Callable[[Request], Sequence[OurFile]]
+    sizes: tuple[tuple[int, ...], ...]
     times_steps: int = 1
 
 
-def trained_for_size(request: Request) -> OurFile:
-    """Train as `rankcast train --codec.target-bytes` does, at rank 1."""
-    codec = CodecConfig(target_bytes=request.target_bytes, rank=1)
-    steps = request.config.total_steps
+def trained_for_size(request: Request) -> Sequence[OurFile]:
+    """Train as `rankcast train --codec.target-bytes` does: a component more for each size."""
+    *prefixes, target = request.sizes
+    codec = CodecConfig(target_bytes=target, prefix_bytes=tuple(prefixes), rank=1)
+    steps, rank = request.config.total_steps, len(request.sizes)
     precision = "bf16" if fast_type() is torch.bfloat16 else "no"
     config = replace(
-        request.config, r_max=1, alpha=SCALE, lr=LR, mixed_precision=precision, weight_decay=0.0
+        request.config, r_max=rank, alpha=SCALE * rank, lr=LR, mixed_precision=precision
     )
-    learner = TransformerLearner(usual_training(config, codec, steps), request.splits)
+    usual = usual_training(config, codec, steps_for(codec, steps)[0])
+    learner = TransformerLearner(usual, request.splits)
     learner.adapter.model.get_base_model().set_attn_implementation("eager")
     training = ByteBudgetTraining(learner, codec, steps, packer(learner))
     checkpoint = request.scratch / CHECKPOINT
@@ -97,17 +99,30 @@ def trained_for_size(request: Request) -> OurFile:
         training.step()
         if training.n_steps % CHECKPOINT_EVERY == 0:
             save_state(checkpoint, training.state_dict())
-    data = training.finish()[0].to_bytes()
-    tensors = read_container(data).tensors()
-    head = Head(*(np.asarray(tensors.modules[name], np.float32) for name in HEAD))
-    more = {"price_nats_per_bit": training.price}
-    return OurFile(data, {**merged(tensors, request.base), **head.weights}, more)
+    data, files = training.finish()[0].to_bytes(), []
+    ladder = [prefix.n_bytes for prefix in read_container(data).ladder]
+    for size in request.sizes:
+        cut = data[: max(n for n in ladder if n <= size)]
+        tensors = read_container(cut, allow_prefix=True).tensors()
+        head = Head(*(np.asarray(tensors.modules[name], np.float32) for name in HEAD))
+        files.append(OurFile(cut, {**merged(tensors, request.base), **head.weights}))
+    files[-1] = replace(files[-1], more={"price_nats_per_bit": training.price})
+    return files
 
 
+_SMALL = ((FEW_PACKETS,), (ONE_PACKET,))
+STREAM = (ONE_PACKET, 4_000, 16_000, 64_000)
+"""Beginnings of one file."""
 WAYS: Mapping[str, Way] = {
-    "trained": Way("ours", trained_for_size, (FEW_PACKETS, ONE_PACKET)),
-    "trained-long": Way(
-        "ours, three times the steps", trained_for_size, (FEW_PACKETS, ONE_PACKET), times_steps=3
+    "trained": Way("ours", trained_for_size, _SMALL),
+    "trained_long": Way("ours, three times the steps", trained_for_size, _SMALL, times_steps=3),
+    "alone": Way(
+        "ours, larger, three times the steps", trained_for_size,
+        tuple((size,) for size in STREAM[1:]), times_steps=3,
     ),
-}
+    "stream": Way(
+        "beginnings of one file of ours, six times the steps", trained_for_size, (STREAM,),
+        times_steps=6,
+    ),
+}  # fmt: skip
 """By the name that stands in settings of jobs."""

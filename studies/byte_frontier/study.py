@@ -34,7 +34,7 @@ from studies.byte_frontier.codes import (
 from studies.byte_frontier.judging import AGAIN, Weights, fast_type
 from studies.byte_frontier.methods import FEW, METHODS, Settings
 from studies.byte_frontier.nnc import nnc_python
-from studies.byte_frontier.ours import FEW_PACKETS, WAYS, Request
+from studies.byte_frontier.ours import FEW_PACKETS, ONE_PACKET, WAYS, Request
 from studies.byte_frontier.presentation import present
 from studies.byte_frontier.runs import (
     Setup,
@@ -54,6 +54,8 @@ ADAPTER_FOLDER = "adapter"
 SOME_DENSITIES = (0.2,)
 COMPEFT_TEXTS = 500
 """Texts on which ComPEFT's α is chosen."""
+LARGER = ("alone", "stream")
+"""Ways of ours that are measured on one task, with the first seeds."""
 FURTHEST = (("lora", "4"), ("lora", "8"))
 """Methods and sizes that are sent in some codes only."""
 QUICK = {"steps": 4, "lrs": (1e-3, 2e-3)}
@@ -80,7 +82,8 @@ def _lora_and_ours(task: str) -> Iterator[Job]:
         for rank in (ranks[0], ranks[-1]):
             yield _after(_method(task, *rank, 0, _codes_of(*rank)), "float32")
     for way, seed in product(WAYS, (*FIRST_SEEDS, *MORE_SEEDS)):
-        yield from (_ours(task, way, n, seed) for n in WAYS[way].targets)
+        if way not in LARGER or (task == SST2 and seed in FIRST_SEEDS):
+            yield from (_ours(task, way, sizes, seed) for sizes in WAYS[way].sizes)
     for seed, (method, size) in product(MORE_SEEDS, ranks):
         yield from _sent(task, method, size, seed, "all" if size == "1" else "reference")
     yield from (_tuning(task, method, size) for method, size in long)
@@ -115,7 +118,7 @@ def _quick() -> Iterator[Job]:
     job = _method(AGNEWS, "lora", "1", 0, "few", steps=steps, lrs=lrs)
     yield from (job, _after(job, "pack"), _after(job, "float32"))
     yield _method(AGNEWS, "ia3", "k-v-fc2", 0, "few", steps=steps, lrs=lrs)
-    yield _ours(AGNEWS, "trained", FEW_PACKETS, 0, steps)
+    yield _ours(AGNEWS, "stream", (ONE_PACKET, FEW_PACKETS), 0, 2 * steps)
 
 
 def _tuning(task: str, method: str, size: str) -> Job:
@@ -157,17 +160,17 @@ def _after(of: Job, kind: str) -> Job:
     return Job(f"{of.name}-{kind}", of.seed, {**of.settings, "kind": kind, "of": of.name})
 
 
-def _ours(task: str, way: str, target_bytes: int, seed: int, steps: int | None = None) -> Job:
+def _ours(task: str, way: str, sizes: Sequence[int], seed: int, steps: int | None = None) -> Job:
     """Return the job that makes a file of ours; `steps` None for those of the way."""
     settings = {
         "kind": "ours",
         "task": task,
         "setup": TASKS[task].to_plain(),
         "way": way,
-        "target_bytes": target_bytes,
+        "sizes": list(sizes),
         "steps": steps or TASKS[task].finetune.total_steps * WAYS[way].times_steps,
     }
-    return Job(f"{short_name(task)}-{way}-{target_bytes}-{seed}", seed, settings)
+    return Job(f"{short_name(task)}-{way}-{sizes[-1]}-{seed}", seed, settings)
 
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
@@ -297,20 +300,21 @@ def _every_peer(
 
 
 def _run_ours(job: Job, context: RunContext) -> Mapping[str, Any]:
-    """Make a file of ours and judge what decodes.
+    """Make a file of ours and judge what decodes of it, and of its beginnings.
 
     Raises:
-        CodecError: it has more bytes than were asked for.
+        CodecError: one has more bytes than were asked for.
     """
     s, setup = job.settings, Setup.of(job, context)
-    most = s["target_bytes"]
     splits, base = TASKS[s["task"]].splits(context.data), setup.judge.base
-    request = Request(setup.config, splits, base, most, context.scratch)
-    made = WAYS[s["way"]].make(request)
-    if len(made.data) > most:
-        raise CodecError(f"{job.name} made {len(made.data)} bytes where {most} were asked for.")
-    code = {"code": f"{most:,} bytes", "family": s["way"], "bytes": float(len(made.data))}
-    return {"codes": [{**code, **made.more, **_judged(setup, made.weights, context)}]}
+    request = Request(setup.config, splits, base, tuple(s["sizes"]), context.scratch)
+    codes = []
+    for size, made in zip(s["sizes"], WAYS[s["way"]].make(request), strict=True):
+        if len(made.data) > size:
+            raise CodecError(f"{job.name} made {len(made.data)} bytes where {size} were asked for.")
+        code = {"code": f"{size:,} bytes", "family": s["way"], "bytes": float(len(made.data))}
+        codes.append({**code, **made.more, **_judged(setup, made.weights, context)})
+    return {"codes": codes, "computed_in": str(fast_type()).removeprefix("torch.")}
 
 
 def _judge_all(

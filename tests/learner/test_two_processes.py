@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from two_process_run import CONFIG, train
+from two_process_run import CONFIG, train, train_to_size
 
 from helpers.waiting import DEADLOCK_S
 
@@ -31,14 +31,15 @@ def outcomes(folder: Path) -> list[Any]:
 def test_two_processes_see_the_same_and_learn_what_one_does(tmp_path: Path) -> None:
     first, second = outcomes(tmp_path)
     assert first["n_processes"] == second["n_processes"] == 2
-    for key in ("losses", "right", "evaluation_loss", "next_text"):
+    for key in ("losses", "right", "evaluation_loss", "next_text", "sized_losses", "sized_file"):
         assert first[key] == second[key]
     for name, tensor in first["weights"].items():
         assert torch.equal(tensor, second["weights"][name])
 
-    one = train(CONFIG)
+    one = train(CONFIG) | train_to_size(CONFIG)
     assert one["n_processes"] == 1
     torch.testing.assert_close(first["losses"], one["losses"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first["sized_losses"], one["sized_losses"], rtol=1e-3, atol=1e-4)
     assert first["right"] == one["right"]
     assert first["evaluation_loss"] == pytest.approx(one["evaluation_loss"], rel=1e-4)
     assert first["next_text"] == one["next_text"]

@@ -12,7 +12,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from helpers.models import keyword_splits
+from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
+from rankcast.learner.byte_budget import ByteBudgetTraining, packer
 from rankcast.learner.transformer import TransformerLearner
 
 CONFIG = FinetuneConfig(
@@ -40,8 +42,17 @@ def train(config: FinetuneConfig) -> dict[str, object]:
     }
 
 
+def train_to_size(config: FinetuneConfig) -> dict[str, object]:
+    """Train for a file of a given size."""
+    live = TransformerLearner(config, keyword_splits(n_train=40, n_held_out=11))
+    codec = CodecConfig(target_bytes=900, rank=1)
+    training = ByteBudgetTraining(live, codec, 16, packer(live))
+    losses = [training.step() for _ in range(training.steps)]
+    return {"sized_losses": losses, "sized_file": training.finish()[0].to_bytes()}
+
+
 if __name__ == "__main__":
-    outcome = train(CONFIG)
+    outcome = train(CONFIG) | train_to_size(CONFIG)
     rank = torch.distributed.get_rank()
     torch.save(outcome, Path(sys.argv[1]) / f"{rank}.pt")
     torch.distributed.barrier()

@@ -305,10 +305,10 @@ def test_nothing_is_shown_of_nothing() -> None:
 
 
 def test_a_file_of_ours_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    way = Way("mine", lambda _: OurFile(b"x" * 101, {}), (100,))
+    way = Way("mine", lambda _: [OurFile(b"x" * 101, {})], ((100,),))
     monkeypatch.setattr(frontier_study, "WAYS", {"mine": way})
     monkeypatch.setattr(LiveTask, "splits", lambda *_: None)
-    job = frontier_study._ours(TASK, "mine", 100, 3)
+    job = frontier_study._ours(TASK, "mine", (100,), 3)
 
     class FakeJudge:
         base: Mapping[str, Any] = {}
@@ -326,12 +326,12 @@ def test_a_file_of_ours_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_file_of_ours_is_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = {"mine": Way("ours", lambda _: OurFile(b"", {}), ())}
+    ways = {"mine": Way("ours", lambda _: (), ())}
     monkeypatch.setattr("studies.byte_frontier.presentation.WAYS", ways)
     monkeypatch.setattr(frontier_study, "WAYS", ways)
     result = some_result()
     mine = [
-        row(frontier_study._ours(TASK, "mine", n, seed), {f"{n} bytes": ("mine", n, accuracy)})
+        row(frontier_study._ours(TASK, "mine", (n,), seed), {f"{n} bytes": ("mine", n, accuracy)})
         for seed in (0, 1)
         for n, accuracy in ((500, 0.80), (1_000, 0.83), (8_000, 0.84))
     ]

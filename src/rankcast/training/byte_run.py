@@ -140,7 +140,8 @@ class SizedTraining:
         """Write the adapter's folder, for `rankcast pack`, and return the file."""
         training, learner = self.training, self.training.learner
         file, coding = training.finish()
-        save_adapter(learner.adapter, adapter, coding=coding)
+        if learner.accelerator.is_main_process:
+            save_adapter(learner.adapter, adapter, coding=coding)
         rank = int(learner.adapter.ranks.max(initial=0))
         prefixes = []
         for _, tensors in file.decoded():
