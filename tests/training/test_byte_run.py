@@ -82,6 +82,17 @@ def test_a_policy_is_trained_without_a_size(tmp_path: Path) -> None:
         train_to_size(small(tmp_path, **{"codec.target_bytes": None}))
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("evaluate",), ("allocate", "--snr-db", "5"), ("export", "--snr-db", "5", "-o", "x")],
+)
+def test_what_needs_a_policy_names_the_file(
+    whole: SizeResult, call: Call, command: tuple[str, ...]
+) -> None:
+    said = call.refused(command[0], "--run", str(whole.folder.path), *command[1:])
+    assert "adapter.rcast" in said
+
+
 def test_rank_as_it_is_asked_for(tmp_path: Path) -> None:
     outcome = train_to_size(small(tmp_path / "run", **{"codec.rank": 2}))
     assert outcome.result["rank"] == 2

@@ -77,17 +77,23 @@ class RunFolder:
         put_file(self.config, to_yaml(config).encode())
 
     def load_config(self) -> RunConfig:
-        """Return the configuration of the run in this folder.
+        """Return the configuration of the run in this folder, which trained a policy.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is none, or it trained one file and no policy.
         """
         if not self.config.is_file():
             raise CheckpointError(
                 f"{self.path} holds no run: it has no {self.config.name}. Make one with "
                 f"`rankcast train … --output {self.path}`, or name another folder."
             )
-        return replace(load_preset(str(self.config)), output=str(self.path))
+        config = load_preset(str(self.config))
+        if config.codec.target_bytes is not None:
+            raise CheckpointError(
+                f"The run in {self.path} trained one file of a given size and no policy. Use "
+                f"{self.file}: see rankcast info, export and publish."
+            )
+        return replace(config, output=str(self.path))
 
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a mapping for people and machines."""
