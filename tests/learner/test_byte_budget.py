@@ -159,8 +159,9 @@ def test_steps_suit_a_size(bits: float) -> None:
     torch.testing.assert_close(weights.weights(0.0).detach(), before)
 
 
-def test_a_price_rises_until_the_file_is_small() -> None:
-    controller, n_bytes = PriceController(1000, steps=400), 4000.0
+@pytest.mark.parametrize("begin", [1e-5, 1e-3])
+def test_a_price_rises_until_the_file_is_small(begin: float) -> None:
+    controller, n_bytes = PriceController(1000, steps=400, begin=begin), 4000.0
     for step in range(400):
         price = controller.update(n_bytes, step)
         n_bytes += 0.1 * (4000 / (1 + 3000 * price) - n_bytes)  # falls as bits cost more
@@ -249,6 +250,8 @@ def test_steps_and_ranks_of_sizes() -> None:
     config = CodecConfig(target_bytes=4000, prefix_bytes=(1000, 2000))
     assert steps_for(config, 100) == [50, 25, 25]
     assert steps_for(CodecConfig(target_bytes=4000), 100) == [100]
+    with pytest.raises(ConfigError, match="5 steps are too few"):
+        steps_for(config, 5)
     assert ranks_for(replace(config, rank=2), learner_of().layout) == [2, 4, 6]
 
 

@@ -47,6 +47,8 @@ ROUNDED_AT, SMALL_AT = 0.65, 0.5
 """Shares of the steps on rounded weights after which all are rounded, and the file is small."""
 FIRST_SIZE = 1.3
 """Bytes of the weights when rounding begins, as a multiple of the target."""
+PRICE_SHARE = 0.2
+"""Of what a weight's gradient is beside the bits that it may cost, with which the price begins."""
 WARMUP = 20
 LR, MOVES = 0.012, 10.0
 """Learning rate of latents, and quantiser steps that a weight can move if there are few steps."""
@@ -83,6 +85,8 @@ def steps_for(config: CodecConfig, steps: int) -> list[int]:
     if not config.sizes:
         raise ConfigError("Training for a size needs target_bytes.")
     later = len(config.sizes) - 1
+    if steps < 2 * len(config.sizes):
+        raise ConfigError(f"{steps} steps are too few to train for {later + 1} sizes.")
     if not later:
         return [steps]
     each = max(1, steps // (2 * later))
@@ -94,12 +98,13 @@ class PriceController:
     """The price of a bit that brings a file to its size.
 
     A proportional and an integral part, both of the excess of the bytes over what is aimed at; the
-    price is the exponential of their sum, because nobody knows its order of magnitude.
+    price is the exponential of their sum, because its order of magnitude is not known.
 
     Attributes:
         target_bytes: to come to.
         steps: in which to do it; the aim falls from the first size to the target over `SMALL_AT`
             of them.
+        begin: price without any excess [nats]; 0 before gradients are known.
         first: bytes at the beginning; None before it.
         integral: of the excess.
         price: of a bit [nats].
@@ -107,11 +112,12 @@ class PriceController:
 
     target_bytes: int
     steps: int
+    begin: float = 0.0
     first: float | None = None
     integral: float = 0.0
     price: float = 0.0
 
-    _BEGIN, _PROPORTIONAL, _INTEGRAL, _MOST = 1e-5, 8.0, 46.0, 0.5
+    _PROPORTIONAL, _INTEGRAL, _MOST = 8.0, 46.0, 0.5
 
     def update(self, n_bytes: float, step: int) -> float:
         """Return the price for a step, from the bytes that the file would have now."""
@@ -122,7 +128,7 @@ class PriceController:
         excess = min(max((n_bytes - aim) / aim, -self._MOST), self._MOST)
         self.integral += min(self._INTEGRAL / self.steps, 0.1) * excess
         exponent = self.integral + self._PROPORTIONAL * excess
-        self.price = self._BEGIN * math.exp(min(max(exponent, -20.0), 12.0))
+        self.price = self.begin * math.exp(min(max(exponent, -20.0), 12.0))
         return self.price
 
 
@@ -170,9 +176,7 @@ class _Rounding:
         return {
             "weights": self.weights.state_dict(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "first": self.controller.first,
-            "integral": self.controller.integral,
-            "price": self.controller.price,
+            "controller": asdict(self.controller),
             "bytes_beside": self.bytes_beside,
         }
 
@@ -180,9 +184,7 @@ class _Rounding:
         """Continue from `state_dict()`."""
         self.weights.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.controller.first = state["first"]
-        self.controller.integral = state["integral"]
-        self.controller.price = state["price"]
+        self.controller = PriceController(**state["controller"])
         self.bytes_beside = state["bytes_beside"]
 
 
@@ -342,6 +344,8 @@ class ByteBudgetTraining:
         loss = self.learner.gradients_at(weights.by_parameter(leaf))
         self.learner.optimisation.sum_over_processes([leaf])
         torch.autograd.backward([row, price * weights.price(bits)], [leaf.grad, None])
+        if step == 0:
+            now.controller.begin = PRICE_SHARE * weights.gradient_per_bit(bits)
         self._clip(weights.parameters)
         now.move(min(1.0, (step + 1) / WARMUP) * (1 - step / n_steps))
         return loss

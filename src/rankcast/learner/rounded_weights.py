@@ -258,6 +258,11 @@ class RoundedWeights:
         each = bits.marginal.clamp_min(1.0)[self._strip]
         return ((self.latents * self._free).abs() * each).sum()
 
+    def gradient_per_bit(self, bits: StripBits) -> float:
+        """Return the mean gradient of a latent beside the mean marginal bits, both without sign."""
+        gradient, each = self.latents.grad, bits.marginal.clamp_min(1.0)[self._strip]
+        return 0.0 if gradient is None else float(gradient.abs().sum() / (self._free * each).sum())
+
     def weights(self, share: float) -> Tensor:
         """Return the (W,) weights, rounded by a share of the way; gradients pass through.
 
