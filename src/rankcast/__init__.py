@@ -9,6 +9,7 @@ The names below are the public surface. They are imported when they are first us
 | `load(path)` | reads a `Container` from a `.rcast` file |
 | `Container` | a coded adapter: its ladder, its prefixes, its exports |
 | `train(config)` | trains adapters and the policy that allocates their ranks |
+| `train_to_size(config)` | trains one adapter whose file has at most so many bytes |
 | `load_policy(run)` | reads a trained policy, which answers with a plan for each link |
 | `EdgeClient` | keeps an adapter on a device up to date |
 | `RankcastCallback` | lets the ranks of an adapter follow the link in a transformers `Trainer` |
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rankcast.codec.container import Container, load
     from rankcast.edge.sync import EdgeClient
     from rankcast.packaging.pack import pack
+    from rankcast.training.byte_run import train_to_size
     from rankcast.training.callback import RankcastCallback
     from rankcast.training.planner import load_policy
     from rankcast.training.run import train
@@ -38,6 +40,7 @@ __all__ = [
     "load_policy",
     "pack",
     "train",
+    "train_to_size",
 ]
 
 _HOMES = {
@@ -48,6 +51,7 @@ _HOMES = {
     "load_policy": "rankcast.training.planner",
     "pack": "rankcast.packaging.pack",
     "train": "rankcast.training.run",
+    "train_to_size": "rankcast.training.byte_run",
 }
 """Where each name is defined (PEP 562)."""
 

@@ -297,7 +297,7 @@ def train(
     if config.codec.target_bytes is not None:
         raise ConfigError(
             "A run with codec.target_bytes trains one file and no policy: call "
-            "rankcast.training.byte_run.train_to_size, or leave target_bytes out."
+            "rankcast.train_to_size, or leave target_bytes out."
         )
     folder = RunFolder(Path(config.output))
     if resume:  # before a model is loaded
