@@ -159,6 +159,16 @@ def test_steps_suit_a_size(bits: float) -> None:
     torch.testing.assert_close(weights.weights(0.0).detach(), before)
 
 
+@pytest.mark.parametrize("bits", [2000.0, 6000.0, 12000.0])
+def test_the_coder_takes_about_the_bits_that_are_counted(bits: float) -> None:
+    learner = learner_of()
+    randomise(learner.adapter, 4)
+    weights = RoundedWeights(learner.adapter, 1.0, learner.classifier_tensors())
+    weights.coarsen_to(bits)
+    (chunk,) = pack(weights.decoded(weights.indices()), weights.coding()).chunks
+    assert 8 * len(chunk) == pytest.approx(weights.bits().total, rel=0.05, abs=300)
+
+
 @pytest.mark.parametrize("begin", [1e-5, 1e-3])
 def test_a_price_rises_until_the_file_is_small(begin: float) -> None:
     controller, n_bytes = PriceController(1000, steps=400, begin=begin), 4000.0
