@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankcast.adapters.arrays import balanced_tensors_of
 from rankcast.codec.container import read_container
+from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
 from rankcast.learner.byte_budget import ByteBudgetTraining, packer, steps_for, usual_training
+from rankcast.learner.teachers import Teachers, teacher_training
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.training.folder import load_state, save_state
@@ -37,6 +40,7 @@ class Request:
             is not for a maker.
         base: weights of the base model.
         sizes: bytes that the file may have, and before it beginnings of the file.
+        teachers: how many adapters in float32 train first.
         scratch: a folder that survives interruptions.
     """
 
@@ -44,6 +48,7 @@ class Request:
     splits: DatasetSplits
     base: Weights
     sizes: tuple[int, ...]
+    teachers: int
     scratch: Path
 
 
@@ -70,27 +75,25 @@ class Way:
         label: what readers call it.
         make: makes a file; returns it behind those of its beginnings that were asked for.
         sizes: bytes of each file that is measured, behind those of its beginnings.
-        times_steps: training steps as a multiple of those that other methods have.
+        times_steps: training steps as a multiple of those that other methods have, teachers'
+            included.
+        teachers: adapters in float32 that train first; see `CodecConfig`.
     """
 
     label: str
     make: Callable[[Request], Sequence[OurFile]]
     sizes: tuple[tuple[int, ...], ...]
     times_steps: int = 1
+    teachers: int = 0
 
 
 def trained_for_size(request: Request) -> Sequence[OurFile]:
     """Train as `rankcast train --codec.target-bytes` does: a component more for each size."""
     *prefixes, target = request.sizes
-    codec = CodecConfig(target_bytes=target, prefix_bytes=tuple(prefixes), rank=1)
-    steps, rank = request.config.total_steps, len(request.sizes)
-    precision = "bf16" if fast_type() is torch.bfloat16 else "no"
-    config = replace(
-        request.config, r_max=rank, alpha=SCALE * rank, lr=LR, mixed_precision=precision
-    )
-    usual = usual_training(config, codec, steps_for(codec, steps)[0])
-    learner = TransformerLearner(usual, request.splits)
-    learner.adapter.model.get_base_model().set_attn_implementation("eager")
+    codec = CodecConfig(target, tuple(prefixes), rank=1, teachers=request.teachers)
+    steps = request.config.total_steps
+    usual = usual_training(_config(request), codec, steps_for(codec, steps)[0])
+    learner = _learner(usual, request)
     training = ByteBudgetTraining(learner, codec, steps, packer(learner))
     checkpoint = request.scratch / CHECKPOINT
     if checkpoint.is_file():
@@ -104,25 +107,83 @@ def trained_for_size(request: Request) -> Sequence[OurFile]:
     for size in request.sizes:
         cut = data[: max(n for n in ladder if n <= size)]
         tensors = read_container(cut, allow_prefix=True).tensors()
-        head = Head(*(np.asarray(tensors.modules[name], np.float32) for name in HEAD))
-        files.append(OurFile(cut, {**merged(tensors, request.base), **head.weights}))
+        files.append(OurFile(cut, _weights(tensors, request.base)))
     files[-1] = replace(files[-1], more={"price_nats_per_bit": training.price})
     return files
+
+
+def taught_in_float32(request: Request) -> Sequence[OurFile]:
+    """Train as `trained_for_size` does with teachers, without any rounding or price."""
+    each = request.config.total_steps // (request.teachers + 1)
+    learner = _learner(teacher_training(_config(request), each), request)
+    teachers = Teachers(learner, request.teachers, each)
+    checkpoint = request.scratch / CHECKPOINT
+    if checkpoint.is_file():
+        state = load_state(checkpoint)
+        teachers.load_state_dict(state["teachers"])
+        learner.load_state_dict(state["learner"])
+    taught = False
+    while not teachers.done or learner.n_steps < each:
+        if teachers.done and not taught:
+            teachers.teach(CodecConfig().answer_weight)
+            taught = True
+        if taught:
+            learner.train_step()
+        else:
+            teachers.step()
+        if learner.n_steps % CHECKPOINT_EVERY == 0:
+            kept = {"teachers": teachers.state_dict(), "learner": learner.state_dict()}
+            save_state(checkpoint, kept)
+    tensors = balanced_tensors_of(learner.adapter)
+    numbers = [array for f in tensors.factors for array in (f.left, f.right)]
+    data = b"".join(array.tobytes() for array in (*numbers, *tensors.modules.values()))
+    return [OurFile(data, _weights(tensors, request.base))]
+
+
+def _config(request: Request) -> FinetuneConfig:
+    """Return how adapters of ours train, with a component for each size."""
+    precision = "bf16" if fast_type() is torch.bfloat16 else "no"
+    rank = len(request.sizes)
+    more = {"lr": LR, "mixed_precision": precision}
+    return replace(request.config, r_max=rank, alpha=SCALE * rank, **more)
+
+
+def _learner(config: FinetuneConfig, request: Request) -> TransformerLearner:
+    """Return a learner of a task; see `training.base_model` for its attention."""
+    learner = TransformerLearner(config, request.splits)
+    learner.adapter.model.get_base_model().set_attn_implementation("eager")
+    return learner
+
+
+def _weights(tensors: AdapterTensors, base: Weights) -> Weights:
+    """Return what replaces weights of the base model."""
+    head = Head(*(np.asarray(tensors.modules[name], np.float32) for name in HEAD))
+    return {**merged(tensors, base), **head.weights}
 
 
 _SMALL = ((FEW_PACKETS,), (ONE_PACKET,))
 STREAM = (ONE_PACKET, 4_000, 16_000, 64_000)
 """Beginnings of one file."""
+FLOAT32 = 180_000
+"""Bytes that an adapter of rank 1 in float32 has at most."""
 WAYS: Mapping[str, Way] = {
     "trained": Way("ours", trained_for_size, _SMALL),
     "trained_long": Way("ours, three times the steps", trained_for_size, _SMALL, times_steps=3),
+    "taught": Way(
+        "ours with two teachers, five times the steps", trained_for_size, _SMALL,
+        times_steps=5, teachers=2,
+    ),
+    "taught_in_float32": Way(
+        "LoRA r 1 with two teachers in float32, three times the steps", taught_in_float32,
+        ((FLOAT32,),), times_steps=3, teachers=2,
+    ),
     "alone": Way(
-        "ours, larger, three times the steps", trained_for_size,
-        tuple((size,) for size in STREAM[1:]), times_steps=3,
+        "ours with two teachers, larger, five times the steps", trained_for_size,
+        tuple((size,) for size in STREAM[1:]), times_steps=5, teachers=2,
     ),
     "stream": Way(
-        "beginnings of one file of ours, six times the steps", trained_for_size, (STREAM,),
-        times_steps=6,
+        "beginnings of one file of ours with two teachers, eight times the steps",
+        trained_for_size, (STREAM,), times_steps=8, teachers=2,
     ),
 }  # fmt: skip
 """By the name that stands in settings of jobs."""

@@ -168,6 +168,7 @@ def _ours(task: str, way: str, sizes: Sequence[int], seed: int, steps: int | Non
         "setup": TASKS[task].to_plain(),
         "way": way,
         "sizes": list(sizes),
+        "teachers": WAYS[way].teachers,
         "steps": steps or TASKS[task].finetune.total_steps * WAYS[way].times_steps,
     }
     return Job(f"{short_name(task)}-{way}-{sizes[-1]}-{seed}", seed, settings)
@@ -307,7 +308,8 @@ def _run_ours(job: Job, context: RunContext) -> Mapping[str, Any]:
     """
     s, setup = job.settings, Setup.of(job, context)
     splits, base = TASKS[s["task"]].splits(context.data), setup.judge.base
-    request = Request(setup.config, splits, base, tuple(s["sizes"]), context.scratch)
+    sizes, teachers = tuple(s["sizes"]), s["teachers"]
+    request = Request(setup.config, splits, base, sizes, teachers, context.scratch)
     codes = []
     for size, made in zip(s["sizes"], WAYS[s["way"]].make(request), strict=True):
         if len(made.data) > size:

@@ -32,6 +32,7 @@ from rankcast.learner.byte_budget import (
     rounded_steps,
     steps_for,
 )
+from rankcast.learner.objectives import AdapterSnapshot, mean_answers
 from rankcast.learner.rounded_weights import LOG_GRID, STRIP_BITS, RoundedWeights, StripBits
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.packaging.pack import pack as pack_folder
@@ -256,6 +257,60 @@ def test_prefixes_go_on_bit_for_bit(tmp_path: Path) -> None:
     assert first.finish()[0].to_bytes() == whole.finish()[0].to_bytes()
 
 
+def taught(steps: int = 20) -> ByteBudgetTraining:
+    config = CodecConfig(target_bytes=900, rank=1, teachers=2, teacher_share=0.5)
+    return ByteBudgetTraining(learner_of(), config, steps, pack)
+
+
+def test_teachers_train_first_and_differ() -> None:
+    training = taught()
+    adapters = []
+    for n in range(1, 11):
+        training.step()
+        assert training.n_bytes is None
+        if n in (5, 10):
+            assert training._teachers is not None
+            adapters.append(training._teachers._snapshots[-1])
+    learner = training.learner
+    assert learner.adapter.ranks.tolist() == [1] * learner.layout.n_projections
+    assert not learner.adapter.components(0)[0].any()  # the small one begins anew
+    batch = learner._tokenised("train").collate(np.arange(8))
+    each = [a.logits(batch).softmax(-1) for a in adapters]
+    assert not torch.allclose(*each, atol=1e-3)
+    mean = mean_answers(adapters, batch).softmax(-1)
+    torch.testing.assert_close(mean, (each[0] + each[1]) / 2)
+    run(training)
+    assert training.finish()[0].n_bits <= 8 * 900
+
+
+def test_teachers_go_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, first = taught(), taught()
+    losses = run(whole)
+    for stop in (3, 7, 11, 17):  # in each teacher, and after them before and after rounding begins
+        while first.n_steps < stop:
+            first.step()
+        save_state(tmp_path / "state.pt", first.state_dict())
+        first = taught()
+        first.load_state_dict(load_state(tmp_path / "state.pt"))
+    assert run(first) == losses[17:]
+    assert first.finish()[0].to_bytes() == whole.finish()[0].to_bytes()
+
+
+def test_answers_and_labels_are_weighed() -> None:
+    learner = learner_of()
+    randomise(learner.adapter, 5)
+    batch = learner._tokenised("train").collate(np.arange(8))
+    labels = learner._losses(batch).detach()
+    teacher = AdapterSnapshot(learner.adapter)
+    randomise(learner.adapter, 6)
+    other = learner._losses(batch).detach()
+    learner.learn_from([teacher])
+    answers = learner._losses(batch).detach()
+    learner.learn_from([teacher], 0.25)
+    torch.testing.assert_close(learner._losses(batch).detach(), 0.25 * answers + 0.75 * other)
+    assert not torch.allclose(labels, other)
+
+
 def test_steps_and_ranks_of_sizes() -> None:
     config = CodecConfig(target_bytes=4000, prefix_bytes=(1000, 2000))
     assert steps_for(config, 100) == [50, 25, 25]
@@ -312,6 +367,9 @@ def test_shares_of_steps() -> None:
         {"target_bytes": 900, "prefix_bytes": (400, 300)},
         {"target_bytes": 900, "prefix_bytes": (400, 900)},
         {"target_bytes": 900, "prefix_bytes": (100, 400)},
+        {"teachers": -1},
+        {"teacher_share": 1.0},
+        {"answer_weight": 1.5},
     ],
 )
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:

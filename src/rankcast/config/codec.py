@@ -26,6 +26,10 @@ class CodecConfig:
             price; the steps before train as usual.
         lr: what a weight moves at most in a training step, at the beginning of those, in quantiser
             steps; by default 0.012, or more where there are few steps.
+        teachers: adapters in float32 that train first, at rank `finetune.r_max`, and whose mean
+            answers the small one then learns beside the labels.
+        teacher_share: share of the training steps that they have together.
+        answer_weight: of their answers; the rest is that of the labels.
         relative_step: quantiser step as a multiple of the root mean square of the weights, at
             their beginning; by default one at which the file is somewhat too large.
 
@@ -38,6 +42,9 @@ class CodecConfig:
     rank: int | None = None
     rounded_share: float = 0.75
     lr: float | None = None
+    teachers: int = 0
+    teacher_share: float = 0.4
+    answer_weight: float = 0.7
     relative_step: float | None = None
 
     @property
@@ -64,6 +71,11 @@ class CodecConfig:
             raise ConfigError(f"codec.rank must be at least 1, got {self.rank}.")
         if not 0 < self.rounded_share <= 1:
             raise ConfigError(f"rounded_share must be above 0 and at most 1: {self.rounded_share}.")
+        if self.teachers < 0 or not (0 < self.teacher_share < 1 and 0 <= self.answer_weight <= 1):
+            raise ConfigError(
+                f"teachers must be at least 0, teacher_share between 0 and 1, answer_weight from 0 "
+                f"to 1, got {self.teachers}, {self.teacher_share} and {self.answer_weight}."
+            )
         for name in ("lr", "relative_step"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -35,6 +35,7 @@ from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
 from rankcast.errors import ConfigError, InfeasibleSizeError, RankcastError
 from rankcast.learner.rounded_weights import Chunks, RoundedWeights
+from rankcast.learner.teachers import Teachers
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.records import AdapterLayout, IntArray
 
@@ -76,6 +77,11 @@ def ranks_for(config: CodecConfig, layout: AdapterLayout) -> list[int]:
     return list(accumulate(config.rank or rank_for(n, layout) for n in more))
 
 
+def teacher_steps(config: CodecConfig, steps: int) -> int:
+    """Return how many of the training steps each teacher has."""
+    return max(1, int(config.teacher_share * steps / config.teachers)) if config.teachers else 0
+
+
 def steps_for(config: CodecConfig, steps: int) -> list[int]:
     """Return how many training steps each size has: half are for the first of several.
 
@@ -85,6 +91,7 @@ def steps_for(config: CodecConfig, steps: int) -> list[int]:
     if not config.sizes:
         raise ConfigError("Training for a size needs target_bytes.")
     later = len(config.sizes) - 1
+    steps -= config.teachers * teacher_steps(config, steps)
     if steps < 2 * len(config.sizes):
         raise ConfigError(f"{steps} steps are too few to train for {later + 1} sizes.")
     if not later:
@@ -224,14 +231,18 @@ class ByteBudgetTraining:
         self.n_steps = 0
         self.n_bytes: float | None = None
         self._pack, self._usual = pack, learner.config
-        self._ends = list(accumulate(steps_for(config, steps)))
+        each = teacher_steps(config, steps)
+        self._first = config.teachers * each
+        self._ends = [self._first + n for n in accumulate(steps_for(config, steps))]
         r_max = learner.layout.r_max
         self._most = np.full(learner.layout.n_projections, r_max) if most is None else most
         self._ranks = ranks_for(config, learner.layout)
         self._before: Chunks | None = None
         self._rounding: _Rounding | None = None
         self._stage = 0
-        learner.adapter.set_ranks(np.minimum(self._most, self._ranks[0]))
+        self._teachers = Teachers(learner, config.teachers, each) if config.teachers else None
+        if self._teachers is None:
+            learner.adapter.set_ranks(np.minimum(self._most, self._ranks[0]))
 
     @property
     def rounding_is_next(self) -> bool:
@@ -250,6 +261,12 @@ class ByteBudgetTraining:
             InfeasibleSizeError: a size that not even weights of zero reach.
             RankcastError: the loss or its gradients are not finite.
         """
+        if self._teachers is not None and self.n_steps < self._first:
+            self.n_steps += 1
+            loss = self._teachers.step()
+            if self._teachers.done:
+                self._begin_after(self._teachers)
+            return loss
         if self.n_steps == self._ends[self._stage]:
             self._next_stage()
         place, n_steps = self._place()
@@ -277,9 +294,15 @@ class ByteBudgetTraining:
 
     def _place(self) -> tuple[int, int]:
         """Return how many steps on rounded weights are done, below 0 before, and their number."""
-        begin = self._ends[self._stage - 1] if self._stage else 0
+        begin = self._ends[self._stage - 1] if self._stage else self._first
         n_steps = rounded_steps(self.config, self._ends[self._stage] - begin)
         return self.n_steps - (self._ends[self._stage] - n_steps), n_steps
+
+    def _begin_after(self, teachers: Teachers) -> None:
+        """Begin with the small adapter, which learns what others answer that have been trained."""
+        teachers.teach(self.config.answer_weight)
+        self.learner.restart(self._usual)
+        self.learner.adapter.set_ranks(np.minimum(self._most, self._ranks[0]))
 
     def _begun(self) -> _Rounding:
         """Return what trains on rounded weights; turn to it if that has not been done."""
@@ -372,6 +395,7 @@ class ByteBudgetTraining:
             "stage": self._stage,
             "file": None if kept is None else np.frombuffer(bytearray(kept), np.uint8),
             "coding": None if before is None else asdict(before.coding),
+            "teachers": None if self._teachers is None else self._teachers.state_dict(),
             "learner": self.learner.state_dict(),
             "rounding": None if self._rounding is None else self._rounding.state_dict(),
         }
@@ -382,6 +406,10 @@ class ByteBudgetTraining:
         Raises:
             CheckpointError: the state is of another model or data set.
         """
+        if self._teachers is not None:
+            self._teachers.load_state_dict(state["teachers"])
+            if self._teachers.done:
+                self._begin_after(self._teachers)
         if state["file"] is not None:
             file = read_container(bytes(np.asarray(state["file"])))
             coding = coding_of(**state["coding"])

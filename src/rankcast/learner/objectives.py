@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
@@ -146,6 +147,19 @@ class AdapterSnapshot:
         self._parameters += adapter.other_parameters()
         self._kept = [p.detach().clone() for p in self._parameters]
 
+    @classmethod
+    def of(cls, adapter: ElasticAdapter, state: Mapping[str, Any]) -> Self:
+        """Return what `state_dict` was of; the adapter stays as it is."""
+        snapshot = cls(adapter)
+        snapshot._ranks = np.array(state["ranks"], dtype=np.int64)
+        for kept, value in zip(snapshot._kept, state["kept"], strict=True):
+            kept.copy_(value)
+        return snapshot
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights and ranks, as copies."""
+        return {"ranks": self._ranks.tolist(), "kept": [kept.clone() for kept in self._kept]}
+
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Return what the model answered, in eval mode and without rounding."""
@@ -170,3 +184,11 @@ class AdapterSnapshot:
     def _exchange(self) -> None:
         for i, parameter in enumerate(self._parameters):
             parameter.data, self._kept[i] = self._kept[i], parameter.data
+
+
+def mean_answers(snapshots: Sequence[AdapterSnapshot], batch: Batch) -> Tensor:
+    """Return logits whose probabilities are the mean of those of several adapters."""
+    if len(snapshots) == 1:
+        return snapshots[0].logits(batch)
+    each = [snapshot.logits(batch).float().log_softmax(-1) for snapshot in snapshots]
+    return torch.stack(each).logsumexp(0)

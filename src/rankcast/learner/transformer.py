@@ -23,6 +23,7 @@ from rankcast.learner.objectives import (
     Judged,
     Objective,
     SequenceClassification,
+    mean_answers,
 )
 from rankcast.learner.optimisation import Optimisation, make_accelerator
 from rankcast.learner.protocol import Evaluation, StepResult
@@ -87,7 +88,8 @@ class TransformerLearner:
             self.accelerator.num_processes,
         )
         self._rounding: Rounding | None = None
-        self._reference: AdapterSnapshot | None = None
+        self._teachers: Sequence[AdapterSnapshot] = ()
+        self._answer_weight = 1.0
         self._weights: Mapping[str, Tensor] = {}
 
     @property
@@ -222,11 +224,16 @@ class TransformerLearner:
         """
         self._rounding = rounding
         if distil:
-            self.begin_distillation()
+            self.learn_from([AdapterSnapshot(self.adapter)])
 
-    def begin_distillation(self) -> None:
-        """Train towards the answers that the adapter gives now, from the next step on."""
-        self._reference = AdapterSnapshot(self.adapter)
+    def learn_from(self, teachers: Sequence[AdapterSnapshot], weight: float = 1.0) -> None:
+        """Train towards what adapters answer on average, from the next step on.
+
+        Args:
+            teachers: snapshots of this learner's adapter.
+            weight: of the divergence from their answers; the rest is that of the loss.
+        """
+        self._teachers, self._answer_weight = teachers, weight
 
     def evaluate(
         self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
@@ -386,11 +393,15 @@ class TransformerLearner:
 
     def _losses(self, batch: Batch) -> Tensor:
         """Return (B,) what is minimised: losses, or divergences from earlier answers."""
-        if self._reference is None:
+        if not self._teachers:
             return self._judge(batch).loss
         with self.accelerator.autocast():
-            wanted = self._reference.logits(batch)
-        return self._objective.divergence(self._logits(batch), wanted, batch)
+            wanted = mean_answers(self._teachers, batch)
+        logits, weight = self._logits(batch), self._answer_weight
+        divergence = self._objective.divergence(logits, wanted, batch)
+        if weight == 1.0:
+            return divergence
+        return weight * divergence + (1 - weight) * self._objective.judge(logits, batch).loss
 
     def _judge(self, batch: Batch) -> Judged:
         return self._objective.judge(self._logits(batch), batch)

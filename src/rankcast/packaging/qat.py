@@ -14,6 +14,7 @@ from rankcast.codec.packing import Coding, Source
 from rankcast.config.codec import CodecConfig
 from rankcast.errors import CheckpointError
 from rankcast.learner.byte_budget import ByteBudgetTraining, packer, steps_for, usual_training
+from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.protocol import Evaluation
 from rankcast.learner.qat import QatConfig, learner_for, prepare_qat, run_qat
 from rankcast.learner.transformer import TransformerLearner
@@ -153,7 +154,7 @@ def train_to_size(
     setup.check(learner)
     before = learner.evaluate("validation") if state is None else None
     if config.distil:
-        learner.begin_distillation()
+        learner.learn_from([AdapterSnapshot(learner.adapter)])
     pack, most = packer(learner, setup.source.base), learner.adapter.ranks
     training = ByteBudgetTraining(learner, config.codec, config.steps, pack, most)
     run = SizedTraining(training, checkpoint, {"settings": settings}, before)

@@ -238,7 +238,7 @@ def train_to_size(
 
 
 def _learner(config: RunConfig) -> TransformerLearner:
-    """Return a learner with room for the ranks that suit the sizes, at the usual scale.
+    """Return a learner with room for the ranks of the sizes and of teachers, at the usual scale.
 
     Raises:
         ConfigError: there is no size.
@@ -247,7 +247,7 @@ def _learner(config: RunConfig) -> TransformerLearner:
     usual, data = usual_training(config.finetune, codec, steps[0]), load_dataset(config.data)
     scale = 1.0 if usual.alpha is None else usual.alpha / usual.r_max
     learner = TransformerLearner(replace(usual, r_max=1, alpha=scale), data)
-    rank = ranks_for(codec, learner.layout)[-1]
+    rank = max(ranks_for(codec, learner.layout)[-1], usual.r_max if codec.teachers else 1)
     if rank == 1:
         return learner
     return TransformerLearner(replace(usual, r_max=rank, alpha=scale * rank), data)
