@@ -54,7 +54,7 @@ def pack(tensors: AdapterTensors, coding: Coding) -> Container:
 
 
 def training_of(target_bytes: int, steps: int = 12, **settings: Any) -> ByteBudgetTraining:
-    config = CodecConfig(target_bytes=target_bytes, **settings)
+    config = CodecConfig(target_bytes=target_bytes, teachers=0, **settings)
     return ByteBudgetTraining(learner_of(), config, steps, pack)
 
 
@@ -218,7 +218,7 @@ SIZES = (600, 900)
 
 
 def progressive(steps: int = 24) -> ByteBudgetTraining:
-    config = CodecConfig(target_bytes=1500, prefix_bytes=SIZES, rank=1)
+    config = CodecConfig(target_bytes=1500, prefix_bytes=SIZES, rank=1, teachers=0)
     return ByteBudgetTraining(learner_of(r_max=3), config, steps, pack)
 
 
@@ -312,9 +312,10 @@ def test_answers_and_labels_are_weighed() -> None:
 
 
 def test_steps_and_ranks_of_sizes() -> None:
-    config = CodecConfig(target_bytes=4000, prefix_bytes=(1000, 2000))
+    config = CodecConfig(target_bytes=4000, prefix_bytes=(1000, 2000), teachers=0)
     assert steps_for(config, 100) == [50, 25, 25]
-    assert steps_for(CodecConfig(target_bytes=4000), 100) == [100]
+    assert steps_for(CodecConfig(target_bytes=4000, teachers=0), 100) == [100]
+    assert steps_for(CodecConfig(target_bytes=4000, teachers=3), 100) == [61]  # 13 for each
     with pytest.raises(ConfigError, match="5 steps are too few"):
         steps_for(config, 5)
     assert ranks_for(replace(config, rank=2), learner_of().layout) == [2, 4, 6]
@@ -327,7 +328,8 @@ def test_a_file_that_cannot_be_so_small() -> None:
     def pack_long(tensors: AdapterTensors, coding: Coding) -> Container:
         return pack_as_trained(Source(tensors, BaseModel(random_name), {}), coding)
 
-    training = ByteBudgetTraining(learner_of(), CodecConfig(target_bytes=250), 2, pack_long)
+    config = CodecConfig(target_bytes=250, teachers=0)
+    training = ByteBudgetTraining(learner_of(), config, 2, pack_long)
     run(training)
     with pytest.raises(InfeasibleSizeError):
         training.finish()

@@ -45,7 +45,7 @@ def train(config: FinetuneConfig) -> dict[str, object]:
 def train_to_size(config: FinetuneConfig) -> dict[str, object]:
     """Train for a file of a given size."""
     live = TransformerLearner(config, keyword_splits(n_train=40, n_held_out=11))
-    codec = CodecConfig(target_bytes=900, rank=1)
+    codec = CodecConfig(target_bytes=900, rank=1, teachers=1)
     training = ByteBudgetTraining(live, codec, 16, packer(live))
     losses = [training.step() for _ in range(training.steps)]
     return {"sized_losses": losses, "sized_file": training.finish()[0].to_bytes()}

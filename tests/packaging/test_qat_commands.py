@@ -202,7 +202,7 @@ def test_qat_to_a_size(run: Path, tmp_path: Path, call: Call) -> None:
 
 
 def test_qat_to_a_size_goes_on_where_it_stopped(run: Path, tmp_path: Path) -> None:
-    config = SizeConfig(CodecConfig(target_bytes=800), steps=12)
+    config = SizeConfig(CodecConfig(target_bytes=800, teachers=0), steps=12)
 
     def to_size(name: str, stop_after: int = 99) -> SizedAdapter | None:
         return train_to_size(

@@ -24,6 +24,7 @@ STEPS, TARGET = 12, 900
 
 def small(output: Path, **changes: Any) -> RunConfig:
     settings = {"steps": STEPS, "codec.target_bytes": TARGET, "output": str(output)}
+    settings["codec.teachers"] = 0
     return load_preset("tiny", settings | changes)
 
 

@@ -118,7 +118,11 @@ class Qat:
         from rankcast.packaging.qat import SizeConfig, train_to_size
 
         codec = CodecConfig(
-            target_bytes, self.prefix_bytes, self.rank, relative_step=self.relative_step
+            target_bytes,
+            self.prefix_bytes,
+            self.rank,
+            teachers=0,  # the adapter itself is one
+            relative_step=self.relative_step,
         )
         config = SizeConfig(codec, self.steps, self.lr, distil=not self.labels)
         with (

@@ -42,7 +42,7 @@ class CodecConfig:
     rank: int | None = None
     rounded_share: float = 0.75
     lr: float | None = None
-    teachers: int = 0
+    teachers: int = 2
     teacher_share: float = 0.4
     answer_weight: float = 0.7
     relative_step: float | None = None
