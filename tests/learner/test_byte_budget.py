@@ -149,6 +149,25 @@ def test_steps_end_on_the_grid_of_the_codec() -> None:
     assert set(coding.tensor_offsets) == {"classifier.weight", "classifier.bias"}
 
 
+def test_groups_of_zeros_are_coded() -> None:
+    learner = learner_of()
+    randomise(learner.adapter, 6, scale=0.001)  # beside a classifier of ordinary size
+    with torch.no_grad():
+        for factor in learner.adapter.factors()[0]:
+            factor.zero_()
+    weights = RoundedWeights(learner.adapter, 1.0, learner.classifier_tensors())
+    decoded = weights.decoded(weights.indices())
+    read = pack(decoded, weights.coding()).tensors()
+    assert read.ranks[0] == 0
+    for ours, theirs in zip(decoded.factors, read.factors, strict=True):
+        np.testing.assert_allclose(
+            ours.left @ ours.right, theirs.left @ theirs.right, rtol=1e-6, atol=1e-12
+        )
+    np.testing.assert_array_equal(
+        decoded.modules["classifier.weight"], read.modules["classifier.weight"]
+    )
+
+
 @pytest.mark.parametrize("bits", [500.0, 2000.0])
 def test_steps_suit_a_size(bits: float) -> None:
     learner = learner_of()
@@ -355,6 +374,7 @@ def test_ranks_follow_the_size() -> None:
 def test_shares_of_steps() -> None:
     assert rounded_steps(CodecConfig(rounded_share=0.75), 100) == 75
     assert rounded_steps(CodecConfig(rounded_share=0.01), 10) == 1
+    assert rounded_steps(CodecConfig(rounded_share=0.99), 10) == 9
 
 
 @pytest.mark.parametrize(
@@ -363,6 +383,7 @@ def test_shares_of_steps() -> None:
         {"target_bytes": 10},
         {"rank": 0},
         {"rounded_share": 0.0},
+        {"rounded_share": 1.0},
         {"lr": 0.0},
         {"relative_step": -1},
         {"prefix_bytes": (300,)},

@@ -305,7 +305,7 @@ def trained_offsets(tensors: AdapterTensors, coding: Coding) -> list[IntArray]:
     """Return the offsets of every block, as it was trained."""
     found = block_offsets(tensors, coding.offsets, coding.exponent, coding.tensor_offsets)
     for i, offsets in enumerate(coding.component_offsets):
-        found[i] = np.array(offsets, dtype=np.int64)
+        found[i] = np.clip(np.array(offsets, np.int64), -LARGEST_OFFSET, LARGEST_OFFSET)
     return found
 
 

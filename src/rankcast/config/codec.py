@@ -69,8 +69,11 @@ class CodecConfig:
             )
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"codec.rank must be at least 1, got {self.rank}.")
-        if not 0 < self.rounded_share <= 1:
-            raise ConfigError(f"rounded_share must be above 0 and at most 1: {self.rounded_share}.")
+        if not 0 < self.rounded_share < 1:
+            raise ConfigError(
+                f"rounded_share must be between 0 and 1, got {self.rounded_share}: weights that "
+                f"have not been trained at all are zero, and stay so once they are rounded."
+            )
         if self.teachers < 0 or not (0 < self.teacher_share < 1 and 0 <= self.answer_weight <= 1):
             raise ConfigError(
                 f"teachers must be at least 0, teacher_share between 0 and 1, answer_weight from 0 "

@@ -465,5 +465,5 @@ def packer(learner: TransformerLearner, base: BaseModel | None = None) -> Pack:
 
 
 def rounded_steps(config: CodecConfig, steps: int) -> int:
-    """Return in how many of the steps weights are rounded."""
-    return max(1, round(config.rounded_share * steps))
+    """Return in how many of the steps weights are rounded; in the first they never are."""
+    return max(1, min(steps - 1, round(config.rounded_share * steps)))

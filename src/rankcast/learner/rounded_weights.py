@@ -32,8 +32,8 @@ LOG_GRID = math.log(RADIX) / PER_RADIX
 """Steps are powers of 3^(1/6): distance of their logarithms."""
 STRIP_BITS = 3.0
 """What the spread of a strip takes, about."""
-_SMALLEST_STEP = 1e-6
-"""Of a group of zeros."""
+_USUAL_ENERGY = 1e-4
+"""Mean square of weights, where all are zero."""
 _RAREST = 1e-3
 _WIDEST_FACTOR, _HALVINGS = 7.0, 30
 """Logarithm of the largest factor on steps that is tried, and halvings of that range."""
@@ -145,12 +145,12 @@ class RoundedWeights:
         self._device = adapter.factors()[0][0].device
         self._names = {p.data_ptr(): name for name, p in adapter.model.named_parameters()}
         self._rows: list[Float32Array] = []
-        self._held: list[NDArray[np.bool_]] = []
+        self._at_zero: list[NDArray[np.bool_]] = []
         self._group_of_row: list[int] = []
         self._places: list[_Place] = []
         self._unit: dict[str, Tensor] = {}
         self._groups: list[int | str] = []
-        self._held_parts: dict[str, tuple[Tensor, int]] = {}
+        self._sent_parts: dict[str, tuple[Tensor, int]] = {}
         for i in range(len(adapter.layers)):
             self._take_projection(adapter, i)
         for name, live in {} if before else adapter.extra_tensors().items():
@@ -159,19 +159,20 @@ class RoundedWeights:
         group = np.repeat(self._group_of_row, widths)
         weights = np.concatenate(self._rows).astype(np.float64)
         energy = np.bincount(group, weights * weights) / np.bincount(group)
-        steps = np.maximum(relative_step * np.sqrt(energy), _SMALLEST_STEP)
+        usual = np.median(energy[energy > 0]) if energy.any() else _USUAL_ENERGY
+        steps = relative_step * np.sqrt(np.where(energy > 0, energy, usual))
         self._widths = self._on_device(widths)
         self._strip = torch.from_numpy(np.repeat(np.arange(len(widths)), widths)).to(self._device)
         self._group = torch.from_numpy(group).to(self._device)
-        self._free = self._on_device(~np.concatenate(self._held))
+        self._free = self._on_device(~np.concatenate(self._at_zero))
         self.latents: Tensor = nn.Parameter(self._on_device(weights / steps[group]))
         self.log_steps: Tensor = nn.Parameter(self._on_device(np.log(steps)))
 
     def _take_projection(self, adapter: ElasticAdapter, i: int) -> None:
         """Take the components of a projection that are to be trained as one group."""
         factors, (Q, lam, P) = self._tensors.factors[i], adapter.factors()[i]
-        held = None if self._before is None else self._before.tensors.factors[i]
-        first = 0 if held is None else held.rank
+        sent = None if self._before is None else self._before.tensors.factors[i]
+        first = 0 if sent is None else sent.rank
         left, right = factors.left[:, first:], factors.right[first:]
         if len(right):
             self._groups.append(i)
@@ -179,23 +180,23 @@ class RoundedWeights:
             self._take(right, Q, right.shape)
             unit = torch.full((factors.rank, 1), 1 / adapter.scale, device=self._device)
             self._unit[self._names[lam.data_ptr()]] = unit
-        if held is not None and len(right):
-            self._held_parts[self._names[P.data_ptr()]] = torch.from_numpy(held.left).to(P), 1
-            self._held_parts[self._names[Q.data_ptr()]] = torch.from_numpy(held.right).to(Q), 0
+        if sent is not None and len(right):
+            self._sent_parts[self._names[P.data_ptr()]] = torch.from_numpy(sent.left).to(P), 1
+            self._sent_parts[self._names[Q.data_ptr()]] = torch.from_numpy(sent.right).to(Q), 0
 
     def _take_tensor(self, name: str, live: Tensor, *, contrast: bool) -> None:
         """Take a tensor beside the projections as one group, if it is trained."""
         values = self._tensors.modules[name]
         if live.data_ptr() not in self._names or values.dtype != np.float32:
             return
-        held = np.zeros(values.shape, dtype=np.bool_)
+        at_zero = np.zeros(values.shape, dtype=np.bool_)
         if contrast:
-            values, held[0] = values - values[0], True
+            values, at_zero[0] = values - values[0], True
         is_difference = self._tensors.carriage[name] == "difference"
         base = live.detach() - torch.from_numpy(values).to(live) if is_difference else None
         self._groups.append(name)
         width = values.shape[-1] if values.ndim else 1
-        self._take(values.reshape(-1, width), live, values.shape, held=held, base=base)
+        self._take(values.reshape(-1, width), live, values.shape, at_zero=at_zero, base=base)
 
     def _take(
         self,
@@ -204,7 +205,7 @@ class RoundedWeights:
         shape: tuple[int, ...],
         *,
         columns: bool = False,
-        held: NDArray[np.bool_] | None = None,
+        at_zero: NDArray[np.bool_] | None = None,
         base: Tensor | None = None,
     ) -> None:
         """Let the strips of a parameter stand behind those before, in the group begun last."""
@@ -212,7 +213,9 @@ class RoundedWeights:
         name = self._names[live.data_ptr()]
         self._places.append(_Place(name, start, rows.shape, columns, shape, base))
         self._rows += list(rows)
-        self._held.append(np.zeros(rows.size, np.bool_) if held is None else held.reshape(-1))
+        self._at_zero.append(
+            np.zeros(rows.size, np.bool_) if at_zero is None else at_zero.reshape(-1)
+        )
         self._group_of_row += [len(self._groups) - 1] * len(rows)
 
     def _on_device(self, values: NDArray[Any]) -> Tensor:
@@ -281,9 +284,9 @@ class RoundedWeights:
         for place in self._places:
             strips = weights[place.start : place.stop].view(place.strips)
             tensor = (strips.mT if place.columns else strips).reshape(place.shape)
-            if place.parameter in self._held_parts:
-                held, axis = self._held_parts[place.parameter]
-                tensor = torch.cat([held, tensor], dim=axis)
+            if place.parameter in self._sent_parts:
+                sent, axis = self._sent_parts[place.parameter]
+                tensor = torch.cat([sent, tensor], dim=axis)
             replaced[place.parameter] = tensor if place.base is None else tensor + place.base
         return replaced
 
@@ -309,8 +312,8 @@ class RoundedWeights:
         """Return the adapter of (W,) rounded weights, as a decoder computes it from a file."""
         whole = indices.to(torch.int32).cpu().numpy()
         strips = iter([whole[p.start : p.stop].reshape(p.strips) for p in self._places])
-        held = self._tensors if self._before is None else self._before.tensors
-        factors, modules = list(held.factors), dict(held.modules)
+        known = self._tensors if self._before is None else self._before.tensors
+        factors, modules = list(known.factors), dict(known.modules)
         for group, exponent in zip(self._groups, self._exponents(), strict=True):
             if isinstance(group, str):
                 shape = modules[group].shape
