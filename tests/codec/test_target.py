@@ -19,6 +19,7 @@ from rankcast.codec.quantiser import step_of
 from rankcast.codec.successor import pack_after
 from rankcast.codec.target import ONE_CHUNK_BYTES, pack_into
 from rankcast.codec.tensors import AdapterTensors, Factors, LazyFactors
+from rankcast.config.codec import LEAST_BYTES
 from rankcast.errors import InfeasibleSizeError
 
 WIDE = ((60, 40), (30, 70), (50, 50))
@@ -190,12 +191,18 @@ def test_an_adapter_without_updates_takes_the_finest_steps() -> None:
 
 
 def test_an_impossible_size_names_the_smallest_and_the_remedy() -> None:
-    source = source_of(random_adapter(0, WIDE, (3, 3, 3), HEAD, size=0.5))
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 300)
+    long_name = BaseModel("".join(letters))  # so that no file is below the least size of training
+    tensors = random_adapter(0, WIDE, (3, 3, 3), HEAD, size=0.5)
+    source = source_of(tensors, base=long_name)
     with pytest.raises(InfeasibleSizeError) as refused:
-        pack_into(source, 20)
+        pack_into(source, LEAST_BYTES)
     smallest = refused.value.smallest_bytes
     assert f"at least {smallest} bytes" in str(refused.value)
-    assert "rankcast qat ADAPTER --target-bytes 20." in str(refused.value)
+    assert f"rankcast qat ADAPTER --target-bytes {LEAST_BYTES}." in str(refused.value)
     assert pack_into(source, smallest).n_bits == 8 * smallest
     with pytest.raises(InfeasibleSizeError):
         pack_into(source, smallest - 1)
+    with pytest.raises(InfeasibleSizeError) as refused:
+        pack_into(source_of(tensors), 20)
+    assert "rankcast qat" not in str(refused.value)  # which trains for no such size, either

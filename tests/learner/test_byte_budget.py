@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,16 +216,9 @@ def test_files_fit_and_learn(target_bytes: int) -> None:
         )
 
 
-def test_a_training_goes_on_bit_for_bit() -> None:
-    whole, first = training_of(900), training_of(900)
-    losses = run(whole)
-    for stop in (2, 7):  # before and after the first step on rounded weights
-        while first.n_steps < stop:
-            first.step()
-        state, first = first.state_dict(), training_of(900)
-        first.load_state_dict(state)
-    assert run(first) == losses[7:]
-    assert first.finish()[0].to_bytes() == whole.finish()[0].to_bytes()
+def test_a_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    # Before and after the first step on rounded weights.
+    check_it_goes_on(lambda: training_of(900), (2, 7), tmp_path)
 
 
 def test_parts_of_a_batch_add_up() -> None:
@@ -263,17 +257,25 @@ def test_every_prefix_is_an_adapter_of_its_size() -> None:
         )
 
 
-def test_prefixes_go_on_bit_for_bit(tmp_path: Path) -> None:
-    whole, first = progressive(), progressive()
+def check_it_goes_on(
+    make: Callable[[], ByteBudgetTraining], stops: Sequence[int], folder: Path
+) -> None:
+    """Stop a training at some steps, go on from a file each time, and compare with the whole."""
+    whole, parts = make(), make()
     losses = run(whole)
-    for stop in (5, 13, 20):  # in each size, before and after rounding begins
-        while first.n_steps < stop:
-            first.step()
-        save_state(tmp_path / "state.pt", first.state_dict())
-        first = progressive()
-        first.load_state_dict(load_state(tmp_path / "state.pt"))
-    assert run(first) == losses[20:]
-    assert first.finish()[0].to_bytes() == whole.finish()[0].to_bytes()
+    for stop in stops:
+        while parts.n_steps < stop:
+            parts.step()
+        save_state(folder / "state.pt", parts.state_dict())
+        parts = make()
+        parts.load_state_dict(load_state(folder / "state.pt"))
+    assert run(parts) == losses[stops[-1] :]
+    assert parts.finish()[0].to_bytes() == whole.finish()[0].to_bytes()
+
+
+def test_prefixes_go_on_bit_for_bit(tmp_path: Path) -> None:
+    # In each size, before and after rounding begins.
+    check_it_goes_on(progressive, (5, 13, 20), tmp_path)
 
 
 def taught(steps: int = 20) -> ByteBudgetTraining:
@@ -303,16 +305,8 @@ def test_teachers_train_first_and_differ() -> None:
 
 
 def test_teachers_go_on_bit_for_bit(tmp_path: Path) -> None:
-    whole, first = taught(), taught()
-    losses = run(whole)
-    for stop in (3, 7, 11, 17):  # in each teacher, and after them before and after rounding begins
-        while first.n_steps < stop:
-            first.step()
-        save_state(tmp_path / "state.pt", first.state_dict())
-        first = taught()
-        first.load_state_dict(load_state(tmp_path / "state.pt"))
-    assert run(first) == losses[17:]
-    assert first.finish()[0].to_bytes() == whole.finish()[0].to_bytes()
+    # In each teacher, and after them before and after rounding begins.
+    check_it_goes_on(taught, (3, 7, 11, 17), tmp_path)
 
 
 def test_answers_and_labels_are_weighed() -> None:

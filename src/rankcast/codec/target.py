@@ -27,6 +27,7 @@ from rankcast.codec.packing import Source, block_offsets, exponent_of_quality
 from rankcast.codec.planner import rounded_entropy
 from rankcast.codec.quantiser import EXPONENTS, exponent_near, step_of
 from rankcast.codec.tensors import AdapterTensors
+from rankcast.config.codec import LEAST_BYTES
 from rankcast.errors import InfeasibleSizeError
 from rankcast.records import FloatArray, IntArray
 
@@ -71,7 +72,7 @@ def pack_into(source: Source, target_bytes: float) -> Container:
             return file
         smallest = min(smallest, file.n_bits / 8)
     if found is None:
-        trainable = bool(source.tensors.ranks.any())
+        trainable = bool(source.tensors.ranks.any()) and target_bytes >= LEAST_BYTES
         raise InfeasibleSizeError(int(smallest), int(target_bytes), trainable=trainable)
     return found
 

@@ -90,14 +90,16 @@ def steps_for(config: CodecConfig, steps: int) -> list[int]:
     """
     if not config.sizes:
         raise ConfigError("Training for a size needs target_bytes.")
-    later = len(config.sizes) - 1
-    steps -= config.teachers * teacher_steps(config, steps)
-    if steps < 2 * len(config.sizes):
-        raise ConfigError(f"{steps} steps are too few to train for {later + 1} sizes.")
+    later, left = len(config.sizes) - 1, steps - config.teachers * teacher_steps(config, steps)
+    if left < 2 * len(config.sizes):
+        raise ConfigError(
+            f"{steps} steps are too few: {config.teachers} teachers leave {left}, and each size "
+            f"({', '.join(map(str, config.sizes))} bytes) needs two. Hundreds or more serve it."
+        )
     if not later:
-        return [steps]
-    each = max(1, steps // (2 * later))
-    return [steps - later * each, *(each,) * later]
+        return [left]
+    each = max(1, left // (2 * later))
+    return [left - later * each, *(each,) * later]
 
 
 @dataclass
