@@ -19,10 +19,11 @@ from rankcast.errors import CodecError, DeliveryError, RankcastError
 from rankcast.files import only_one
 from studies.byte_frontier import ours, runs, tuning
 from studies.byte_frontier import study as frontier_study
+from studies.byte_frontier.curves import curves_of, reference_of
 from studies.byte_frontier.methods import METHODS
 from studies.byte_frontier.nnc import code_with_nnc, qp_near, step_of_qp
 from studies.byte_frontier.ours import OurFile, Way
-from studies.byte_frontier.presentation import curves_of, present, reference_of
+from studies.byte_frontier.presentation import present
 from studies.byte_frontier.runs import common_folder, run_tuning
 from studies.byte_frontier.study import STUDY, jobs
 from studies.byte_frontier.tuning import (
@@ -327,7 +328,7 @@ def test_a_file_of_ours_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_file_of_ours_is_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = {"mine": Way("ours", lambda _: (), ())}
-    monkeypatch.setattr("studies.byte_frontier.presentation.WAYS", ways)
+    monkeypatch.setattr("studies.byte_frontier.curves.WAYS", ways)
     monkeypatch.setattr(frontier_study, "WAYS", ways)
     result = some_result()
     mine = [
@@ -346,3 +347,60 @@ def test_a_file_of_ours_is_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_settings_of_jobs_are_plain() -> None:
     for job in jobs("default"):
         assert json.loads(json.dumps(job.settings)) == job.settings
+
+
+def our_row(way: str, sizes: tuple[int, ...], seed: int, codes: Mapping[int, float]) -> Row:
+    """Return a row of ours with an accuracy for each number of bytes that was asked for."""
+    job = frontier_study._ours(TASK, way, sizes, seed)
+    return row(job, {f"{n:,} bytes": (way, 0.95 * n, accuracy) for n, accuracy in codes.items()})
+
+
+def with_ours(small: float, large: float) -> Result:
+    """Return `some_result` with files of 1,200 and 2,000 bytes at two accuracies."""
+    result = some_result()
+    mine = [
+        our_row("taught", (size,), seed, {size: accuracy})
+        for seed in (0, 1)
+        for size, accuracy in ((1_200, small), (2_000, large))
+    ]
+    return replace(result, rows=(*result.rows, *mine))
+
+
+def test_claims_of_few_bytes() -> None:
+    claims = {c.claim: c for c in present(with_ours(0.8475, 0.85), {}).claims}
+    found = [(c.ours, c.verdict) for text, c in claims.items() if "whole file" in text]
+    assert found == [
+        ("+0.00 points in 1,900 bytes", "reproduced"),
+        ("-0.25 points in 1,140 bytes", "reproduced"),
+    ]
+    worse = {c.claim: c for c in present(with_ours(0.80, 0.81), {}).claims}
+    assert {c.verdict for text, c in worse.items() if "whole file" in text} == {"contradicted"}
+
+
+def test_how_far_ahead_of_the_best_peer() -> None:
+    # reference .85: half a point down is .845, which LoRA r 2 alone reaches, with 160,000 bytes
+    claims = present(with_ours(0.845, 0.85), {}).claims
+    claim = next(c for c in claims if "times the bytes" in c.claim)
+    assert claim.ours == "140.4 times: 160,000 and 1,140 bytes"
+    assert claim.verdict == "reproduced"
+    assert claim.note.startswith("Best peer: LoRA r 2, rounded, numbers only; 140.4 to 140.4")
+    assert not [c for c in present(with_ours(0.80, 0.81), {}).claims if "best peer" in c.claim]
+
+
+def test_beginnings_beside_files_alone() -> None:
+    alone = {1_200: 0.80, 2_000: 0.81, 4_000: 0.82, 16_000: 0.84, 64_000: 0.85}
+    begun = {1_200: 0.80, 4_000: 0.82, 16_000: 0.83, 64_000: 0.86}
+    rows = [
+        our_row("taught" if size < 4_000 else "alone", (size,), 0, {size: accuracy})
+        for size, accuracy in alone.items()
+    ]
+    rows.append(our_row("stream", tuple(begun), 0, begun))
+    result = some_result()
+    shown = present(replace(result, rows=(*result.rows, *rows)), {})
+    table = next(t for t in shown.tables if "beginnings" in t.title)
+    shares = [line[-1] for line in table.rows]
+    # .83 is halfway from 4,000 to 16,000 bytes in the logarithm: 8,000
+    assert shares == ["+0 %", "+0 %", "+100 %", "less loss than any"]
+    claim = next(c for c in shown.claims if "beginning" in c.claim)
+    assert claim.ours == "+100 % at 16,000 bytes, the worst"
+    assert claim.verdict == "contradicted"
