@@ -11,7 +11,7 @@ import numpy as np
 from studies.byte_frontier.codes import PACK
 from studies.byte_frontier.curves import Curve, Measured, Reference
 from studies.byte_frontier.methods import METHODS
-from studies.byte_frontier.ours import FEW_PACKETS, ONE_PACKET, STREAM, WAYS
+from studies.byte_frontier.ours import FEW_PACKETS, FEWEST, ONE_PACKET, STREAM, WAYS
 from studies.byte_frontier.rates import Point, bytes_at
 from studies.harness.spec import Claim, Table
 from studies.report.statistics import verdict_equivalent, verdict_not_worse
@@ -176,8 +176,7 @@ class Beginning:
 
 def beginnings(curves: Sequence[Curve]) -> list[Beginning]:
     """Return every size at which a file's beginning and a file alone were judged."""
-    made = {size: _of_size(curves, "taught", size) for size in (ONE_PACKET, FEW_PACKETS)}
-    made |= {size: _of_size(curves, "alone", size) for size in STREAM[1:]}
+    made = {n: _of_size(curves, "taught", n) for n in (*FEWEST, FEW_PACKETS, *STREAM)}
     alone = {size: measured for size, measured in made.items() if measured is not None}
     hull: list[Point] = [(m.n_bytes, -m.loss) for m in alone.values()]
     found = []

@@ -75,6 +75,7 @@ class Way:
         label: what readers call it.
         make: makes a file; returns it behind those of its beginnings that were asked for.
         sizes: bytes of each file that is measured, behind those of its beginnings.
+        more_sizes: likewise, of files that are measured on one task with few seeds.
         times_steps: training steps as a multiple of those that other methods have, teachers'
             included.
         teachers: adapters in float32 that train first; see `CodecConfig`.
@@ -85,6 +86,7 @@ class Way:
     sizes: tuple[tuple[int, ...], ...]
     times_steps: int = 1
     teachers: int = 0
+    more_sizes: tuple[tuple[int, ...], ...] = ()
 
 
 def trained_for_size(request: Request) -> Sequence[OurFile]:
@@ -164,26 +166,25 @@ def _weights(tensors: AdapterTensors, base: Weights) -> Weights:
 _SMALL = ((FEW_PACKETS,), (ONE_PACKET,))
 STREAM = (ONE_PACKET, 4_000, 16_000, 64_000)
 """Beginnings of one file."""
+FEWEST = (700, 400)
+"""Bytes of files below a packet."""
 FLOAT32 = 180_000
 """Bytes that an adapter of rank 1 in float32 has at most."""
 WAYS: Mapping[str, Way] = {
-    "trained": Way("ours", trained_for_size, _SMALL),
-    "trained_long": Way("ours, three times the steps", trained_for_size, _SMALL, times_steps=3),
     "taught": Way(
         "ours with two teachers, five times the steps", trained_for_size, _SMALL,
         times_steps=5, teachers=2,
+        more_sizes=tuple((size,) for size in (*STREAM[1:], *FEWEST)),
     ),
+    "trained": Way("ours", trained_for_size, _SMALL),
     "taught_in_float32": Way(
         "LoRA r 1 with two teachers in float32, three times the steps", taught_in_float32,
         ((FLOAT32,),), times_steps=3, teachers=2,
     ),
-    "alone": Way(
-        "ours with two teachers, larger, five times the steps", trained_for_size,
-        tuple((size,) for size in STREAM[1:]), times_steps=5, teachers=2,
-    ),
+    "trained_long": Way("ours, three times the steps", trained_for_size, _SMALL, times_steps=3),
     "stream": Way(
         "beginnings of one file of ours with two teachers, eight times the steps",
-        trained_for_size, (STREAM,), times_steps=8, teachers=2,
+        trained_for_size, (), times_steps=8, teachers=2, more_sizes=(STREAM,),
     ),
 }  # fmt: skip
 """By the name that stands in settings of jobs."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from studies.byte_frontier.claims import HALF_A_POINT, beginnings_table, claims_of, pool
 from studies.byte_frontier.codes import FAMILIES, PACK
 from studies.byte_frontier.curves import (
@@ -16,7 +18,7 @@ from studies.byte_frontier.curves import (
     reference_of,
 )
 from studies.byte_frontier.methods import METHODS
-from studies.byte_frontier.ours import FEW_PACKETS, ONE_PACKET
+from studies.byte_frontier.ours import FEW_PACKETS, ONE_PACKET, WAYS
 from studies.byte_frontier.rates import bd_rate, bytes_at
 from studies.harness.spec import LineChart, Presentation, Result, Row, Table
 from studies.shared.judging import accuracy_series, percent
@@ -43,6 +45,7 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
         best = reference_of(curves)
         if best is not None:
             tables.append(_every_code(curves, best, title))
+            tables += _worth_of_a_bit(result, task, title)
     tables += _tuning(result)
     return Presentation(tuple(claims), tuple(tables), tuple(charts), text=_text(result))
 
@@ -145,6 +148,43 @@ def _every_code(curves: Sequence[Curve], best: Reference, title: str) -> Table:
 def _method_of(curve: Curve) -> str:
     known = curve.method in METHODS
     return method_label(curve.method, curve.size) if known else curve.label
+
+
+def _worth_of_a_bit(result: Result, task: str, title: str) -> list[Table]:
+    """Return what a bit more gains by the price at the end of training, and as measured."""
+    found: dict[str, dict[float, list[Mapping]]] = {}
+    for row in result.select(task=task, kind="ours"):
+        code = row.values["codes"][-1]
+        if "price_nats_per_bit" in code:
+            sizes = found.setdefault(row.job.settings["way"], {})
+            sizes.setdefault(row.job.settings["sizes"][-1], []).append(code)
+    lines = [
+        line for way, sizes in found.items() for line in _worth_lines(WAYS[way].label, sizes)
+    ]  # fmt: skip
+    columns = ("way", "bytes", "loss [nats]", "price [nats/bit]", "measured [nats/bit]", "files")
+    note = (
+        "Price: by the training itself at its end, with the loss on training texts. Measured: "
+        "how much less loss the next larger files have on judged texts, for each bit more."
+    )
+    return [Table(f"{title}: what a bit is worth", columns, tuple(lines), note)] if lines else []
+
+
+def _worth_lines(label: str, sizes: Mapping[float, Sequence[Mapping]]) -> list[tuple[str, ...]]:
+    """Return a line for each size of one way, from small to large."""
+    means = [
+        tuple(float(np.mean([code[key] for code in sizes[size]])) for key in
+              ("bytes", "loss", "price_nats_per_bit"))
+        for size in sorted(sizes)
+    ]  # fmt: skip
+    lines = []
+    for i, (n_bytes, loss, price) in enumerate(means):
+        measured = "–"
+        if i + 1 < len(means):
+            more_bytes, less_loss, _ = means[i + 1]
+            measured = f"{(loss - less_loss) / (8 * (more_bytes - n_bytes)):.1e}"
+        files = str(len(sizes[sorted(sizes)[i]]))
+        lines.append((label, f"{n_bytes:,.0f}", f"{loss:.4f}", f"{price:.1e}", measured, files))
+    return lines
 
 
 def _chart(curves: Sequence[Curve], title: str) -> LineChart:

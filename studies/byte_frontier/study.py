@@ -54,8 +54,6 @@ ADAPTER_FOLDER = "adapter"
 SOME_DENSITIES = (0.2,)
 COMPEFT_TEXTS = 500
 """Texts on which ComPEFT's α is chosen."""
-LARGER = ("alone", "stream")
-"""Ways of ours that are measured on one task, with the first seeds."""
 FURTHEST = (("lora", "4"), ("lora", "8"))
 """Methods and sizes that are sent in some codes only."""
 QUICK = {"steps": 4, "lrs": (1e-3, 2e-3)}
@@ -82,13 +80,14 @@ def _lora_and_ours(task: str) -> Iterator[Job]:
         for rank in (ranks[0], ranks[-1]):
             yield _after(_method(task, *rank, 0, _codes_of(*rank)), "float32")
     for way, seed in product(WAYS, (*FIRST_SEEDS, *MORE_SEEDS)):
-        if way not in LARGER or (task == SST2 and seed in FIRST_SEEDS):
-            yield from (_ours(task, way, sizes, seed) for sizes in WAYS[way].sizes)
+        yield from (_ours(task, way, sizes, seed) for sizes in WAYS[way].sizes)
     for seed, (method, size) in product(MORE_SEEDS, ranks):
         yield from _sent(task, method, size, seed, "all" if size == "1" else "reference")
     yield from (_tuning(task, method, size) for method, size in long)
     for seed, (method, size) in product((*FIRST_SEEDS, *MORE_SEEDS), long):
         yield from _sent(task, method, size, seed, "reference")
+    for way, seed in product(WAYS, FIRST_SEEDS if task == SST2 else ()):
+        yield from (_ours(task, way, sizes, seed) for sizes in WAYS[way].more_sizes)
 
 
 def _compared(task: str, group: Sequence[tuple[str, str]]) -> Iterator[Job]:

@@ -390,10 +390,7 @@ def test_how_far_ahead_of_the_best_peer() -> None:
 def test_beginnings_beside_files_alone() -> None:
     alone = {1_200: 0.80, 2_000: 0.81, 4_000: 0.82, 16_000: 0.84, 64_000: 0.85}
     begun = {1_200: 0.80, 4_000: 0.82, 16_000: 0.83, 64_000: 0.86}
-    rows = [
-        our_row("taught" if size < 4_000 else "alone", (size,), 0, {size: accuracy})
-        for size, accuracy in alone.items()
-    ]
+    rows = [our_row("taught", (size,), 0, {size: accuracy}) for size, accuracy in alone.items()]
     rows.append(our_row("stream", tuple(begun), 0, begun))
     result = some_result()
     shown = present(replace(result, rows=(*result.rows, *rows)), {})
@@ -404,3 +401,19 @@ def test_beginnings_beside_files_alone() -> None:
     claim = next(c for c in shown.claims if "beginning" in c.claim)
     assert claim.ours == "+100 % at 16,000 bytes, the worst"
     assert claim.verdict == "contradicted"
+
+
+def test_what_a_bit_is_worth() -> None:
+    result = some_result()
+    rows = []
+    for size, accuracy, price in ((1_000, 0.80, 4e-6), (2_000, 0.85, 2e-6)):
+        one = our_row("taught", (size,), 0, {size: accuracy})
+        (code,) = one.values["codes"]
+        rows.append(replace(one, values={"codes": [{**code, "price_nats_per_bit": price}]}))
+    shown = present(replace(result, rows=(*result.rows, *rows)), {})
+    table = next(t for t in shown.tables if "bit is worth" in t.title)
+    # 0.05 nats less for 0.95 times 8,000 bits more
+    assert [line[1:] for line in table.rows] == [
+        ("950", "0.2000", "4.0e-06", "6.6e-06", "1"),
+        ("1,900", "0.1500", "2.0e-06", "–", "1"),
+    ]
