@@ -90,7 +90,7 @@ def curves_of(result: Result, task: str) -> list[Curve]:
     seen: dict[tuple[str, str, str], dict[str, list[tuple[int, Mapping]]]] = {}
     for row in result.select(task=task):
         s = row.job.settings
-        if s["kind"] == "tuning":
+        if s["kind"] in ("tuning", "tuning_ours"):
             continue
         method, size = (s["method"], s["size"]) if "method" in s else (s["way"], "")
         for code in row.values["codes"]:

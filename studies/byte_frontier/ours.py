@@ -22,12 +22,22 @@ from rankcast.learner.transformer import TransformerLearner
 from rankcast.training.folder import load_state, save_state
 from studies.byte_frontier.adapters import HEAD, Head, merged
 from studies.byte_frontier.judging import Weights, fast_type
+from studies.byte_frontier.methods import Settings
 
 ONE_PACKET, FEW_PACKETS = 1_200, 2_000
 """Bytes of a whole file: what a packet carries, and what the goal allows."""
 CHECKPOINT, CHECKPOINT_EVERY = "training.pt", 100
-LR, SCALE = 3e-3, 2.0
-"""Of the steps before rounding, chosen on the texts for tuning."""
+_FIRST = ((2e-3, 1.0), (4e-3, 1.0), (8e-3, 1.0), (1e-3, 4.0), (2e-3, 2.0), (3e-3, 2.0))
+TRIED: Mapping[str, Sequence[Settings]] = {
+    "sst2-frontier": [{"lr": lr, "scale": scale} for lr, scale in _FIRST],
+    "agnews-frontier": [{"lr": lr, "scale": 1.0} for lr in (2e-3, 4e-3, 8e-3)],
+}
+"""Learning rate and alpha / r before rounding, measured on the texts for tuning, by task."""
+CHOSEN: Mapping[str, Settings] = {
+    "sst2-frontier": {"lr": 4e-3, "scale": 1.0},
+    "agnews-frontier": {"lr": 4e-3, "scale": 1.0},
+}
+"""What is best of these; by task."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Request:
         base: weights of the base model.
         sizes: bytes that the file may have, and before it beginnings of the file.
         teachers: how many adapters in float32 train first.
+        settings: of training without rounding.
         scratch: a folder that survives interruptions.
     """
 
@@ -49,6 +60,7 @@ class Request:
     base: Weights
     sizes: tuple[int, ...]
     teachers: int
+    settings: Settings
     scratch: Path
 
 
@@ -114,8 +126,8 @@ def trained_for_size(request: Request) -> Sequence[OurFile]:
     return files
 
 
-def taught_in_float32(request: Request) -> Sequence[OurFile]:
-    """Train as `trained_for_size` does with teachers, without any rounding or price."""
+def trained_in_float32(request: Request) -> Sequence[OurFile]:
+    """Train as `trained_for_size` does, after teachers if there are any, without rounding."""
     each = request.config.total_steps // (request.teachers + 1)
     learner = _learner(teacher_training(_config(request), each), request)
     teachers = Teachers(learner, request.teachers, each)
@@ -145,9 +157,9 @@ def taught_in_float32(request: Request) -> Sequence[OurFile]:
 def _config(request: Request) -> FinetuneConfig:
     """Return how adapters of ours train, with a component for each size."""
     precision = "bf16" if fast_type() is torch.bfloat16 else "no"
-    rank = len(request.sizes)
-    more = {"lr": LR, "mixed_precision": precision}
-    return replace(request.config, r_max=rank, alpha=SCALE * rank, **more)
+    rank, lr = len(request.sizes), request.settings["lr"]
+    alpha = request.settings["scale"] * rank
+    return replace(request.config, r_max=rank, alpha=alpha, lr=lr, mixed_precision=precision)
 
 
 def _learner(config: FinetuneConfig, request: Request) -> TransformerLearner:
@@ -178,7 +190,7 @@ WAYS: Mapping[str, Way] = {
     ),
     "trained": Way("ours", trained_for_size, _SMALL),
     "taught_in_float32": Way(
-        "LoRA r 1 with two teachers in float32, three times the steps", taught_in_float32,
+        "LoRA r 1 with two teachers in float32, three times the steps", trained_in_float32,
         ((FLOAT32,),), times_steps=3, teachers=2,
     ),
     "trained_long": Way("ours, three times the steps", trained_for_size, _SMALL, times_steps=3),

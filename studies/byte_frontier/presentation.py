@@ -212,7 +212,7 @@ def _is_drawn(curve: Curve) -> bool:
 def _tuning(result: Result) -> list[Table]:
     """Return what tuning tried, with the winner of each method and size."""
     lines = []
-    for row in result.select(kind="tuning"):
+    for row in (*result.select(kind="tuning"), *result.select(kind="tuning_ours")):
         tried = row.values["candidates"]
         best = min(tried, key=lambda c: c["loss"])
         lines.append((_tuned(row), *(_settings(best, tried))))
@@ -225,7 +225,9 @@ def _tuning(result: Result) -> list[Table]:
 
 def _tuned(row: Row) -> str:
     s = row.job.settings
-    return f"{TASK_LABELS[s['task']]}: {method_label(s['method'], s['size'])}"
+    ours = s["kind"] == "tuning_ours"
+    label = "ours, without rounding" if ours else method_label(s["method"], s["size"])
+    return f"{TASK_LABELS[s['task']]}: {label}"
 
 
 def _settings(best: Mapping, tried: Sequence[Mapping]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from rankcast.files import only_one, put_file
 from rankcast.learner.base_models import BaseModel
 from rankcast.learner.batching import TokenisedDataset
 from studies.byte_frontier.adapters import Origin, Trained, read_trained
-from studies.byte_frontier.judging import Judge
+from studies.byte_frontier.judging import Judge, Weights
 from studies.byte_frontier.methods import Settings
 from studies.byte_frontier.training import AdapterTrainer, TaskTexts, base_model
 from studies.byte_frontier.tuning import (
@@ -158,7 +158,8 @@ def _search(job: Job, context: RunContext, scratch: Path) -> list[Candidate]:
         if kept.is_file():
             return json.loads(kept.read_text("utf-8"))
         folder = scratch / name
-        found = tuning_score(setup, setup.trained(settings, folder))
+        adapter = setup.trained(settings, folder)
+        found = tuning_score(setup, adapter.weights(adapter.strips, adapter.head))
         put_file(kept, json.dumps(found).encode())
         shutil.rmtree(folder)
         return found
@@ -173,10 +174,9 @@ def _search(job: Job, context: RunContext, scratch: Path) -> list[Candidate]:
     return tune(job, start, measure)
 
 
-def tuning_score(setup: Setup, adapter: Trained) -> dict[str, float]:
+def tuning_score(setup: Setup, weights: Weights) -> dict[str, float]:
     """Return loss [nats] and accuracy on the texts for tuning, answered in bfloat16."""
     tokens = setup.texts.tuning
-    weights = adapter.weights(adapter.strips, adapter.head)
     logits = setup.judge.logits(tokens, weights, again=0.0)
     labels = torch.from_numpy(tokens.labels)
     right = (logits.argmax(1) == labels).double().mean()

@@ -1,8 +1,9 @@
 """Accuracy against bytes, from the best adapter of any rank down to a single packet.
 
-Kinds of jobs: `tuning` searches the learning rate of a method; `method` trains a method and sends
-it in the codes of peers; `pack` sends what such a job has trained in files of ours; `float32` says
-whether quick judging changes an answer; `ours` makes a file of at most so many bytes.
+Kinds of jobs: `tuning` searches the learning rate of a method, `tuning_ours` measures some of ours;
+`method` trains a method and sends it in the codes of peers; `pack` sends what such a job has
+trained in files of ours; `float32` says whether quick judging changes an answer; `ours` makes a
+file of at most so many bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,16 @@ from studies.byte_frontier.codes import (
 from studies.byte_frontier.judging import AGAIN, Weights, fast_type
 from studies.byte_frontier.methods import FEW, METHODS, Settings
 from studies.byte_frontier.nnc import nnc_python
-from studies.byte_frontier.ours import FEW_PACKETS, ONE_PACKET, WAYS, Request
+from studies.byte_frontier.ours import (
+    CHOSEN,
+    FEW_PACKETS,
+    FLOAT32,
+    ONE_PACKET,
+    TRIED,
+    WAYS,
+    Request,
+    trained_in_float32,
+)
 from studies.byte_frontier.presentation import present
 from studies.byte_frontier.runs import (
     Setup,
@@ -42,8 +52,9 @@ from studies.byte_frontier.runs import (
     common_folder,
     first_texts,
     run_tuning,
+    tuning_score,
 )
-from studies.byte_frontier.tuning import short_name, steps_of, training_settings, tuning_job
+from studies.byte_frontier.tuning import SEED, short_name, steps_of, training_settings, tuning_job
 from studies.harness.spec import Job, RunContext, Scale, Study
 from studies.shared.judging import pack_groups
 from studies.shared.tasks import TASKS
@@ -79,6 +90,7 @@ def _lora_and_ours(task: str) -> Iterator[Job]:
     if task == SST2:
         for rank in (ranks[0], ranks[-1]):
             yield _after(_method(task, *rank, 0, _codes_of(*rank)), "float32")
+    yield _tuning_ours(task)
     for way, seed in product(WAYS, (*FIRST_SEEDS, *MORE_SEEDS)):
         yield from (_ours(task, way, sizes, seed) for sizes in WAYS[way].sizes)
     for seed, (method, size) in product(MORE_SEEDS, ranks):
@@ -117,6 +129,7 @@ def _quick() -> Iterator[Job]:
     job = _method(AGNEWS, "lora", "1", 0, "few", steps=steps, lrs=lrs)
     yield from (job, _after(job, "pack"), _after(job, "float32"))
     yield _method(AGNEWS, "ia3", "k-v-fc2", 0, "few", steps=steps, lrs=lrs)
+    yield _tuning_ours(AGNEWS, steps)
     yield _ours(AGNEWS, "stream", (ONE_PACKET, FEW_PACKETS), 0, 2 * steps)
 
 
@@ -168,9 +181,22 @@ def _ours(task: str, way: str, sizes: Sequence[int], seed: int, steps: int | Non
         "way": way,
         "sizes": list(sizes),
         "teachers": WAYS[way].teachers,
+        "settings": dict(CHOSEN[task]),
         "steps": steps or TASKS[task].finetune.total_steps * WAYS[way].times_steps,
     }
     return Job(f"{short_name(task)}-{way}-{sizes[-1]}-{seed}", seed, settings)
+
+
+def _tuning_ours(task: str, steps: int | None = None) -> Job:
+    """Return the job that measures settings of ours; `steps` None for those of every method."""
+    settings = {
+        "kind": "tuning_ours",
+        "task": task,
+        "setup": TASKS[task].to_plain(),
+        "tried": [dict(settings) for settings in TRIED[task]],
+        "steps": steps or TASKS[task].finetune.total_steps,
+    }
+    return Job(f"tune-{short_name(task)}-ours-1", SEED, settings)
 
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
@@ -181,6 +207,7 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
         "pack": _run_pack,
         "float32": _run_float32,
         "ours": _run_ours,
+        "tuning_ours": _run_tuning_ours,
     }
     return runs[job.settings["kind"]](job, context)
 
@@ -308,7 +335,8 @@ def _run_ours(job: Job, context: RunContext) -> Mapping[str, Any]:
     s, setup = job.settings, Setup.of(job, context)
     splits, base = TASKS[s["task"]].splits(context.data), setup.judge.base
     sizes, teachers = tuple(s["sizes"]), s["teachers"]
-    request = Request(setup.config, splits, base, sizes, teachers, context.scratch)
+    made_from = setup.config, splits, base, sizes, teachers, s["settings"], context.scratch
+    request = Request(*made_from)
     codes = []
     for size, made in zip(s["sizes"], WAYS[s["way"]].make(request), strict=True):
         if len(made.data) > size:
@@ -316,6 +344,19 @@ def _run_ours(job: Job, context: RunContext) -> Mapping[str, Any]:
         code = {"code": f"{size:,} bytes", "family": s["way"], "bytes": float(len(made.data))}
         codes.append({**code, **made.more, **_judged(setup, made.weights, context)})
     return {"codes": codes, "computed_in": str(fast_type()).removeprefix("torch.")}
+
+
+def _run_tuning_ours(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Train in float32 with each of some settings, and measure on the texts for tuning."""
+    s, setup = job.settings, Setup.of(job, context)
+    splits, base, candidates = TASKS[s["task"]].splits(context.data), setup.judge.base, []
+    for i, settings in enumerate(s["tried"]):
+        scratch = context.scratch / str(i)
+        scratch.mkdir(exist_ok=True)
+        request = Request(setup.config, splits, base, (FLOAT32,), 0, settings, scratch)
+        (made,) = trained_in_float32(request)
+        candidates.append({**settings, **tuning_score(setup, made.weights)})
+    return {"candidates": candidates}
 
 
 def _judge_all(
