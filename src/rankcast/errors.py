@@ -6,6 +6,7 @@ RankcastError
 ├── DataError                     a data set that cannot be learned from
 ├── ModelError                    a base model that cannot carry adapters
 ├── ConfigError                   a setting that does not exist or makes no sense
+├── OutOfMemoryError              a model, batch or text too large for the memory
 ├── CheckpointError               a run that cannot be continued or loaded
 ├── CodecError                    bytes that are no adapter, or an adapter that cannot be coded
 │   └── InfeasibleSizeError       no file of an adapter is as small as was asked; names the smallest
@@ -61,6 +62,10 @@ class ModelError(RankcastError, ValueError):
 
 class ConfigError(RankcastError, ValueError):
     """A setting that does not exist or whose value makes no sense."""
+
+
+class OutOfMemoryError(RankcastError, MemoryError):
+    """A model, a batch or a text too large for the memory; names the options to lower."""
 
 
 class CheckpointError(RankcastError, RuntimeError):

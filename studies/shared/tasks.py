@@ -64,12 +64,17 @@ class LiveTask:
     def to_plain(self) -> dict[str, Any]:
         """Return the task as it stands in a job's settings, so that a changed task is run anew.
 
-        `first` and `by_sentence` are left out where they are as before there were such settings.
+        `first`, `by_sentence` and `pass_tokens` are left out where they are as before there were
+        such settings.
         """
         plain = to_plain(self)
-        for name in ("first", "by_sentence"):
-            if not plain[name]:
-                del plain[name]
+        for settings, name in (
+            (plain, "first"),
+            (plain, "by_sentence"),
+            (plain["finetune"], "pass_tokens"),
+        ):
+            if not settings[name]:
+                del settings[name]
         return plain
 
     def splits(self, data: Path | None) -> DatasetSplits:

@@ -42,7 +42,10 @@ def test_presets_are_listed(call: Call) -> None:
     out = call.ok("presets")
     assert [line.split()[0] for line in out.splitlines()] == [
         "demo",
+        "gemma3-270m",
+        "llama-1b",
         "paper",
+        "qwen3-0.6b",
         "sst2-minilm",
         "tiny",
     ]

@@ -33,7 +33,7 @@ from rankcast.learner.byte_budget import (
     rounded_steps,
     steps_for,
 )
-from rankcast.learner.objectives import AdapterSnapshot, mean_answers
+from rankcast.learner.objectives import AdapterSnapshot, mean_logits
 from rankcast.learner.rounded_weights import LOG_GRID, STRIP_BITS, RoundedWeights, StripBits
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.packaging.pack import pack as pack_folder
@@ -296,9 +296,13 @@ def test_teachers_train_first_and_differ() -> None:
     assert learner.adapter.ranks.tolist() == [1] * learner.layout.n_projections
     assert not learner.adapter.components(0)[0].any()  # the small one begins anew
     batch = learner._tokenised("train").collate(np.arange(8))
-    each = [a.logits(batch).softmax(-1) for a in adapters]
+    logits = []
+    for adapter in adapters:
+        with adapter.answering():
+            logits.append(learner._states(batch))
+    each = [one.softmax(-1) for one in logits]
     assert not torch.allclose(*each, atol=1e-3)
-    mean = mean_answers(adapters, batch).softmax(-1)
+    mean = mean_logits(logits).softmax(-1)
     torch.testing.assert_close(mean, (each[0] + each[1]) / 2)
     run(training)
     assert training.finish()[0].n_bits <= 8 * 900

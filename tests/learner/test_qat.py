@@ -87,8 +87,8 @@ def test_a_snapshot_answers_as_before_and_leaves_the_weights_alone() -> None:
     for _ in range(3):
         learner.train_step()
     trained = adapter.state_dict()
-    with adapter.at_ranks([1] * 12), adapter.at_steps([0.5] * 12):
-        assert torch.equal(snapshot.logits(batch), before)
+    with adapter.at_ranks([1] * 12), adapter.at_steps([0.5] * 12), snapshot.answering():
+        assert torch.equal(answers(), before)
     for name, tensor in adapter.state_dict().items():
         assert torch.equal(tensor, trained[name])
     assert not torch.allclose(answers(), before)

@@ -24,6 +24,7 @@ from rankcast.errors import ConfigError
 if TYPE_CHECKING:
     from rankcast.codec.header import Header
     from rankcast.codec.tensors import AdapterTensors
+    from rankcast.learner.protocol import Evaluation
     from rankcast.training.byte_run import SizedAdapter
 
 INTERRUPTED = 130
@@ -60,15 +61,33 @@ def sized_words(result: SizedAdapter) -> str:
     """Say what a file of a given size came to, and what the size costs."""
     before, after = result.before, result.after
     smaller = zip(result.file.ladder, result.prefixes[:-1], strict=False)
-    prefixes = "".join(
-        f" Its first {p.n_bytes:,} bytes: loss {e.loss:.3f}, accuracy {e.accuracy:.1%}."
-        for p, e in smaller
-    )
+    prefixes = "".join(f" Its first {p.n_bytes:,} bytes: {e.words}." for p, e in smaller)
     return (
-        f"{result.file.n_bits // 8:,} bytes at rank {result.rank}. On {after.n_examples:,} "
-        f"validation texts loss {before.loss:.3f} in float32 -> {after.loss:.3f} as decoded, "
-        f"accuracy {before.accuracy:.1%} -> {after.accuracy:.1%}.{prefixes}"
+        f"{result.file.n_bits // 8:,} bytes at rank {result.rank}. "
+        f"{judged_words(before, after, 'in float32')}{prefixes}"
     )
+
+
+def judged_words(before: Evaluation, after: Evaluation, was: str) -> str:
+    """Say how held-out texts were answered before and are answered now, and if that is worse.
+
+    Args:
+        before: the adapter as it was.
+        after: the adapter as decoded.
+        was: what it was before, for people.
+    """
+    texts = f"On {after.n_examples:,} texts that were not trained on"
+    if after.exact_match is None:
+        words = (
+            f"{texts} loss {before.loss:.3f} {was} -> {after.loss:.3f} as decoded, accuracy "
+            f"{before.accuracy:.1%} -> {after.accuracy:.1%}."
+        )
+    else:
+        words = f"{texts}, {was}: {before.words}; as decoded: {after.words}."
+    rise = after.loss - before.loss
+    if rise <= 0:
+        return words
+    return f"{words} The loss rose by {rise:.3f} nats: whether that is worth the bytes is yours."
 
 
 def mean_rank(tensors: AdapterTensors) -> float | None:

@@ -136,7 +136,9 @@ def number_table(*columns: str, title: str | None = None, left: str = "") -> Tab
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return the table that a comparison ends in."""
-    columns = ("mean rank", "ranks", "Mbit", "seconds", "link cost", "accuracy", "loss")
+    columns = ["mean rank", "ranks", "Mbit", "seconds", "link cost", "accuracy", "loss"]
+    exact = any(row.judged.exact_match is not None for row in comparison.rows)
+    columns += ["perplexity", "exact match"] if exact else []
     title = "The test split under each allocator's plan"
     table = number_table("dB", "allocator", *columns, title=title, left="allocator")
     last: ComparisonRow | None = None
@@ -154,9 +156,17 @@ def comparison_table(comparison: Comparison) -> Table:
             f"{row.plan.link_cost:.2f}",
             f"{row.judged.accuracy:.1%}",
             f"{row.judged.loss:.3f}",
+            *_of_tokens(row.judged.to_plain()),
         )
         last = row
     return table
+
+
+def _of_tokens(judged: Mapping[str, float]) -> list[str]:
+    """Return what only a language model's judgement has."""
+    if "exact_match" not in judged:
+        return []
+    return [f"{judged['perplexity']:.2f}", f"{judged['exact_match']:.1%}"]
 
 
 def comparison_words(comparison: Comparison) -> str:

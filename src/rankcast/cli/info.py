@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from rankcast.cli.common import mean_rank, print_json, why_general
+from rankcast.cli.common import print_json, why_general
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from rankcast.codec.chunks import ChunkPlan
     from rankcast.codec.container import Container
+    from rankcast.records import IntArray
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Info:
         from rankcast.codec.container import load
 
         container = load(self.file, prefix=self.prefix)
-        header, ladder, ranks = container.header, _ladder(container), _ranks(container)
+        header, (plans, of_prefixes) = container.header, container.ranks()
+        ladder = _ladder(container, plans, of_prefixes)
+        ranks = of_prefixes[-1].tolist() if len(of_prefixes) else [0] * len(header.projections)
         if self.json:
             print_json(_described(container, ladder, ranks))
             return 0
@@ -60,33 +64,32 @@ class Info:
         return 0
 
 
-def _ladder(container: Container) -> list[dict[str, Any]]:
-    """Return what each chunk brings and each prefix is, by decoding it."""
+def _ladder(
+    container: Container, plans: Sequence[ChunkPlan], ranks: IntArray
+) -> list[dict[str, Any]]:
+    """Return what each chunk brings and each prefix is."""
     return [
         {
             "chunk": prefix.n_chunks - 1,
             "bytes": len(chunk),
             "bits_so_far": 8 * prefix.n_bytes,
             "step_exponent": plan.exponent,
-            "mean_rank": mean_rank(tensors),
+            "mean_rank": float(of_prefix.mean()) if of_prefix.size else None,
             "loss": prefix.loss,
             "accuracy": prefix.accuracy,
         }
-        for chunk, prefix, (plan, tensors) in zip(
-            container.chunks, container.ladder, container.decoded(), strict=True
+        for chunk, prefix, plan, of_prefix in zip(
+            container.chunks, container.ladder, plans, ranks, strict=True
         )
     ]
-
-
-def _ranks(container: Container) -> list[int]:
-    """Return the components of each projection that are other than zero."""
-    return container.tensors().ranks.tolist()
 
 
 def _described(
     container: Container, ladder: list[dict[str, Any]], ranks: list[int]
 ) -> dict[str, Any]:
     """Return everything for machines."""
+    from rankcast.codec.header import measure_of
+
     header = container.header
     chunk_bytes = sum(map(len, container.chunks))
     reason = why_general(header)
@@ -98,6 +101,7 @@ def _described(
         "n_params": header.n_params,
         "header_bytes": container.n_bits // 8 - chunk_bytes,
         "task": dict(header.task),
+        "measure": measure_of(header.task),
         "ladder": ladder,
         "ranks": {p.name: r for p, r in zip(header.projections, ranks, strict=True)},
         "modules": {m.name: list(m.shape) for m in header.modules},
@@ -109,8 +113,19 @@ def _ladder_table(container: Container, ladder: list[dict[str, Any]]) -> Table:
     from rich import box
     from rich.table import Table
 
+    from rankcast.codec.header import measure_of
+
+    measure = measure_of(container.header.task)
     table = Table(box=box.SIMPLE, title="Chunks: every prefix is an adapter", title_justify="left")
-    for name in ("chunk", "bytes", "bits so far", "times smaller", "mean rank", "loss", "accuracy"):
+    for name in (
+        "chunk",
+        "bytes",
+        "bits so far",
+        "times smaller",
+        "mean rank",
+        measure,
+        "accuracy",
+    ):
         table.add_column(name, justify="right")
     for row in ladder:
         loss, accuracy = row["loss"], row["accuracy"]

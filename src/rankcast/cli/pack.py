@@ -68,7 +68,9 @@ class Pack:
     the gains that the run has learned, instead of one step for all."""
     measure: bool = False
     """Run the model: coarser steps where weights matter less, and in the file what loss and
-    accuracy each prefix reaches on the validation texts. --texts implies it."""
+    accuracy each prefix reaches on the validation texts, of answers alone where they have any. Of a
+    language model's plain texts it is the divergence from the adapter as it was. --texts implies
+    it."""
     initial_adapter: Path | None = None
     """Folder of the adapter as it was before training. Where the initialisation changed the base
     model (PiSSA, OLoRA, CorDA, LoRA-GA), the difference to it is packed."""
@@ -116,6 +118,7 @@ class Pack:
 
     def _described(self, container: Container, cost: Cost | None) -> dict[str, Any]:
         """Return what was written, for machines."""
+        from rankcast.codec.header import measure_of
         from rankcast.packaging.pack import given_bits
 
         header, given = container.header, given_bits(self.adapter)
@@ -131,6 +134,7 @@ class Pack:
             "chunks": len(container.chunks),
             "tensors": len(header.modules),
             "mean_rank": mean_rank(container.tensors()),
+            "measure": measure_of(header.task),
             "loss": header.chunks[-1].loss,
             "accuracy": header.chunks[-1].accuracy,
             "loss_before": None if cost is None else cost.loss,
@@ -180,9 +184,13 @@ class Pack:
 
 def _lost(container: Container, cost: Cost) -> str:
     """Return a sentence on what a file loses beside the adapter, after a space."""
+    from rankcast.codec.header import measure_of
+
     parts, entry = [], container.header.chunks[-1]
     if cost.lost_energy is not None:
         parts.append(f"{cost.lost_energy:.1%} of the update's energy is lost")
+    if entry.loss is not None and measure_of(container.header.task) == "divergence":
+        parts.append(f"divergence from the adapter {entry.loss:.4f} nats per token")
     if None not in (cost.loss, cost.accuracy, entry.loss, entry.accuracy):
         parts.append(
             f"loss {cost.loss:.3f} -> {entry.loss:.3f}, "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from rankcast.cli.common import INTERRUPTED, print_json, sized_words
+from rankcast.cli.common import INTERRUPTED, judged_words, print_json, sized_words
 from rankcast.config.codec import CodecConfig
 from rankcast.errors import ConfigError
 from rankcast.packaging.texts import Texts
@@ -33,6 +33,11 @@ class Qat:
 
     With --target-bytes the file that pack makes then has at most so many bytes, header included:
     components and weights that are worth less than their bits go. Thousands of steps serve it.
+
+    rankcast qat my-lora -o small --base-model models/gemma --texts questions.jsonl --prompt-column
+    prompt --completion-column answer --held-out more-questions.jsonl
+
+    The report is on texts that were not trained on: those of --held-out, or a part of the texts.
 
     Takes what rankcast pack takes. Ctrl-C keeps what was trained; the same command goes on.
     """
@@ -82,19 +87,18 @@ class Qat:
                     "folder": str(self.output),
                     "bits": result.n_bits,
                     "times_smaller": smaller,
-                    "loss_before": before.loss,
-                    "loss": after.loss,
-                    "accuracy_before": before.accuracy,
-                    "accuracy": after.accuracy,
+                    **before.to_plain("_before"),
+                    **after.to_plain(),
+                    "loss_rose": after.loss > before.loss,
                     "n_texts": after.n_examples,
+                    "n_cut_answers": result.n_cut,
                 }
             )
             return 0
         print(
             f"{self.output}: codes {smaller:.0f} times smaller than float32, "
-            f"{result.n_bits // 8:,} bytes. On {after.n_examples:,} validation texts loss "
-            f"{before.loss:.3f} -> {after.loss:.3f}, accuracy {before.accuracy:.1%} -> "
-            f"{after.accuracy:.1%} as decoded. Next: rankcast pack {self.output} -o NAME.rcast"
+            f"{result.n_bits // 8:,} bytes. {judged_words(before, after, 'before')} "
+            f"Next: rankcast pack {self.output} -o NAME.rcast"
         )
         return 0
 

@@ -36,6 +36,8 @@ class Train:
 
     rankcast train sst2-minilm --data.source ~/sst2 --codec.target-bytes 2000 --steps 3000
 
+    rankcast train gemma3-270m --data.source chats.jsonl --data.messages-column messages
+
     With --codec.target-bytes one adapter is trained whose whole file has at most so many bytes;
     without, a policy that chooses what to send over every link.
 
@@ -43,7 +45,8 @@ class Train:
     """
 
     preset: tyro.conf.Positional[str]
-    """Where to begin: tiny, demo, sst2-minilm or paper (see rankcast presets), or a YAML file."""
+    """Where to begin: tiny, demo, sst2-minilm, gemma3-270m and so on (see rankcast presets), or a
+    YAML file."""
     resume: bool = False
     """Continue from the last checkpoint in the run's folder."""
     overwrite: bool = False
@@ -68,6 +71,7 @@ class Train:
 
     def run(self, argv: Sequence[str]) -> int:
         """Train, and print the result."""
+        self._say_what_the_preset_suits()
         if self.settings.codec.target_bytes is not None:
             return self._run_to_size(argv)
         outcome = train_with_progress(
@@ -83,6 +87,23 @@ class Train:
         stdout().print(result_table(outcome.result))
         stdout().print(f"Everything is in {outcome.folder.path}.")
         return 0
+
+    def _say_what_the_preset_suits(self) -> None:
+        """Say so where a preset for an encoder meets a decoder."""
+        from rankcast.presets import FOR_ENCODERS
+
+        if self.preset not in FOR_ENCODERS:
+            return
+        from rankcast.learner.base_models import is_decoder
+
+        finetune = self.settings.finetune
+        if finetune.objective == "causal" or is_decoder(finetune.model):
+            print(
+                f"rankcast: the preset {self.preset} was made for an encoder that classifies "
+                f"(learning rate {finetune.lr:g}); for a decoder such as {finetune.model} begin "
+                f"with gemma3-270m, llama-1b or qwen3-0.6b and --finetune.model.",
+                file=sys.stderr,
+            )
 
     def _run_to_size(self, argv: Sequence[str]) -> int:
         """Train one file of a given size, and print what the size costs."""

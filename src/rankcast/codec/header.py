@@ -16,7 +16,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from rankcast.codec.lean_header import (
     LARGEST_HEADER,
@@ -42,6 +42,9 @@ MOST_AXES = 8
 DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 LEAST_FINGERPRINT = 16
 """Hexadecimal digits of a fingerprint that was cut."""
+MEASURE = "measure"
+"""Key of a task that says what `loss` of the chunks is, if it is no loss."""
+Measure = Literal["loss", "divergence"]
 _FRONT = struct.Struct("<8sHI")
 _DIGEST = 32
 _HEX = frozenset("0123456789abcdef")
@@ -76,6 +79,15 @@ def same_base(one: str | None, other: str | None) -> bool:
     return one.startswith(other) or other.startswith(one)
 
 
+def measure_of(task: Mapping[str, Any]) -> Measure:
+    """Return what a file or a release measures its prefixes by.
+
+    `divergence` is the Kullback-Leibler divergence from the adapter before it was coded, in nats
+    per token: lower is better, as with a loss.
+    """
+    return "divergence" if task.get(MEASURE) == "divergence" else "loss"
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleShape:
     """A tensor that travels beside the projections.
@@ -100,7 +112,8 @@ class ChunkEntry:
     Attributes:
         n_bytes: its length.
         check: in hexadecimal the CRC-32 of its bytes, or their SHA-256 in versions 1 and 2.
-        loss: task loss that was measured with the prefix that ends here [nats]; None if not.
+        loss: task loss that was measured with the prefix that ends here [nats], or another
+            measure (`measure_of`); None if not.
         accuracy: likewise, a share.
     """
 

@@ -19,6 +19,11 @@ class DatasetConfig:
         hub_config: the configuration of a hub data set, such as `sst2` of `nyu-mll/glue`.
         text_column: the column of texts.
         label_column: the column of classes; none for a causal language model.
+        prompt_column: the column of prompts, for a causal language model that learns to answer;
+            goes with `completion_column`, and the text and label columns are not read.
+        completion_column: the column of what each prompt is to be answered with.
+        messages_column: instead of both, the column of chats: lists of messages with a role and a
+            content, or their JSON. The model's own chat template makes texts of them.
         train: name of the training file (or hub split); `train.*` is found by itself.
         validation: name of the validation file; without one, a tenth of the training texts is
             held out.
@@ -27,12 +32,18 @@ class DatasetConfig:
         max_validation: at most so many validation texts.
         max_test: at most so many test texts.
         seed: seed of the draws and splits; the run's own unless set.
+
+    Raises:
+        ConfigError: prompts without completions, the reverse, or messages beside them.
     """
 
     source: str = "docstrings"
     hub_config: str | None = None
     text_column: str = "text"
     label_column: str | None = "label"
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    messages_column: str | None = None
     train: str | None = None
     validation: str | None = None
     test: str | None = None
@@ -40,6 +51,16 @@ class DatasetConfig:
     max_validation: int | None = None
     max_test: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse columns that do not go together."""
+        check_answer_columns(self.prompt_column, self.completion_column, self.messages_column)
+
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """The columns of prompts and completions, or the one of messages; none for whole texts."""
+        columns = self.prompt_column, self.completion_column, self.messages_column
+        return tuple(column for column in columns if column is not None)
 
 
 @dataclass(frozen=True)
@@ -69,9 +90,15 @@ class FinetuneConfig:
             mean is always near r_max / 2; or `spread`, around a level that is itself drawn from
             0..r_max, so that small adapters are trained as often as large ones.
         measure_reference: also measure each batch's loss at full rank.
-        mixed_precision: number format of the forward pass; `auto` is what the device does best.
-        max_length: texts are cut at this many tokens.
+        mixed_precision: number format of the forward pass; `auto` is what the device does best;
+            on a CPU that is float32, but for causal models, which train in bfloat16 if it can.
+        max_length: texts are cut at this many tokens. Of a prompt with an answer the prompt's
+            beginning goes first.
         eval_batch_size: texts of a forward pass outside training.
+        pass_tokens: most tokens, padding included, of a training pass of a causal model; a batch
+            is computed in as many parts as that takes, which changes nothing but memory. Passes
+            outside training take eight times as many. 256 on a CPU and 16,384 elsewhere unless
+            set.
         seed: seed of everything that is drawn in training; the run's own unless set.
 
     Raises:
@@ -100,12 +127,15 @@ class FinetuneConfig:
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "auto"
     max_length: int = 128
     eval_batch_size: int = 64
+    pass_tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check every range."""
         for name in ("total_steps", "batch_size", "grad_accumulation", "eval_batch_size"):
             _require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        if self.pass_tokens is not None:
+            _require("pass_tokens", self.pass_tokens, "at least 1", self.pass_tokens >= 1)
         for name in ("lr", "max_grad_norm"):
             value = getattr(self, name)
             _require(name, value, "positive and finite", 0 < value < math.inf)
@@ -123,6 +153,18 @@ class FinetuneConfig:
             return self.lr * (step + 1) / self.warmup_steps
         left = (self.total_steps - step) / max(self.total_steps - self.warmup_steps, 1)
         return self.lr * min(max(left, 0.0), 1.0)
+
+
+def check_answer_columns(prompt: str | None, completion: str | None, messages: str | None) -> None:
+    """Refuse columns of answers that do not go together.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if (prompt is None) != (completion is None):
+        raise ConfigError("prompt_column and completion_column go together: name both.")
+    if prompt is not None and messages is not None:
+        raise ConfigError("Name prompt_column and completion_column, or messages_column, not both.")
 
 
 def _require(name: str, value: object, what: str, holds: bool) -> None:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rankcast.codec.header import Measure, measure_of
 from rankcast.errors import (
     CodecError,
     DeliveryError,
@@ -50,8 +51,9 @@ class ReleasePrefix:
         version: of the release.
         file_index: of the file in it; `ladder` in JSON.
         blobs: SHA-256 of the header and of each chunk of the prefix.
-        loss: expected of the prefix [nats]; None if not measured.
+        loss: expected of the prefix [nats], or what `measure` says; None if not measured.
         accuracy: likewise, a share.
+        measure: what `loss` is; see `rankcast.codec.header.measure_of`.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ReleasePrefix:
     blobs: tuple[str, ...]
     loss: float | None = None
     accuracy: float | None = None
+    measure: Measure = "loss"
 
     @classmethod
     def of(cls, manifest: Manifest, file_index: int, n_chunks: int) -> ReleasePrefix:
@@ -67,7 +70,8 @@ class ReleasePrefix:
         file = manifest.files[file_index]
         blobs = tuple(blob.sha256 for blob in file.blobs(n_chunks))
         last = file.chunks[n_chunks - 1]
-        return cls(manifest.name, manifest.version, file_index, blobs, last.loss, last.accuracy)
+        worth = last.loss, last.accuracy, measure_of(manifest.task)
+        return cls(manifest.name, manifest.version, file_index, blobs, *worth)
 
     @property
     def n_chunks(self) -> int:
@@ -81,8 +85,10 @@ class ReleasePrefix:
         return f"{self.name}-v{self.version}-l{self.file_index}-n{self.n_chunks}-{digest}"
 
     def to_plain(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return it for JSON; `measure` only where it is no loss."""
         plain = asdict(self)
+        if self.measure == "loss":
+            del plain["measure"]
         return {"ladder" if key == "file_index" else key: plain[key] for key in plain}
 
     @classmethod
@@ -97,7 +103,8 @@ class ReleasePrefix:
         if len(blobs) < 2:
             raise ValueError("a prefix has a header and a chunk")
         name, version, index = checked_name(raw["name"]), int(raw["version"]), int(raw["ladder"])
-        return cls(name, version, index, blobs, _number(raw["loss"]), _number(raw["accuracy"]))
+        worth = _number(raw["loss"]), _number(raw["accuracy"]), measure_of(raw)
+        return cls(name, version, index, blobs, *worth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,32 @@ def load_model(
     )
 
 
+def is_decoder(source: str) -> bool:
+    """Return whether a base model predicts next tokens, and is no encoder such as BERT.
+
+    Args:
+        source: see `load_model`; only its configuration is read.
+
+    Raises:
+        ModelError: no such model.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415
+    from transformers.models.auto.modeling_auto import (  # noqa: PLC0415
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if source in ("tiny", "minilm"):
+        return False
+    try:
+        kind = AutoConfig.from_pretrained(source).model_type
+    except (OSError, ValueError) as error:
+        raise _not_loaded(source, error) from error
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
+        kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+
+
 def _build(source: str, objective: Objective, config: Any, seed: int) -> Any:
     """Build the model with new weights drawn from `seed`, without touching global randomness."""
     from transformers import (  # noqa: PLC0415

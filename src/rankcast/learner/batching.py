@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from rankcast.errors import CheckpointError, ConfigError, DataError
+from rankcast.learner.answer_tokens import AnswerTokens, Marks, tokenise_answers
 from rankcast.learner.text_complexity import TextComplexity, mean_stats
 from rankcast.learner.texts import TextDataset
 from rankcast.records import IntArray, TextStats
 
+IGNORED = -100
+"""Label of a token that no loss is computed for, as Transformers has it."""
 MEGABATCH = 50
 """Batches that are sorted by length together; the order between them stays random."""
 
@@ -29,6 +32,7 @@ class Batch:
         labels: (B,) classes, or None without labels.
         text: how hard the batch is, over all processes.
         indices: (B,) positions in the data set.
+        answers: (B, S) tokens of answers, `IGNORED` elsewhere; None if texts have no prompts.
     """
 
     input_ids: Tensor
@@ -36,12 +40,21 @@ class Batch:
     labels: Tensor | None
     text: TextStats
     indices: IntArray
+    answers: Tensor | None = None
+
+    @property
+    def wanted(self) -> Tensor:
+        """(B, S) the tokens that a language model is to say: of answers, or all; else `IGNORED`."""
+        if self.answers is not None:
+            return self.answers
+        return self.input_ids.masked_fill(~self.attention_mask.bool(), IGNORED)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
         labels = None if self.labels is None else self.labels.to(device)
+        answers = None if self.answers is None else self.answers.to(device)
         ids, mask = self.input_ids.to(device), self.attention_mask.to(device)
-        return Batch(ids, mask, labels, self.text, self.indices)
+        return Batch(ids, mask, labels, self.text, self.indices, answers)
 
 
 @dataclass(frozen=True)
@@ -53,12 +66,16 @@ class TokenisedDataset:
         labels: (n,) classes, or None.
         stats: (n,) entropies and OOV rates.
         pad_token_id: what fills up a batch.
+        is_answer: which tokens of each text belong to an answer; None if texts have no prompts.
+        n_cut: texts whose answer was longer than the limit and lost its end.
     """
 
     tokens: tuple[IntArray, ...]
     labels: IntArray | None
     stats: TextStats
     pad_token_id: int
+    is_answer: tuple[Marks, ...] | None = None
+    n_cut: int = 0
 
     def __len__(self) -> int:
         """How many texts there are."""
@@ -90,18 +107,41 @@ class TokenisedDataset:
             mask[row, : len(tokens)] = 1
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
         text = self.text_stats(indices if whole is None else whole)
-        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), labels, text, indices)
+        answers = None
+        if self.is_answer is not None:
+            marked = np.full_like(ids, IGNORED)
+            for row, index in enumerate(indices):
+                own = np.flatnonzero(self.is_answer[index])
+                marked[row, own] = ids[row, own]
+            answers = torch.from_numpy(marked)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), labels, text, indices, answers)
 
-    def in_order(self, batch_size: int, indices: IntArray | None = None) -> Iterator[IntArray]:
-        """Yield positions in batches of similar length, each position once: for evaluation."""
+    def in_order(
+        self, batch_size: int, indices: IntArray | None = None, most_tokens: int | None = None
+    ) -> Iterator[IntArray]:
+        """Yield positions in batches of similar length, each position once: for evaluation.
+
+        Args:
+            batch_size: texts of a batch.
+            indices: positions to yield; None for all.
+            most_tokens: of a batch, padding included, unless it is a single text.
+        """
         chosen = np.arange(len(self)) if indices is None else indices
         order = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         for start in range(0, len(order), batch_size):
-            yield order[start : start + batch_size]
+            yield from self.parts(order[start : start + batch_size], most_tokens)
+
+    def parts(self, indices: IntArray, most_tokens: int | None) -> Iterator[IntArray]:
+        """Yield texts in parts of similar size, each of at most so many tokens if it can be."""
+        if most_tokens is None:
+            yield indices
+            return
+        room = max(1, most_tokens // int(self.lengths[indices].max()))
+        yield from np.array_split(indices, -(-len(indices) // room))
 
 
 def tokenise(dataset: TextDataset, tokenizer: Any, max_length: int) -> TokenisedDataset:
-    """Tokenise a data set once, cutting each text at `max_length` tokens.
+    """Tokenise a data set once, cutting each text at `max_length` tokens; see `answer_tokens`.
 
     Raises:
         ConfigError: a maximum length below 2, or a tokenizer without a padding token.
@@ -111,6 +151,11 @@ def tokenise(dataset: TextDataset, tokenizer: Any, max_length: int) -> Tokenised
         raise ConfigError(f"The maximum length must be at least 2 tokens, got {max_length}.")
     if tokenizer.pad_token_id is None:
         raise ConfigError("The tokenizer has no padding token: set tokenizer.pad_token.")
+    stats = TextComplexity(tokenizer).per_sample(dataset.texts)
+    if dataset.answered is not None:
+        return _with_answers(
+            tokenise_answers(dataset.answered, tokenizer, max_length), stats, tokenizer
+        )
     encoded = tokenizer(
         list(dataset.texts), truncation=True, max_length=max_length, return_attention_mask=False
     )["input_ids"]
@@ -119,8 +164,27 @@ def tokenise(dataset: TextDataset, tokenizer: Any, max_length: int) -> Tokenised
     if empty:
         raise DataError(f"Text {dataset.texts[empty[0]]!r} (row {empty[0]}) has no tokens.")
     labels = None if dataset.labels is None else np.array(dataset.labels, dtype=np.int64)
-    stats = TextComplexity(tokenizer).per_sample(dataset.texts)
     return TokenisedDataset(tokens, labels, stats, int(tokenizer.pad_token_id))
+
+
+def _with_answers(
+    texts: Sequence[AnswerTokens], stats: TextStats, tokenizer: Any
+) -> TokenisedDataset:
+    """Return prompts with answers as a data set.
+
+    Raises:
+        DataError: nothing of any answer can be predicted, because nothing stands before it.
+    """
+    if not any(text.is_answer[1:].any() for text in texts):
+        raise DataError("No answer has a token before it from which it could be predicted.")
+    return TokenisedDataset(
+        tuple(text.ids for text in texts),
+        None,
+        stats,
+        int(tokenizer.pad_token_id),
+        tuple(text.is_answer for text in texts),
+        sum(text.cut_answer for text in texts),
+    )
 
 
 class BucketedBatches:

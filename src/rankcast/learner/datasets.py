@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +9,22 @@ from typing import Any
 
 from rankcast.config.learner import DatasetConfig
 from rankcast.errors import DataError, nearest
+from rankcast.learner.answer_columns import answered_rows
 from rankcast.learner.labels import label_indices, sorted_labels
 from rankcast.learner.tables import SUFFIXES, read_columns
-from rankcast.learner.texts import SHARES, DatasetSplits, TextDataset, load_docstrings, shown
+from rankcast.learner.texts import (
+    SHARES,
+    DatasetSplits,
+    TextDataset,
+    cells_as_texts,
+    load_docstrings,
+)
 
 ALIASES = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def load_dataset(spec: DatasetConfig) -> DatasetSplits:
@@ -31,6 +35,8 @@ def load_dataset(spec: DatasetConfig) -> DatasetSplits:
     """
     path = Path(spec.source)
     if spec.source == "docstrings":
+        if spec.answer_columns:
+            raise DataError("The docstrings have no prompts and answers: name a source that has.")
         splits = load_docstrings(spec.seed)
         if spec.label_column is None:
             parts = (splits.train, splits.validation, splits.test)
@@ -38,7 +44,7 @@ def load_dataset(spec: DatasetConfig) -> DatasetSplits:
     elif path.is_dir():
         splits = _load_folder(path, spec)
     elif path.is_file() or path.suffix in SUFFIXES:
-        whole = load_table(path, spec.text_column, spec.label_column)
+        whole = _table(path, spec)
         splits = DatasetSplits(*whole.split(SHARES, spec.seed))
     elif path.is_absolute() or spec.source.startswith((".", "~")):
         raise DataError(f"There is no file or folder {spec.source}.")
@@ -52,6 +58,25 @@ def load_dataset(spec: DatasetConfig) -> DatasetSplits:
     )
 
 
+def with_held_out(splits: DatasetSplits, spec: DatasetConfig, file: str) -> DatasetSplits:
+    """Return splits that are judged by the texts in a file; a whole file then trains.
+
+    Args:
+        splits: from `load_dataset`.
+        spec: where they came from, and the columns of both.
+        file: the texts to judge by.
+
+    Raises:
+        DataError: see `load_table`.
+    """
+    names = splits.train.label_names
+    judged, source = _table(Path(file), spec, names or None), Path(spec.source)
+    train = splits.train
+    if source.is_file():
+        train = _table(source, spec, names or None).sample(spec.max_train, spec.seed)
+    return DatasetSplits(train, judged, judged)
+
+
 def _load_folder(folder: Path, spec: DatasetConfig) -> DatasetSplits:
     """Load one file a split, with the classes of the training file."""
     train_file = _split_file(folder, "train", spec.train)
@@ -61,15 +86,22 @@ def _load_folder(folder: Path, spec: DatasetConfig) -> DatasetSplits:
             f"{folder} has no training file: name it train with one of the suffixes "
             f"{', '.join(SUFFIXES)}, or set `train`. It has: {', '.join(there) or 'nothing'}."
         )
-    train = load_table(train_file, spec.text_column, spec.label_column)
+    train = _table(train_file, spec)
     names = train.label_names
 
     def held_out(split: str, name: str | None) -> TextDataset | None:
         file = _split_file(folder, split, name)
-        return file and load_table(file, spec.text_column, spec.label_column, names)
+        return file and _table(file, spec, names)
 
     return _with_held_out(
         train, held_out("validation", spec.validation), held_out("test", spec.test), spec.seed
+    )
+
+
+def _table(file: Path, spec: DatasetConfig, names: Sequence[str] | None = None) -> TextDataset:
+    """Read a table as a configuration names its columns."""
+    return load_table(
+        file, spec.text_column, spec.label_column, names, answer_columns=spec.answer_columns
     )
 
 
@@ -92,6 +124,7 @@ def _load_hub_splits(spec: DatasetConfig) -> DatasetSplits:
             label_column=spec.label_column,
             config=spec.hub_config,
             label_names=names,
+            answer_columns=spec.answer_columns,
         )
 
     def held_out(split: str, name: str | None) -> TextDataset | None:
@@ -101,7 +134,8 @@ def _load_hub_splits(spec: DatasetConfig) -> DatasetSplits:
             if name is not None:
                 raise
             return None
-        usable = spec.label_column is None or texts.labels is not None
+        labelled = spec.label_column is not None and not spec.answer_columns
+        usable = not labelled or texts.labels is not None
         return texts if usable else None
 
     train = load(spec.train or "train")
@@ -128,6 +162,7 @@ def load_hub(
     label_column: str | None = "label",
     config: str | None = None,
     label_names: tuple[str, ...] | None = None,
+    answer_columns: Sequence[str] = (),
 ) -> TextDataset:
     """Load one split of a data set from the Hugging Face hub or its local cache.
 
@@ -151,13 +186,16 @@ def load_hub(
             f"Hugging Face hub answers {type(error).__name__}: {error}"
         ) from error
     where = f"{name}, split {split}"
-    for column in (text_column, label_column):
+    for column in answer_columns or (text_column, label_column):
         if column is not None and column not in table.column_names:
             raise DataError(
                 f"{where} has no column {column!r}{nearest(column, table.column_names)}. It has: "
                 f"{', '.join(table.column_names)}."
             )
-    texts = _texts(where, table[text_column])
+    if answer_columns:
+        rows = answered_rows(where, [list(table[column]) for column in answer_columns])
+        return TextDataset.of_answers(rows)
+    texts = cells_as_texts(where, table[text_column], "text column")
     values = None if label_column is None else list(table[label_column])
     if values is None or all(value == -1 for value in values):
         return TextDataset(texts)
@@ -171,6 +209,8 @@ def load_table(
     text_column: str,
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
+    *,
+    answer_columns: Sequence[str] = (),
 ) -> TextDataset:
     """Read a table whose format its suffix names.
 
@@ -179,6 +219,8 @@ def load_table(
         text_column: the column of texts.
         label_column: the column of classes, whole numbers or words; None for no labels.
         label_names: the classes in order; None for the distinct labels of the file, sorted.
+        answer_columns: the columns of prompts and of completions, or the one of messages; the
+            other columns are not read then.
 
     Raises:
         DataError: no such file, an unknown suffix or encoding, an empty file, a missing or doubled
@@ -188,8 +230,11 @@ def load_table(
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"There is no file {path}{nearest(path.name, siblings)}.")
-    columns = read_columns(path, [name for name in (text_column, label_column) if name is not None])
-    texts, labels, names = _texts(path, columns[0]), None, ()
+    wanted = answer_columns or [name for name in (text_column, label_column) if name is not None]
+    columns = read_columns(path, wanted)
+    if answer_columns:
+        return TextDataset.of_answers(answered_rows(path, columns))
+    texts, labels, names = cells_as_texts(path, columns[0], "text column"), None, ()
     if label_column is not None:
         given = label_names is not None
         names = tuple(label_names) if given else sorted_labels(path, columns[1])
@@ -198,27 +243,3 @@ def load_table(
         return TextDataset(texts, labels, names)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-
-
-def _texts(where: object, cells: Sequence[Any]) -> tuple[str, ...]:
-    """Return cells as texts, what is null as blank, which is refused with its row.
-
-    Raises:
-        DataError: a cell that holds something else, or half a character.
-    """
-    wrong = [i for i, cell in enumerate(cells) if not isinstance(cell, str | int | float | None)]
-    if wrong:
-        raise DataError(
-            f"{where}: what stands in rows {shown(wrong)} of the text column is of the type "
-            f"{type(cells[wrong[0]]).__name__}, not a text. Make one text of it, or name another "
-            f"text column."
-        )
-    is_null = [cell is None or (isinstance(cell, float) and math.isnan(cell)) for cell in cells]
-    texts = tuple("" if null else str(cell) for null, cell in zip(is_null, cells, strict=True))
-    halves = [i for i, text in enumerate(texts) if _HALF_CHARACTER.search(text)]
-    if halves:
-        raise DataError(
-            f"{where}: the texts in rows {shown(halves)} hold half a character (a lone surrogate, "
-            f"such as \\ud83d). Write them again as UTF-8."
-        )
-    return texts

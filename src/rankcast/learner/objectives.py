@@ -14,10 +14,7 @@ from torch import Tensor
 
 from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.errors import ConfigError, DataError
-from rankcast.learner.batching import Batch
-
-IGNORED = -100
-"""Label of a token that no loss is computed for, as Transformers has it."""
+from rankcast.learner.batching import IGNORED, Batch
 
 
 @dataclass(frozen=True)
@@ -85,38 +82,37 @@ class SequenceClassification:
     def divergence(self, logits: Tensor, reference: Tensor, batch: Batch) -> Tensor:
         """Return KL(reference ‖ model) of (B, n_labels) logits; labels are not needed."""
         del batch
-        return _divergence(logits, reference)
+        return divergence_of(logits, reference)
 
 
 @dataclass(frozen=True)
 class CausalLM:
-    """The next token, everywhere in the text."""
+    """The next token: of answers, or everywhere in texts that are learned whole."""
 
     task_type: str = "CAUSAL_LM"
 
     def count(self, batch: Batch) -> int:
-        """Return the number of tokens that have another before them."""
-        return int(batch.attention_mask[:, 1:].sum())
+        """Return the number of tokens to say that have another before them."""
+        return int((batch.wanted[:, 1:] != IGNORED).sum())
 
     def judge(self, logits: Tensor, batch: Batch) -> Judged:
         """Return the summed cross-entropy of (B, S, V) logits shifted by one."""
-        mask = batch.attention_mask[:, 1:].bool()
-        target = batch.input_ids[:, 1:].masked_fill(~mask, IGNORED)
+        target = batch.wanted[:, 1:]
         ahead = logits[:, :-1].float()
         loss = F.cross_entropy(
             ahead.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
         )
         correct = (ahead.argmax(-1) == target).sum(-1)
-        return Judged(loss.view_as(target).sum(-1), correct, mask.sum(-1))
+        return Judged(loss.view_as(target).sum(-1), correct, (target != IGNORED).sum(-1))
 
     def divergence(self, logits: Tensor, reference: Tensor, batch: Batch) -> Tensor:
-        """Return KL(reference ‖ model) of (B, S, V) logits, wherever another token follows."""
-        mask = batch.attention_mask[:, 1:].bool()
-        return (_divergence(logits[:, :-1], reference[:, :-1]) * mask).sum(-1)
+        """Return KL(reference ‖ model) of (B, S, V) logits, wherever a token is to be said."""
+        mask = batch.wanted[:, 1:] != IGNORED
+        return (divergence_of(logits[:, :-1], reference[:, :-1]) * mask).sum(-1)
 
 
-def _divergence(logits: Tensor, reference: Tensor) -> Tensor:
-    """Return KL of the last axis."""
+def divergence_of(logits: Tensor, reference: Tensor) -> Tensor:
+    """Return KL(reference ‖ model) over the last axis [nats]."""
     ours, theirs = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
     return (theirs.exp() * (theirs - ours)).sum(-1)
 
@@ -160,15 +156,20 @@ class AdapterSnapshot:
         """Return weights and ranks, as copies."""
         return {"ranks": self._ranks.tolist(), "kept": [kept.clone() for kept in self._kept]}
 
-    @torch.no_grad()
-    def logits(self, batch: Batch) -> Tensor:
-        """Return what the model answered, in eval mode and without rounding."""
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Let the model answer as it did, in eval mode and unrounded, inside a `with` block."""
         adapter, model = self._adapter, self._adapter.model
         training = model.training
         model.eval()
         try:
-            with self._restored(), adapter.at_ranks(self._ranks), adapter.at_steps(None):
-                return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            with (
+                torch.no_grad(),
+                self._restored(),
+                adapter.at_ranks(self._ranks),
+                adapter.at_steps(None),
+            ):
+                yield
         finally:
             model.train(training)
 
@@ -186,9 +187,8 @@ class AdapterSnapshot:
             parameter.data, self._kept[i] = self._kept[i], parameter.data
 
 
-def mean_answers(snapshots: Sequence[AdapterSnapshot], batch: Batch) -> Tensor:
-    """Return logits whose probabilities are the mean of those of several adapters."""
-    if len(snapshots) == 1:
-        return snapshots[0].logits(batch)
-    each = [snapshot.logits(batch).float().log_softmax(-1) for snapshot in snapshots]
-    return torch.stack(each).logsumexp(0)
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """Return logits whose probabilities are the mean of those of several."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([one.float().log_softmax(-1) for one in logits]).logsumexp(0)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,15 +47,46 @@ class StepResult:
 class Evaluation:
     """Loss and accuracy over one held-out split.
 
+    A language model is judged on the tokens of answers alone, where texts have prompts.
+
     Attributes:
-        loss: mean task loss.
+        loss: mean task loss [nats]: of a text, or of a token for a causal model.
         accuracy: share of right answers in [0, 1] (of next tokens for a causal model).
-        n_examples: how many were judged.
+        n_examples: how many texts were judged.
+        exact_match: of a causal model: share of texts all of whose tokens are the likeliest, each
+            given those before it; None for others.
     """
 
     loss: float
     accuracy: float
     n_examples: int
+    exact_match: float | None = None
+
+    @property
+    def perplexity(self) -> float | None:
+        """Of a token: exp(loss); None unless the model predicts tokens."""
+        return None if self.exact_match is None else math.exp(min(self.loss, 700.0))
+
+    def to_plain(self, suffix: str = "") -> dict[str, float]:
+        """Return it for machines, without what does not apply.
+
+        Args:
+            suffix: of the names.
+        """
+        plain = {"loss": self.loss, "accuracy": self.accuracy}
+        if self.exact_match is not None and self.perplexity is not None:
+            plain |= {"perplexity": self.perplexity, "exact_match": self.exact_match}
+        return {f"{name}{suffix}": value for name, value in plain.items()}
+
+    @property
+    def words(self) -> str:
+        """Loss and accuracy for people, and what else applies."""
+        if self.exact_match is None:
+            return f"loss {self.loss:.3f}, accuracy {self.accuracy:.1%}"
+        return (
+            f"loss {self.loss:.3f} nats per token (perplexity {self.perplexity:.2f}), "
+            f"{self.accuracy:.1%} of tokens and {self.exact_match:.1%} of texts right"
+        )
 
 
 @runtime_checkable

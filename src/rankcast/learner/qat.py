@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,14 @@ from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.learner import FinetuneConfig
 from rankcast.errors import ConfigError, DataError
 from rankcast.learner.batching import tokenise
-from rankcast.learner.objectives import IGNORED
 from rankcast.learner.rounding import Rounding
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
-from rankcast.records import FloatArray
+from rankcast.records import FloatArray, IntArray
 
 SENSITIVITY_BATCHES = 60
+SENSITIVITY_TEXTS = 128
+"""Of a causal model at most, which takes long for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +154,23 @@ def coding_for(
     exponent = exponent_of_quality(tensors_of(learner.adapter), relative_step)
     if power == 0:
         return Coding(exponent, (0,) * learner.layout.n_projections)
-    n = min(n_batches, len(learner.data.train) // learner.config.batch_size)
-    batches = training_batches(learner, max(n, 1))
-    return Coding(
-        exponent, offsets_of_sensitivity(weight_sensitivity(learner.adapter, batches), power)
-    )
+    size = learner.config.batch_size
+    if learner.is_causal:
+        n_batches = min(n_batches, max(SENSITIVITY_TEXTS // size, 1))
+    n = max(min(n_batches, len(learner.data.train) // size), 1)
+    if learner.is_causal:
+        size = min(size, len(learner.data.train))
+        chosen = _drawn_texts(learner, n * size, seed=0).reshape(n, size)
+        found = weight_sensitivity(learner.adapter, chosen, learner.loss_parts)
+    else:
+        found = weight_sensitivity(learner.adapter, training_batches(learner, n))
+    return Coding(exponent, offsets_of_sensitivity(found, power))
 
 
 def weight_sensitivity(
-    adapter: ElasticAdapter, batches: Iterable[Mapping[str, Tensor]]
+    adapter: ElasticAdapter,
+    batches: Iterable[Any],
+    losses: Callable[[Any], Iterable[Tensor]] | None = None,
 ) -> FloatArray:
     """Return (N,) mean squared gradient of a weight of each projection's P and Q.
 
@@ -171,7 +181,8 @@ def weight_sensitivity(
     Args:
         adapter: a trained one, left as it is; run in eval mode under the active ranks. A
             projection of rank 0 has a sensitivity of 0.
-        batches: keyword arguments of the model, with labels.
+        batches: keyword arguments of the model, with labels; or what `losses` takes.
+        losses: returns a batch's loss, in parts that sum to it; None takes the model's own.
 
     Raises:
         DataError: no batch.
@@ -185,7 +196,8 @@ def weight_sensitivity(
     try:
         with torch.enable_grad():
             for batch in batches:
-                gradients = torch.autograd.grad(adapter.model(**batch).loss, parts)
+                each = [adapter.model(**batch).loss] if losses is None else losses(batch)
+                gradients = _summed_gradients(each, parts)
                 for (i, r), of_q, of_p in zip(alive, gradients[::2], gradients[1::2], strict=True):
                     squares = (
                         of_q[:r].double().square().mean(),
@@ -200,6 +212,21 @@ def weight_sensitivity(
     return sums / n_batches
 
 
+def _summed_gradients(losses: Iterable[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of a sum of losses, each of whose graphs is freed before the next."""
+    total: list[Tensor] = []
+    for loss in losses:
+        found = torch.autograd.grad(loss, parts)
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
+    return total
+
+
+def _drawn_texts(learner: TransformerLearner, size: int, seed: int) -> IntArray:
+    """Return positions of random training texts."""
+    rng = np.random.default_rng(seed)
+    return rng.choice(len(learner.data.train), size=size, replace=False)
+
+
 def training_batches(
     learner: TransformerLearner, n_batches: int, seed: int = 0
 ) -> list[dict[str, Tensor]]:
@@ -212,7 +239,7 @@ def training_batches(
     size = n_batches * config.batch_size
     if not 1 <= size <= len(data):
         raise DataError(f"{n_batches} batches need {size} texts, and there are {len(data)}.")
-    chosen = np.random.default_rng(seed).choice(len(data), size=size, replace=False)
+    chosen = _drawn_texts(learner, size, seed)
     longest = min(config.max_length, learner.tokenizer.model_max_length)
     tokens = tokenise(data.subset(chosen.tolist()), learner.tokenizer, longest)
     batches: list[dict[str, Tensor]] = []
@@ -220,7 +247,7 @@ def training_batches(
         batch = tokens.collate(indices).to(learner.accelerator.device)
         labels = batch.labels
         if config.objective == "causal" or labels is None:
-            labels = batch.input_ids.masked_fill(~batch.attention_mask.bool(), IGNORED)
+            labels = batch.wanted
         ids, mask = batch.input_ids, batch.attention_mask
         batches.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
     return batches

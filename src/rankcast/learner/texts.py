@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 import sysconfig
 import warnings
@@ -11,12 +12,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rankcast.errors import DataError
+from rankcast.learner.conversations import Answered
 
 SHOWN_ROWS = 5
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,10 @@ class TextDataset:
     """Texts with one class each, or without labels for a causal language model.
 
     Attributes:
-        texts: the texts, none of them blank.
+        texts: the texts, none of them blank; prompts and answers together where there are any.
         labels: index into `label_names` for each text, or None.
         label_names: what the classes are called; empty without labels.
+        answered: the prompt and the answers of each text; None where texts are learned whole.
 
     Raises:
         DataError: no texts, blank texts, as many labels as not, a label out of range.
@@ -35,6 +40,12 @@ class TextDataset:
     texts: tuple[str, ...]
     labels: tuple[int, ...] | None = None
     label_names: tuple[str, ...] = ()
+    answered: tuple[Answered, ...] | None = None
+
+    @classmethod
+    def of_answers(cls, rows: Sequence[Answered]) -> TextDataset:
+        """Return prompts with answers as a data set."""
+        return cls(tuple(row.text for row in rows), answered=tuple(rows))
 
     def __post_init__(self) -> None:
         """Refuse what cannot be learned from."""
@@ -46,6 +57,8 @@ class TextDataset:
                 f"{len(blank)} of {len(self.texts)} texts are empty: rows {shown(blank)} (counting "
                 f"from 0, without header and empty lines). Remove them, or name another column."
             )
+        if self.answered is not None and len(self.answered) != len(self.texts):
+            raise DataError(f"{len(self.texts)} texts but {len(self.answered)} with answers.")
         if self.labels is None:
             return
         if len(self.labels) != len(self.texts):
@@ -69,7 +82,9 @@ class TextDataset:
     def subset(self, indices: Sequence[int]) -> TextDataset:
         """Return the texts at `indices`, in that order."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in indices)
-        return TextDataset(tuple(self.texts[i] for i in indices), labels, self.label_names)
+        answered = None if self.answered is None else tuple(self.answered[i] for i in indices)
+        texts = tuple(self.texts[i] for i in indices)
+        return TextDataset(texts, labels, self.label_names, answered)
 
     def sample(self, size: int | None, seed: int) -> TextDataset:
         """Return `size` texts drawn without replacement, in their order; all of them for None."""
@@ -138,6 +153,35 @@ class DatasetSplits:
 def shown(rows: Sequence[int]) -> str:
     """List the first few row numbers."""
     return ", ".join(map(str, rows[:SHOWN_ROWS])) + (", …" if len(rows) > SHOWN_ROWS else "")
+
+
+def cells_as_texts(where: object, cells: Sequence[Any], what: str) -> tuple[str, ...]:
+    """Return cells as texts, what is null as blank.
+
+    Args:
+        where: the file, for errors.
+        cells: of a table.
+        what: where they stand in it, for errors.
+
+    Raises:
+        DataError: a cell that holds something else, or half a character.
+    """
+    wrong = [i for i, cell in enumerate(cells) if not isinstance(cell, str | int | float | None)]
+    if wrong:
+        raise DataError(
+            f"{where}: what stands in rows {shown(wrong)} of the {what} is of the type "
+            f"{type(cells[wrong[0]]).__name__}, not a text. Make one text of it, or name another "
+            f"{what}."
+        )
+    is_null = [cell is None or (isinstance(cell, float) and math.isnan(cell)) for cell in cells]
+    texts = tuple("" if null else str(cell) for null, cell in zip(is_null, cells, strict=True))
+    halves = [i for i, text in enumerate(texts) if _HALF_CHARACTER.search(text)]
+    if halves:
+        raise DataError(
+            f"{where}: the texts in rows {shown(halves)} hold half a character (a lone surrogate, "
+            f"such as \\ud83d). Write them again as UTF-8."
+        )
+    return texts
 
 
 PACKAGES = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,22 +16,29 @@ from torch.func import functional_call
 from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.adapters.rate import coded_bits
 from rankcast.config.learner import FinetuneConfig
-from rankcast.errors import CheckpointError, DataError, ModelError, RankcastError
+from rankcast.errors import CheckpointError, ConfigError, DataError, ModelError, RankcastError
+from rankcast.learner.answer_head import answering_for
 from rankcast.learner.base_models import load_model
 from rankcast.learner.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
+from rankcast.learner.memory import shortage_told
 from rankcast.learner.objectives import (
     AdapterSnapshot,
     CausalLM,
     Judged,
     Objective,
     SequenceClassification,
-    mean_answers,
 )
-from rankcast.learner.optimisation import Optimisation, make_accelerator
+from rankcast.learner.optimisation import Optimisation, make_accelerator, trains_in_bfloat16
 from rankcast.learner.protocol import Evaluation, StepResult
 from rankcast.learner.rounding import Rounding
 from rankcast.learner.texts import DatasetSplits
 from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
+
+PASS_TOKENS, PASS_TOKENS_GPU = 256, 16384
+"""Tokens of a training pass of a causal model, on a CPU and elsewhere."""
+_LOG = logging.getLogger(__name__)
+_JUDGED = 8
+"""Times as many as in training fit a pass of which no gradients are needed."""
 
 
 class TransformerLearner:
@@ -57,14 +66,15 @@ class TransformerLearner:
         self.data = data
         self.accelerator = accelerator or make_accelerator(config.mixed_precision)
         self._objective = _objective(config, data)
-        base = load_model(
-            config.model,
-            self._objective,
-            config.seed,
-            train_pooler=config.train_pooler,
-            base_dropout=config.base_dropout,
-            train_texts=data.train.texts,
-        )
+        with shortage_told(f"to load {config.model}", "Name a smaller base model."):
+            base = load_model(
+                config.model,
+                self._objective,
+                config.seed,
+                train_pooler=config.train_pooler,
+                base_dropout=config.base_dropout,
+                train_texts=data.train.texts,
+            )
         self.tokenizer = base.tokenizer
         self.adapter = ElasticAdapter.attach(
             base.model,
@@ -77,6 +87,10 @@ class TransformerLearner:
             seed=config.seed,
         )
         self.adapter.model.to(self.accelerator.device)
+        self._low_precision = self.is_causal and trains_in_bfloat16(self.accelerator, config)
+        self._answering = answering_for(
+            self._objective, self.adapter.model, self.accelerator.autocast, is_causal=self.is_causal
+        )
         self.optimisation = Optimisation(self.adapter, config, self.accelerator)
         self._max_length = min(config.max_length, base.max_length)
         self._splits: dict[str, TokenisedDataset] = {}
@@ -106,6 +120,20 @@ class TransformerLearner:
     def n_steps(self) -> int:
         """Training steps taken so far."""
         return self.optimisation.n_steps
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model predicts tokens."""
+        return self.config.objective == "causal"
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether its texts are prompts with answers, by which alone it is judged."""
+        return self.data.train.answered is not None
+
+    def n_cut(self, split: str) -> int:
+        """Return how many texts of a split have an answer that lost its end to `max_length`."""
+        return self._tokenised(split).n_cut
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode: nothing to do, because the model keeps what it has learned."""
@@ -196,6 +224,22 @@ class TransformerLearner:
         self.optimisation.n_steps += 1
         return mean
 
+    def loss_parts(self, indices: IntArray) -> Iterator[Tensor]:
+        """Yield the mean loss of some training texts in parts that sum to it, with their graphs.
+
+        Args:
+            indices: (n,) positions of the texts in the training split.
+        """
+        tokens = self._tokenised("train")
+        device = self.accelerator.device
+        parts = [
+            tokens.collate(part).to(device) for part in tokens.parts(indices, self._pass_tokens)
+        ]
+        total = max(sum(self._objective.count(part) for part in parts), 1)
+        for part in parts:
+            with self._memory_told():
+                yield self._judge(part).loss.sum() / total
+
     def classifier_tensors(self) -> tuple[str, ...]:
         """Return the names of the output layer's tensors, one row a class; none for others.
 
@@ -248,9 +292,17 @@ class TransformerLearner:
         Raises:
             DataError: no such split, or one without labels for a classifier.
         """
-        loss, correct, count = self.judge_texts(split, ranks, max_examples)
+        return self.evaluation_of(*self.judge_texts(split, ranks, max_examples))
+
+    def evaluation_of(self, loss: FloatArray, correct: FloatArray, count: FloatArray) -> Evaluation:
+        """Return what texts come to together; see `judge_texts`."""
         total = max(count.sum(), 1)
-        return Evaluation(float(loss.sum() / total), float(correct.sum() / total), len(count))
+        exact = None
+        if self.is_causal:
+            exact = float((correct == count)[count > 0].mean()) if count.any() else 0.0
+        return Evaluation(
+            float(loss.sum() / total), float(correct.sum() / total), len(count), exact
+        )
 
     def predictions(
         self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
@@ -282,8 +334,9 @@ class TransformerLearner:
         indices = _chosen_texts(len(tokens), max_examples, indices, self.config.seed)
         table = torch.zeros(3, len(tokens), device=device)
         self.adapter.model.eval()
-        with self.adapter.at_ranks(self.adapter.ranks if ranks is None else ranks):
-            for number, chosen in enumerate(tokens.in_order(self.config.eval_batch_size, indices)):
+        own = self.adapter.at_ranks(self.adapter.ranks if ranks is None else ranks)
+        with own, self._as_judged(), self._memory_told():
+            for number, chosen in enumerate(self._evaluation_batches(tokens, indices)):
                 if number % self.accelerator.num_processes == self.accelerator.process_index:
                     judged = self._judge(tokens.collate(chosen).to(device))
                     rows = torch.stack([judged.loss, judged.correct, judged.count])
@@ -291,6 +344,30 @@ class TransformerLearner:
         table = self.accelerator.reduce(table, reduction="sum")
         loss, correct, count = table.cpu().double().numpy()[:, indices]
         return loss, correct, count
+
+    @torch.no_grad()
+    def divergence_from(self, reference: AdapterSnapshot, split: str) -> float:
+        """Return KL(reference ‖ adapter as it is) of the tokens of a split [nats per token].
+
+        Args:
+            reference: of this learner's adapter.
+            split: `train`, `validation` or `test`.
+
+        Raises:
+            DataError: no such split.
+        """
+        tokens, device = self._tokenised(split), self.accelerator.device
+        self.adapter.model.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=device)
+        with self._as_judged(), self._memory_told():
+            for number, chosen in enumerate(self._evaluation_batches(tokens, None)):
+                if number % self.accelerator.num_processes != self.accelerator.process_index:
+                    continue
+                batch = tokens.collate(chosen).to(device)
+                found = self._towards([reference], 1.0, batch)
+                total += torch.stack([found.sum(), found.new_tensor(self._objective.count(batch))])
+        divergence, count = self.accelerator.reduce(total, reduction="sum").tolist()
+        return divergence / max(count, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return adapters, head, moments, schedule, place in the data and active ranks."""
@@ -322,7 +399,14 @@ class TransformerLearner:
     def _tokenised(self, split: str) -> TokenisedDataset:
         """Tokenise a split the first time it is asked for."""
         if split not in self._splits:
-            self._splits[split] = tokenise(self.data[split], self.tokenizer, self._max_length)
+            found = tokenise(self.data[split], self.tokenizer, self._max_length)
+            if found.n_cut:
+                _LOG.warning(
+                    "%d of %d answers (%s) have more than %d tokens and lose their end: raise "
+                    "--max-length (finetune.max_length).",
+                    found.n_cut, len(found), split, self._max_length,
+                )  # fmt: skip
+            self._splits[split] = found
         return self._splits[split]
 
     def _next_parts(self) -> list[Batch]:
@@ -331,7 +415,26 @@ class TransformerLearner:
         share = self._batches.share(batch)
         pieces = np.array_split(share, min(self.config.grad_accumulation, len(share)))
         tokens, device = self._tokenised("train"), self.accelerator.device
-        return [tokens.collate(piece, batch).to(device) for piece in pieces]
+        return [
+            tokens.collate(part, batch).to(device)
+            for piece in pieces
+            for part in tokens.parts(piece, self._pass_tokens)
+        ]
+
+    def _evaluation_batches(
+        self, tokens: TokenisedDataset, indices: IntArray | None
+    ) -> Iterator[IntArray]:
+        """Yield the texts of each forward pass outside training."""
+        most = None if self._pass_tokens is None else _JUDGED * self._pass_tokens
+        return tokens.in_order(self.config.eval_batch_size, indices, most)
+
+    @property
+    def _pass_tokens(self) -> int | None:
+        """Most tokens of a training pass; None for a classifier, whose batches stay whole."""
+        if not self.is_causal:
+            return None
+        here = PASS_TOKENS if self.accelerator.device.type == "cpu" else PASS_TOKENS_GPU
+        return self.config.pass_tokens or here
 
     def _training_ranks(self, plan: IntArray) -> IntArray:
         """Return the plan, or with probability `nested_prob` random ranks."""
@@ -367,12 +470,13 @@ class TransformerLearner:
         Raises:
             RankcastError: the loss is not finite.
         """
-        total = self._n_predictions(parts)
+        total = max(self._n_predictions(parts), 1)  # where all of a batch's answers were cut off
         summed = torch.zeros((), device=self.accelerator.device)
-        for part in parts:
-            loss = self._losses(part).sum() / total
-            self.optimisation.backward(loss)
-            summed += loss.detach()
+        with self._memory_told():
+            for part in parts:
+                loss = self._losses(part).sum() / total
+                self.optimisation.backward(loss)
+                summed += loss.detach()
         mean = self._sum_over_processes(summed)
         if not np.isfinite(mean):
             raise RankcastError(
@@ -395,32 +499,65 @@ class TransformerLearner:
         """Return (B,) what is minimised: losses, or divergences from earlier answers."""
         if not self._teachers:
             return self._judge(batch).loss
-        with self.accelerator.autocast():
-            wanted = mean_answers(self._teachers, batch)
-        logits, weight = self._logits(batch), self._answer_weight
-        divergence = self._objective.divergence(logits, wanted, batch)
-        if weight == 1.0:
-            return divergence
-        return weight * divergence + (1 - weight) * self._objective.judge(logits, batch).loss
+        return self._towards(self._teachers, self._answer_weight, batch)
+
+    def _towards(self, teachers: Sequence[AdapterSnapshot], weight: float, batch: Batch) -> Tensor:
+        """Return (B,) divergences from the mean answers of adapters; see `learn_from`."""
+        wanted = []
+        for teacher in teachers:
+            with teacher.answering(), self._autocast():
+                run = partial(self.adapter.model, **_tokens_of(batch))
+                wanted.append(self._answering.states(run, batch))
+        return self._answering.towards(self._states(batch), wanted, weight, batch)
 
     def _judge(self, batch: Batch) -> Judged:
-        return self._objective.judge(self._logits(batch), batch)
+        return self._answering.judge(self._states(batch), batch)
 
-    def _logits(self, batch: Batch) -> Tensor:
+    def _states(self, batch: Batch) -> Tensor:
         """Run the model on a batch in the precision of this run."""
-        tokens = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        with self.accelerator.autocast():
-            if self._weights:
-                return functional_call(self.adapter.model, dict(self._weights), (), tokens).logits
-            return self.adapter.model(**tokens).logits
+        run = partial(self.adapter.model, **_tokens_of(batch))
+        if self._weights:
+            run = partial(
+                functional_call, self.adapter.model, dict(self._weights), (), _tokens_of(batch)
+            )
+        with self._autocast():
+            return self._answering.states(run, batch)
+
+    def _autocast(self) -> Any:
+        """Return the context in which the model runs."""
+        if self._low_precision:
+            return torch.autocast("cpu", torch.bfloat16)
+        return self.accelerator.autocast()
+
+    @contextmanager
+    def _as_judged(self) -> Iterator[None]:
+        """Run in float32 what would train in bfloat16, so that judgements are the same anywhere."""
+        before, self._low_precision = self._low_precision, False
+        try:
+            yield
+        finally:
+            self._low_precision = before
+
+    @contextmanager
+    def _memory_told(self) -> Iterator[None]:
+        """Say which options to lower where memory is short."""
+        remedy = (
+            f"Lower the batch size (--batch-size, finetune.batch_size: now "
+            f"{self.config.batch_size}) or the longest text (--max-length, finetune.max_length: "
+            f"now {self._max_length} tokens)"
+        )
+        if self.is_causal:
+            remedy += f", or finetune.pass_tokens (now {self._pass_tokens})"
+        with shortage_told(f"to run {self.config.model} on these texts", f"{remedy}."):
+            yield
 
     @torch.no_grad()
     def _mean_loss(self, parts: Sequence[Batch], ranks: IntArray) -> float:
         """Return the mean loss of a batch under (N,) ranks, without dropout."""
         self.adapter.model.eval()
-        with self.adapter.at_ranks(ranks):
+        with self.adapter.at_ranks(ranks), self._memory_told():
             summed = torch.stack([self._judge(part).loss.sum() for part in parts]).sum()
-        return self._sum_over_processes(summed) / self._n_predictions(parts)
+        return self._sum_over_processes(summed) / max(self._n_predictions(parts), 1)
 
     def _n_predictions(self, parts: Sequence[Batch]) -> float:
         """Return how many predictions a batch asks for, over all processes."""
@@ -443,14 +580,25 @@ class TransformerLearner:
             yield
 
 
+def _tokens_of(batch: Batch) -> dict[str, Tensor]:
+    """Return what the model takes of a batch."""
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
 def _objective(config: FinetuneConfig, data: DatasetSplits) -> Objective:
     """Return the objective for the data.
 
     Raises:
+        ConfigError: a classifier of prompts with answers.
         DataError: a classifier without labels.
     """
     if config.objective == "causal":
         return CausalLM()
+    if data.train.answered is not None:
+        raise ConfigError(
+            "Prompts with answers are for language models: set the objective to causal "
+            "(--finetune.objective causal), or name a text column and a label column."
+        )
     if data.train.labels is None:
         raise DataError(
             "The training texts have no labels: name the label column, or set the objective to "

@@ -34,6 +34,7 @@ def export(
     output: str | os.PathLike[str],
     *,
     base_model: str | os.PathLike[str] | None = None,
+    base_gguf: str | os.PathLike[str] | None = None,
 ) -> AdapterTensors:
     """Write the adapter of a container for another program and return what was written.
 
@@ -43,6 +44,7 @@ def export(
         output: folder to write; for `gguf` and `rcast` the file.
         base_model: folder of the base model: for `gguf` (its config.json), for `merged`, and where
             a module travels as a difference.
+        base_gguf: a GGUF of the base model, for `gguf`; see `Container.export`.
 
     Raises:
         CodecError: damaged chunks, or an adapter that the format cannot take.
@@ -57,7 +59,7 @@ def export(
         return tensors
     if format in ("peft", "vllm") and "difference" in tensors.carriage.values():
         tensors = in_full_on(_needed(base_model, format), tensors, header)
-    container.export(format, output, base_model=base_model, tensors=tensors)
+    container.export(format, output, base_model=base_model, base_gguf=base_gguf, tensors=tensors)
     return tensors
 
 

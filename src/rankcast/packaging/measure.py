@@ -10,11 +10,12 @@ from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.fingerprint import base_fingerprint, check_base, logits_fingerprint
 from rankcast.codec.container import Container
 from rankcast.codec.formats.peft_names import beyond_lora
-from rankcast.codec.header import ChunkEntry
+from rankcast.codec.header import MEASURE, ChunkEntry, Measure
 from rankcast.codec.packing import RELATIVE_STEPS, Source
 from rankcast.config.learner import DatasetConfig, FinetuneConfig
 from rankcast.errors import ConfigError, InfeasibleSizeError
-from rankcast.learner.datasets import load_dataset
+from rankcast.learner.datasets import load_dataset, with_held_out
+from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.qat import coding_for, learner_for
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
@@ -23,6 +24,8 @@ from rankcast.presets import load_preset
 
 _LONGEST = {"loss": 9.99999, "accuracy": 1.0}
 """Of the worth of a prefix, as a rule: 3 bytes each."""
+_LONGEST_TEXT = 512
+"""Tokens of a language model's texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +46,23 @@ class AdapterSetup:
         self.check(learner)
         return learner
 
-    def unrounded(self) -> tuple[float, float]:
+    @property
+    def measure(self) -> Measure:
+        """What prefixes are measured by: the loss of all tokens says little of an adapter."""
+        causal = self.config.objective == "causal"
+        return "divergence" if causal and self.splits.train.answered is None else "loss"
+
+    def unrounded(self) -> tuple[float, float | None]:
         """Return loss [nats] and accuracy of the adapter as it is, on the validation texts.
+
+        A divergence from itself is 0.
 
         Raises:
             DataError: texts without labels, for a classifier.
             ModelError: another base model than the adapter was made for.
         """
+        if self.measure == "divergence":
+            return 0.0, None
         seen = self.learner().evaluate("validation")
         return seen.loss, seen.accuracy
 
@@ -89,10 +102,11 @@ def setup_for(source: Source, folder: Path | None, texts: Texts) -> AdapterSetup
             config = replace(config, model=texts.base_model)
     else:
         config, data = _foreign_config(source, folder, texts), DatasetConfig()
-    if texts.texts is not None:
-        label = texts.label_column if config.objective == "classification" else None
-        data = DatasetConfig(source=texts.texts, text_column=texts.text_column, label_column=label)
-    return AdapterSetup(source, config, load_dataset(data))
+    data = texts.data(data, config.objective)
+    splits = load_dataset(data)
+    if texts.held_out is not None:
+        splits = with_held_out(splits, data, texts.held_out)
+    return AdapterSetup(source, texts.sizes(config), splits)
 
 
 def pack_measured(
@@ -112,15 +126,19 @@ def pack_measured(
         RankcastError: as `fit`.
     """
     learner, source = setup.learner(), setup.source
+    whole = AdapterSnapshot(learner.adapter) if setup.measure == "divergence" else None
     if not source.offsets:
         source = replace(source, offsets=coding_for(learner, RELATIVE_STEPS["good"]).offsets)
     if budget_bits is None:
-        return measured(fit(source, None), learner)
-    return measured_within(lambda left: fit(source, left), learner, budget_bits)
+        return measured(fit(source, None), learner, whole)
+    return measured_within(lambda left: fit(source, left), learner, budget_bits, whole)
 
 
 def measured_within(
-    fit: Callable[[float], Container], learner: TransformerLearner, budget_bits: float
+    fit: Callable[[float], Container],
+    learner: TransformerLearner,
+    budget_bits: float,
+    whole: AdapterSnapshot | None = None,
 ) -> Container:
     """Return a container within a budget whose header says what its prefixes are worth.
 
@@ -128,6 +146,7 @@ def measured_within(
         fit: packs an adapter within some bits.
         learner: see `measured`.
         budget_bits: of the whole file, measurements included.
+        whole: see `measured`.
 
     Raises:
         DataError: texts without labels, for a classifier.
@@ -140,9 +159,9 @@ def measured_within(
             container = fit(budget_bits - reserve)
         except InfeasibleSizeError as error:
             container, smallest = fit(8.0 * error.smallest_bytes), error
-        file = _longest(container, learner)
+        file = _longest(container, learner, whole)
         if file.n_bits <= budget_bits:  # measuring takes minutes
-            file = measured(container, learner)
+            file = measured(container, learner, whole)
         if file.n_bits <= budget_bits:
             return file
         if smallest is not None:
@@ -151,11 +170,19 @@ def measured_within(
         reserve += file.n_bits - budget_bits
 
 
-def measured(container: Container, learner: TransformerLearner) -> Container:
+def measured(
+    container: Container, learner: TransformerLearner, whole: AdapterSnapshot | None = None
+) -> Container:
     """Return a container whose header says what each prefix is worth on the validation texts.
 
     It also gains the fingerprints of the base model and of the logits of the whole adapter. The
     learner holds the decoded adapter afterwards.
+
+    Args:
+        container: to be measured.
+        learner: with the model and the texts.
+        whole: the adapter before it was coded: prefixes are measured by their divergence from it
+            then, and the header says so. None measures the task's loss and accuracy.
 
     Raises:
         DataError: texts without labels, for a classifier.
@@ -163,29 +190,43 @@ def measured(container: Container, learner: TransformerLearner) -> Container:
     entries = []
     for entry, (_, tensors) in zip(container.header.chunks, container.decoded(), strict=True):
         load_tensors(learner.adapter, tensors)
+        if whole is not None:
+            divergence = max(learner.divergence_from(whole, "validation"), 0.0)
+            entries.append(replace(entry, loss=round(divergence, 5), accuracy=None))
+            continue
         seen = learner.evaluate("validation")
         entries.append(replace(entry, loss=round(seen.loss, 5), accuracy=round(seen.accuracy, 5)))
-    return _described(container, learner, entries, base_fingerprint(learner.adapter.model))
+    base = base_fingerprint(learner.adapter.model)
+    return _described(container, learner, entries, base, whole is not None)
 
 
-def _longest(container: Container, learner: TransformerLearner) -> Container:
+def _longest(
+    container: Container, learner: TransformerLearner, whole: AdapterSnapshot | None
+) -> Container:
     """Return a container as `measured` does, with stand-ins of the most bytes for what is measured.
 
     The learner holds the decoded adapter afterwards.
     """
     load_tensors(learner.adapter, container.tensors())
-    longest = [replace(entry, **_LONGEST) for entry in container.header.chunks]
-    return _described(container, learner, longest, "0" * 64)
+    known = _LONGEST if whole is None else _LONGEST | {"accuracy": None}
+    longest = [replace(entry, **known) for entry in container.header.chunks]
+    return _described(container, learner, longest, "0" * 64, whole is not None)
 
 
 def _described(
-    container: Container, learner: TransformerLearner, entries: Sequence[ChunkEntry], base: str
+    container: Container,
+    learner: TransformerLearner,
+    entries: Sequence[ChunkEntry],
+    base: str,
+    by_divergence: bool,
 ) -> Container:
     """Return a container with what is known of its chunks, its base model, and its logits now."""
+    task = dict(container.header.task)
     header = replace(
         container.header,
         base=replace(container.header.base, fingerprint=base),
         chunks=tuple(entries),
+        task=task | {MEASURE: "divergence"} if by_divergence else task,
         fingerprint=logits_fingerprint(learner.adapter.model),
     )
     return Container(header, container.chunks)
@@ -202,6 +243,7 @@ def _foreign_config(source: Source, folder: Path | None, texts: Texts) -> Finetu
     causal = source.task.get("task_type") == "CAUSAL_LM"
     return FinetuneConfig(
         model=model,
+        max_length=_LONGEST_TEXT if causal else FinetuneConfig.max_length,
         objective="causal" if causal else "classification",
         train_pooler=any("pooler" in name for name in source.tensors.modules),
         orthogonality_weight=0.0,

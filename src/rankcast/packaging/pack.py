@@ -49,7 +49,8 @@ class Cost:
 
     Attributes:
         lost_energy: share of the energy of its low-rank updates; None if it has none.
-        loss: of the adapter as it was, on the validation texts [nats]; None if nobody measured.
+        loss: of the adapter as it was, on the validation texts [nats], or 0 where its divergence
+            is measured; None if nobody measured.
         accuracy: likewise, a share.
     """
 

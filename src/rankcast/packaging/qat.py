@@ -30,19 +30,21 @@ CHECKPOINT = "unfinished.pt"
 
 @dataclass(frozen=True)
 class QatResult:
-    """Outcome of the training, on the validation texts.
+    """Outcome of the training, on texts that were not trained on.
 
     Attributes:
         n_bits: of the file that `rankcast pack` makes of the adapter.
         float32_bits: of the adapter before, in float32.
         before: the adapter as it was.
         after: the adapter as decoded from that file.
+        n_cut: texts to judge by whose answer was too long and lost its end.
     """
 
     n_bits: int
     float32_bits: int
     before: Evaluation
     after: Evaluation
+    n_cut: int = 0
 
 
 def train_on_rounded_weights(
@@ -197,4 +199,5 @@ def _judged(
     container = pack_at_exponent(coded, coding.exponent)
     load_tensors(learner.adapter, container.tensors())
     after = learner.evaluate("validation")
-    return QatResult(container.n_bits, 32 * source.tensors.n_params, before, after)
+    n_cut = learner.n_cut("validation")
+    return QatResult(container.n_bits, 32 * source.tensors.n_params, before, after, n_cut)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from rankcast.config.learner import DatasetConfig, FinetuneConfig, check_answer_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,11 +12,52 @@ class Texts:
     """Texts and model, where an adapter's folder does not say. A run of rankcast knows its own."""
 
     texts: str | None = None
-    """Labelled texts: a file, a folder with one file a split, or a data set on the Hugging Face
-    hub. A run of rankcast knows its own."""
+    """Texts: a file, a folder with one file a split, or a data set on the Hugging Face hub. With
+    labels for a classifier; for a language model best prompts with answers, by which alone it is
+    judged then. A run of rankcast knows its own."""
+    held_out: str | None = None
+    """File of texts to judge by, which are not trained on; a part of --texts by default."""
     base_model: str | None = None
     """The base model: a folder, or its name on the hub. A run knows its own."""
     text_column: str = "text"
     """Column of the texts in --texts."""
     label_column: str = "label"
     """Column of the classes in --texts."""
+    prompt_column: str | None = None
+    """Column of prompts in --texts, for a language model; goes with --completion-column."""
+    completion_column: str | None = None
+    """Column of what each prompt is to be answered with."""
+    messages_column: str | None = None
+    """Instead of both, column of chats: lists of messages with role and content, or their JSON."""
+    batch_size: int | None = None
+    """Texts of a training step and of a forward pass: fewer take less memory."""
+    max_length: int | None = None
+    """Tokens at which texts are cut."""
+
+    def __post_init__(self) -> None:
+        """Refuse columns that do not go together."""
+        check_answer_columns(self.prompt_column, self.completion_column, self.messages_column)
+
+    def data(self, known: DatasetConfig, objective: str) -> DatasetConfig:
+        """Return where the texts are.
+
+        Args:
+            known: what a run knows of its own; kept unless `texts` is set.
+            objective: `causal`, for which labels are not read, or `classification`.
+        """
+        if self.texts is None:
+            return known
+        return DatasetConfig(
+            source=self.texts,
+            text_column=self.text_column,
+            label_column=self.label_column if objective == "classification" else None,
+            prompt_column=self.prompt_column,
+            completion_column=self.completion_column,
+            messages_column=self.messages_column,
+        )
+
+    def sizes(self, config: FinetuneConfig) -> FinetuneConfig:
+        """Return settings with the batch size and the longest text that were asked for."""
+        if self.batch_size is not None:
+            config = replace(config, batch_size=self.batch_size, eval_batch_size=self.batch_size)
+        return config if self.max_length is None else replace(config, max_length=self.max_length)

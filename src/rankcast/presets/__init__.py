@@ -21,6 +21,9 @@ from rankcast.config.plain import check_moved, from_plain, to_plain
 from rankcast.config.run import RunConfig
 from rankcast.errors import ConfigError, nearest
 
+FOR_ENCODERS = ("demo", "sst2-minilm")
+"""Presets whose learning rates suit a small encoder that classifies."""
+
 
 def preset_names() -> dict[str, str]:
     """Return the name of every preset with its description."""
@@ -39,7 +42,7 @@ def load_preset(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     rate schedule, unless those are set themselves.
 
     Args:
-        name_or_path: `tiny`, `demo`, `sst2-minilm`, `paper`, or a file.
+        name_or_path: a name of `preset_names`, or a file.
         overrides: full names to values, such as `{"finetune.lr": 1e-3}`.
 
     Raises:

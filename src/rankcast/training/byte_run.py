@@ -82,15 +82,13 @@ class SizedAdapter:
         return {
             "bytes": self.file.n_bits // 8,
             "prefixes": [
-                {"bytes": p.n_bytes, "loss": e.loss, "accuracy": e.accuracy}
+                {"bytes": p.n_bytes, **e.to_plain()}
                 for p, e in zip(self.file.ladder, self.prefixes, strict=True)
             ],
             "rank": self.rank,
             "price_nats_per_bit": self.price,
-            "loss_before": self.before.loss,
-            "loss": self.after.loss,
-            "accuracy_before": self.before.accuracy,
-            "accuracy": self.after.accuracy,
+            **self.before.to_plain("_before"),
+            **self.after.to_plain(),
             "n_texts": self.after.n_examples,
         }
 

@@ -41,8 +41,7 @@ class ComparisonRow:
             "allocator": self.allocator,
             "ranks": self.plan.ranks.tolist(),
             **cost_of(self.plan),
-            "accuracy": self.judged.accuracy,
-            "loss": self.judged.loss,
+            **self.judged.to_plain(),
         }
 
 

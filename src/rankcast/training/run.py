@@ -20,6 +20,7 @@ from rankcast.config.run import EnvConfig, RunConfig
 from rankcast.env.mdp import AllocationMdp, Outcome
 from rankcast.errors import CheckpointError, ConfigError, RankcastError
 from rankcast.learner.datasets import load_dataset
+from rankcast.learner.protocol import Evaluation
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.link.build import expected_db, link_states, reference_db, snr_process
 from rankcast.link.rate_models import rate_model_of
@@ -89,11 +90,17 @@ class Judgement:
         accuracy: share of right answers.
         loss: mean task loss.
         correct: (n,) share of right answers of each text.
+        exact_match: of a language model: share of texts that were right in every token.
     """
 
     accuracy: float
     loss: float
     correct: FloatArray
+    exact_match: float | None = None
+
+    def to_plain(self) -> dict[str, float]:
+        """Return all but the single texts, without what does not apply."""
+        return Evaluation(self.loss, self.accuracy, len(self.correct), self.exact_match).to_plain()
 
 
 class Session:
@@ -178,11 +185,9 @@ class Session:
         key = (self.step, split, *ranks.tolist())
         if key not in self._judged:
             loss, correct, count = self.learner.judge_texts(split, ranks, None)
-            total = max(count.sum(), 1)
+            found = self.learner.evaluation_of(loss, correct, count)
             self._judged[key] = Judgement(
-                float(correct.sum() / total),
-                float(loss.sum() / total),
-                correct / np.maximum(count, 1),
+                found.accuracy, found.loss, correct / np.maximum(count, 1), found.exact_match
             )
         return self._judged[key]
 
@@ -374,9 +379,10 @@ def _result(session: Session, command: Sequence[str], wall_s: float) -> dict[str
     for snr_db in config.link.iid.values_db:
         plan = planner.plan(planner.link(snr_db))
         splits = {name: session.judge(name, plan.ranks) for name in ("validation", "test")}
-        accuracy = {f"{name}_accuracy": judged.accuracy for name, judged in splits.items()}
-        loss = {f"{name}_loss": judged.loss for name, judged in splits.items()}
-        links.append({"snr_db": snr_db} | cost_of(plan) | accuracy | loss)
+        row = {"snr_db": snr_db} | cost_of(plan)
+        for name, judged in splits.items():
+            row |= {f"{name}_{key}": value for key, value in judged.to_plain().items()}
+        links.append(row)
     return {
         "policy": session.policy.name,
         "steps": session.step,
