@@ -18,7 +18,8 @@ import torch
 from helpers.models import adapted, logits, tiny_model
 from rankcast.adapters.arrays import tensors_of
 from rankcast.adapters.elastic import ElasticAdapter
-from rankcast.codec.formats.gguf import permuted, write_gguf
+from rankcast.codec.formats.gguf import interleaved_rows, write_gguf
+from rankcast.codec.formats.gguf_architecture import GgufArchitecture
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import CodecError, ConfigError
 from rankcast.records import Projection
@@ -31,6 +32,9 @@ def ranked(architecture: str) -> tuple[ElasticAdapter, AdapterTensors]:
     n = adapter.layout.n_projections
     adapter.set_ranks(np.random.default_rng(0).integers(0, 5, n))
     return adapter, tensors_of(adapter)
+
+
+LLAMA = GgufArchitecture("llama", 2, 2, 1, interleaved=True, tied=False)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -52,7 +56,7 @@ def test_llama_cpp_has_the_same_logits(architecture: str, tmp_path: Path) -> Non
     adapter, tensors = ranked(architecture)
     model = tiny_model(architecture, causal=True)
     config = model.config.to_dict()
-    path = write_gguf(tensors, tmp_path / "a.gguf", config)
+    path = write_gguf(tensors, tmp_path / "a.gguf", GgufArchitecture.of_config(config))
     fields, stored_lora = read(path)
     assert fields["general.type"] == "adapter"
     assert fields["adapter.type"] == "lora"
@@ -86,16 +90,14 @@ def test_llama_cpp_has_the_same_logits(architecture: str, tmp_path: Path) -> Non
 
 def test_rows_are_interleaved_by_head() -> None:
     rows = np.arange(12, dtype=np.float32)
-    assert permuted(rows, 2).tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
-    np.testing.assert_array_equal(permuted(rows, 3), llama_cpp_permute(rows, 3))
+    assert interleaved_rows(12, 2).tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+    np.testing.assert_array_equal(interleaved_rows(12, 3), llama_cpp_permute(rows, 3))
 
 
 def test_what_llama_cpp_cannot_take_is_refused(tmp_path: Path) -> None:
     _, tensors = ranked("llama")
-    config = tiny_model("llama", causal=True).config.to_dict()
+    config = LLAMA
     path = tmp_path / "a.gguf"
-    with pytest.raises(ConfigError, match="opt"):
-        write_gguf(tensors, path, {"model_type": "opt"})
     head = {"score.weight": np.zeros(2, np.float32)}
     with_head = dataclasses.replace(tensors, modules=head, carriage={"score.weight": "full"})
     with pytest.raises(CodecError, match=r"score\.weight"):
@@ -103,6 +105,24 @@ def test_what_llama_cpp_cannot_take_is_refused(tmp_path: Path) -> None:
     nothing = tuple(Factors(f.left[:, :0], f.right[:0]) for f in tensors.factors)
     with pytest.raises(CodecError, match="No component"):
         write_gguf(dataclasses.replace(tensors, factors=nothing), path, config)
+    with pytest.raises(CodecError, match=r"q_proj has 16 rows, which do not fit 3 heads"):
+        write_gguf(tensors, path, dataclasses.replace(LLAMA, n_heads=3))
+    with pytest.raises(CodecError, match="no name"):  # of the second layer
+        write_gguf(tensors, path, dataclasses.replace(LLAMA, n_layers=1))
+    first = tensors.projections[0].name
+    twice = [
+        dataclasses.replace(p, name=first) if p.kind == "o" else p for p in tensors.projections
+    ]
+    with pytest.raises(CodecError, match=r"are both blk\.0"):
+        write_gguf(dataclasses.replace(tensors, projections=tuple(twice)), path, LLAMA)
+    experts = "model.layers.0.mlp.experts.down_proj"
+    one = [
+        dataclasses.replace(p, name=experts) if p.kind == "o" else p for p in tensors.projections
+    ]
+    with pytest.raises(CodecError, match=r"all experts of .*experts\.down_proj in one weight"):
+        write_gguf(dataclasses.replace(tensors, projections=tuple(one)), path, LLAMA)
+    with pytest.raises(ConfigError, match="upgrade gguf"):
+        write_gguf(tensors, path, dataclasses.replace(LLAMA, name="from-the-future"))
     strange = tuple(dataclasses.replace(p, name=f"x.{p.name}") for p in tensors.projections)
     with pytest.raises(CodecError, match="no name"):
         write_gguf(dataclasses.replace(tensors, projections=strange), path, config)
@@ -112,7 +132,7 @@ def test_what_llama_cpp_cannot_take_is_refused(tmp_path: Path) -> None:
 def test_sorted_factors_serve_as_well(tmp_path: Path) -> None:
     _, tensors = ranked("llama")
     again = dataclasses.replace(tensors, factors=tuple(f.sorted() for f in tensors.factors))
-    config = tiny_model("llama", causal=True).config.to_dict()
+    config = LLAMA
     one = read(write_gguf(tensors, tmp_path / "a.gguf", config))[1]
     other = read(write_gguf(again, tmp_path / "b.gguf", config))[1]
     for name in one:
@@ -140,12 +160,13 @@ def test_an_output_layer_that_is_the_embedding_has_no_adapter(
     config = {"model_type": kind, "num_hidden_layers": 2, "num_attention_heads": 2}
     if tied is not None:
         config["tie_word_embeddings"] = tied
+    architecture = GgufArchitecture.of_config(config)
     path = tmp_path / "a.gguf"
     if is_refused:
         with pytest.raises(CodecError, match=r"lm_head.* tied .*merged weights"):
-            write_gguf(tensors, path, config)
+            write_gguf(tensors, path, architecture)
         assert not path.exists()
     else:
-        assert set(read(write_gguf(tensors, path, config))[1]) == {
+        assert set(read(write_gguf(tensors, path, architecture))[1]) == {
             "output.weight.lora_a", "output.weight.lora_b",
         }  # fmt: skip

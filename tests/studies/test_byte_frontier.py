@@ -21,7 +21,7 @@ from studies.byte_frontier import ours, runs, tuning
 from studies.byte_frontier import study as frontier_study
 from studies.byte_frontier.curves import curves_of, reference_of
 from studies.byte_frontier.methods import METHODS
-from studies.byte_frontier.nnc import code_with_nnc, qp_near, step_of_qp
+from studies.shared.nnc import code_with_nnc, qp_near, step_of_qp
 from studies.byte_frontier.ours import OurFile, Way
 from studies.byte_frontier.presentation import present
 from studies.byte_frontier.runs import common_folder, run_tuning

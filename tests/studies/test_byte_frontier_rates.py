@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from studies.byte_frontier.rates import bd_rate, bytes_at, frontier, upper_hull
+from studies.shared.rates import bd_rate, bytes_at, frontier, upper_hull
 
 CURVE = [(100.0, 0.80), (200.0, 0.84), (400.0, 0.86)]
 points = st.lists(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -24,7 +25,8 @@ from rankcast.errors import ConfigError, RankcastError
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from rankcast.edge.activate import Activator
+    from rankcast.codec.formats.gguf_architecture import GgufArchitecture
+    from rankcast.edge.activate import Activator, Candidate
     from rankcast.edge.advice import RadioLink
     from rankcast.edge.state import DeviceState
     from rankcast.edge.sync import EdgeClient, SyncResult
@@ -48,8 +50,8 @@ class _DeviceOptions:
     base_fingerprint: str | None = None
     """Fingerprint of the base model on this device, 64 hexadecimal digits."""
     base_model: Path | None = None
-    """Folder of the base model: to take the fingerprint from (without torch for most families),
-    for gguf, and where a module travels as a difference."""
+    """The base model, a GGUF or a folder: to take the fingerprint from (without torch for most
+    families), for gguf, and where a module travels as a difference."""
     format: Literal["peft", "vllm", "gguf", "rcast"] = "peft"
     """Format to write: peft is a LoRA with a rank for each projection, vllm is padded to one rank,
     gguf is for llama.cpp, rcast is the file as it came."""
@@ -64,6 +66,12 @@ class _DeviceOptions:
     vllm_url: str | None = None
     """Address of a running vLLM, such as http://127.0.0.1:8000, to load the adapter into by its
     name; instead of a hook."""
+    llama_url: str | None = None
+    """Address of a running llama-server, such as http://127.0.0.1:8080, to bring the adapter into;
+    rankcast edge prepare says how to start it. Its key, if it asks for one, is taken from
+    RANKCAST_LLAMA_KEY. With --hook, that command makes it read its adapter files."""
+    llama_wait_s: float = 120.0
+    """Time for llama-server to fall asleep, or to start again after the hook [s]."""
     root: Path | None = None
     """First root metadata of whoever publishes, if this device has none yet."""
     root_sha256: str | None = None
@@ -102,13 +110,13 @@ class _DeviceOptions:
             radio=self._radio(),
             fetch=FetchSettings(max_bps=self.max_bps),
         )
-        token = self._token()
+        token, fingerprints = self._token(), self._fingerprints()
         source = verify.signed_source(
             self.server, self.folder, token=token, root=self.root, root_sha256=self.root_sha256
         )
         return sync.EdgeClient(
-            self.server, self.adapter, self._fingerprints(), self.folder, source,
-            self._activator(), settings=settings, token=token,
+            self.server, self.adapter, fingerprints, self.folder, source,
+            self._activator(fingerprints), settings=settings, token=token,
         )  # fmt: skip
 
     def _radio(self) -> RadioLink | None:
@@ -142,37 +150,74 @@ class _DeviceOptions:
             return [self.base_fingerprint]
         if self.base_model is None:
             raise ConfigError(
-                "Which base model has this device? Give --base-fingerprint, or its folder with "
-                "--base-model."
+                "Which base model has this device? Give --base-fingerprint, or its GGUF or folder "
+                "with --base-model."
             )
+        from rankcast.edge.base import fingerprints_of
         from rankcast.packaging.base_model import base_fingerprints_of_folder
 
-        return base_fingerprints_of_folder(self.base_model)
+        return fingerprints_of(self.base_model, self.folder, base_fingerprints_of_folder)
 
-    def _activator(self) -> Activator:
-        from rankcast.codec.formats.gguf import read_base_config
+    def _activator(self, fingerprints: Sequence[str]) -> Activator:
         from rankcast.edge.engines.folder import WriteAdapter
         from rankcast.edge.engines.vllm import VllmEndpoint
         from rankcast.packaging.export import in_full_on
 
         refuse_both(hook=self.hook, vllm_url=self.vllm_url)
-        target = self.folder / "adapter" if self.output is None else self.output
+        refuse_both(llama_url=self.llama_url, vllm_url=self.vllm_url)
+        target, base = adapter_folder(self.folder, self.output), self.base_model
         if self.vllm_url is not None:
             return VllmEndpoint(self.vllm_url, self.adapter, target)
-        base = self.base_model
-        config = read_base_config(base) if base is not None and self.format == "gguf" else None
         try:
             hook = shlex.split(self.hook or "")
         except ValueError as error:
             raise ConfigError(f"--hook cannot be read as a command: {error}.") from error
+        if self.llama_url is not None:
+            return self._llama_server(self.llama_url, target, fingerprints, hook)
         return WriteAdapter(
             self.format,
             target,
-            config,
+            self._architecture(fingerprints) if self.format == "gguf" else None,
             None if base is None else lambda tensors, header: in_full_on(base, tensors, header),
             hook,
             self.hook_timeout_s,
         )
+
+    def _llama_server(
+        self, url: str, target: Path, fingerprints: Sequence[str], hook: Sequence[str]
+    ) -> Activator:
+        from rankcast.edge.engines.llama_api import LlamaApi
+        from rankcast.edge.engines.llama_server import LlamaServer
+        from rankcast.edge.engines.llama_slots import Slots
+
+        if self.base_model is None or self.base_model.is_dir():
+            raise ConfigError(
+                "--llama-url needs the GGUF that the server runs: name it with --base-model."
+            )
+        return LlamaServer(
+            LlamaApi(url, api_key=os.environ.get("RANKCAST_LLAMA_KEY")),
+            Slots(target, self.adapter, self.base_model),
+            self._architecture(fingerprints),
+            hook,
+            self.hook_timeout_s,
+            self.llama_wait_s,
+        )
+
+    def _architecture(self, fingerprints: Sequence[str]) -> Callable[[Candidate], GgufArchitecture]:
+        """Return what gives the base model's architecture for an adapter.
+
+        Raises:
+            ConfigError: no base model was named, or it has no configuration.
+        """
+        from rankcast.codec.formats.gguf import read_base_config
+        from rankcast.edge.base import architecture_on
+
+        base = self.base_model
+        if base is None:
+            raise ConfigError("GGUF needs to know the base model: name it with --base-model.")
+        if not base.is_file():
+            read_base_config(base)  # what is missing is said before anything is fetched
+        return lambda candidate: architecture_on(base, fingerprints, candidate.manifest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +353,47 @@ class EdgeWatch(_DeviceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EdgePrepare:
+    """Write the adapter files that a llama-server is started with, and say how to start it.
+
+    rankcast edge prepare --adapter demo --folder /var/lib/demo --base-model models/gemma.gguf
+
+    The two files change nothing until rankcast edge sync --llama-url brings a release into them.
+    Files that are there already stay.
+    """
+
+    adapter: str
+    """Name of the adapter."""
+    folder: Path
+    """Folder for blobs and state; the same as for rankcast edge sync."""
+    base_model: Path
+    """GGUF of the base model that the server runs."""
+    output: Path | None = None
+    """Folder of the two files; FOLDER/adapter if left out."""
+    sleep_idle_seconds: int = 5
+    """Idle time after which the server sleeps, and reads the files as it wakes [s]."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Write the files and print the command."""
+        from rankcast.edge.engines.llama_server import start_command
+        from rankcast.edge.engines.llama_slots import SLOTS, Slots
+        from rankcast.release.manifest import checked_name
+
+        target = adapter_folder(self.folder, self.output)
+        slots = Slots(target, checked_name(self.adapter), self.base_model)
+        slots.prepare()
+        command = start_command(slots, self.sleep_idle_seconds)
+        if self.json:
+            files = [str(slots.path(slot)) for slot in SLOTS]
+            print_json({"files": files, "command": command})
+        else:
+            print(command)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EdgeStatus:
     """Show the active adapter, what went wrong, and what happened.
 
@@ -344,8 +430,14 @@ class Edge:
     COMMANDS: ClassVar[dict[str, type[Any]]] = {
         "sync": EdgeSync,
         "watch": EdgeWatch,
+        "prepare": EdgePrepare,
         "status": EdgeStatus,
     }
+
+
+def adapter_folder(folder: Path, output: Path | None) -> Path:
+    """Return where a device writes adapters."""
+    return folder / "adapter" if output is None else output
 
 
 def _print_result(result: SyncResult, *, as_json: bool) -> None:
@@ -369,7 +461,7 @@ def _show_state(state: DeviceState) -> None:
         if prefix is None:
             console.print(f"{state.adapter}, {role}: none.")
             continue
-        worth = "" if prefix.loss is None else f", expected loss {prefix.loss:.4f}"
+        worth = "" if prefix.loss is None else f", expected {prefix.measure} {prefix.loss:.4f}"
         console.print(
             f"{state.adapter}, {role}: version {prefix.version}, file {prefix.file_index}, "
             f"{prefix.n_chunks} chunks{worth}."

@@ -42,6 +42,9 @@ class Export:
     base_model: Path | None = None
     """Folder of the base model: for gguf (its config.json), for merged, whose folder has to be new,
     and where a module travels as a difference."""
+    base_gguf: Path | None = None
+    """GGUF of the base model: for gguf, instead of the folder. With both, the order of the rows is
+    measured where it is not known what llama.cpp's converter does."""
     run_folder: OptionalRun = None
     """Folder of a trained run."""
     snr_db: float | None = None
@@ -68,7 +71,10 @@ class Export:
 
         whole = load(file, prefix=self.prefix)
         used = whole if self.chunks is None else whole.prefix(self.chunks)
-        tensors = export(used, self.format, self.output, base_model=self.base_model)
+        if self.base_gguf is not None and self.format != "gguf":
+            raise ConfigError("--base-gguf is for --format gguf.")
+        bases = {"base_model": self.base_model, "base_gguf": self.base_gguf}
+        tensors = export(used, self.format, self.output, **bases)
         what = {"gguf": "GGUF LoRA", "merged": "the model with the adapter merged in"}
         method = str(tensors.config.get("peft_type", "LoRA"))
         rank = f", mean rank {tensors.ranks.mean():.2f}" if tensors.projections else ""

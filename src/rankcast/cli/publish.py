@@ -18,6 +18,8 @@ from rankcast.errors import ConfigError, UnavailableError
 if TYPE_CHECKING:
     from rankcast.codec.container import Container
     from rankcast.release.manifest import Choice, Manifest
+    from rankcast.release.proof import Proof
+    from rankcast.release.runs_on import BaseCopy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,9 @@ class Publish(SigningOptions):
     --snr-db -5 0 5 10 15
 
     rankcast publish my.rcast --base-model models/llama --name demo --store store --keys ~/keys
+
+    rankcast publish my.rcast --base-model models/llama --runs-on llama-Q4_K_M.gguf --name demo
+    --store store --keys ~/keys
 
     A folder is packed first, as rankcast pack does. Publishing the same again changes nothing. The
     store can be handed out by any web server; the keys make the difference.
@@ -60,7 +65,13 @@ class Publish(SigningOptions):
     """Deadline of transfers over those links [s]; the run's own if left out."""
     base_model: Path | None = None
     """Folder of the base model, by whose fingerprint a release names it: for adapters of PEFT that
-    were packed without --base-model."""
+    were packed without --base-model, to check --runs-on, and to record what the adapter changes."""
+    runs_on: tuple[Path, ...] | None = None
+    """Copies of the base model that devices may have: GGUF files, or folders of safetensors. Those
+    of the release before stay if left out."""
+    proof: bool = True
+    """Whether to record with --base-model what a language model's adapter changes, so that devices
+    can prove that they answer with it; this needs torch."""
     update_from: tuple[int, ...] | None = None
     """Versions from which devices may get the difference in the place of whole files; the active
     one if left out. A device with another version fetches whole files."""
@@ -86,10 +97,11 @@ class Publish(SigningOptions):
             source, choices = self._planned()
         else:
             source, choices = self._as_they_are(), ()
+        copies, proof = self._copies(source), self._proof(source)
         manifest = publish(
             source, self.name, store, keys, datetime.now(UTC), choices=choices,
             allow_new_base=self.allow_new_base,
-            update_from=self.update_from if self.updates else (),
+            update_from=self.update_from if self.updates else (), runs_on=copies, proof=proof,
         )  # fmt: skip
         n_bytes, was_announced = sum(blob.n_bytes for blob in manifest.blobs), announce(manifest)
         if self.json:
@@ -103,6 +115,8 @@ class Publish(SigningOptions):
                     "planner": manifest.planner,
                     "bytes": n_bytes,
                     "updates": _sizes(manifest),
+                    "runs_on": [copy.to_plain() for copy in manifest.runs_on],
+                    "proof": manifest.proof is not None,
                     "broker_told": was_announced,
                 }
             )
@@ -112,6 +126,9 @@ class Publish(SigningOptions):
             f"{manifest.name} version {manifest.version} is active: {n_bytes:,} bytes in "
             f"{len(manifest.blobs)} blobs, for {base}."
         )
+        for copy in manifest.runs_on:
+            how = "not compared" if copy.error is None else f"weights off by {copy.error:.1%}"
+            print(f"Runs on {copy.words(manifest.base.name)}, {how}.")
         for file in _sizes(manifest):
             for size in file["bytes"]:
                 print(
@@ -138,6 +155,39 @@ class Publish(SigningOptions):
             pack(path, base_model=base) if path.is_dir() else with_base(load(path), base)
             for path in self.files
         ]
+
+    def _copies(self, source: Sequence[Container]) -> list[BaseCopy] | None:
+        """Return what --runs-on names; each is compared with the base model if that is here."""
+        if self.runs_on is None:
+            return None
+        from rankcast.packaging.copies import copy_of
+
+        return [copy_of(path, self.base_model, source[0].header) for path in self.runs_on]
+
+    def _proof(self, source: Sequence[Container]) -> Proof | None:
+        """Return what the adapter changes; None where nobody asks, or nothing can be measured."""
+        task = source[0].header.task.get("task_type")
+        if self.base_model is None or not self.proof or task != "CAUSAL_LM":
+            return None
+        from importlib.util import find_spec
+
+        if find_spec("torch") is None or find_spec("peft") is None:
+            print(
+                "rankcast: what the adapter changes is not recorded: that takes pip install "
+                "'rankcast[train]'.",
+                file=sys.stderr,
+            )
+            return None
+        from rankcast.packaging.prove import make_proof
+
+        proof = make_proof(source, self.base_model)
+        if proof is None:
+            print(
+                "rankcast: the adapter changes no next word by an amount that can be measured, so "
+                "that devices cannot prove that they answer with it.",
+                file=sys.stderr,
+            )
+        return proof
 
     def _planned(self) -> tuple[Sequence[Container], Sequence[Choice]]:
         """Return a file for each link, and what a policy or an allocator chose for which link."""

@@ -49,7 +49,6 @@ from rankcast.codec.quantiser import (
     LARGEST_INDEX,
     PER_RADIX,
     RADIX,
-    Float32Array,
     Indices,
     at_exponent,
     coarser,
@@ -165,12 +164,12 @@ class StreamState:
             for block in self.groups[g][:count]:
                 yield g, block
 
-    def components(self, group: int) -> list[list[Float32Array]]:
-        """Return the weights of both strips of each received block of a projection."""
+    def components(self, group: int) -> list[Block]:
+        """Return the blocks of a projection both strips of which have weights other than zero."""
         return [
-            [dequantise(strip.indices, block.exponent) for strip in block.strips]
+            block
             for block in self.groups[group]
-            if block.exponent is not None
+            if block.exponent is not None and all(strip.indices.any() for strip in block.strips)
         ]
 
     def tensor(self, group: int) -> NDArray[Any] | None:

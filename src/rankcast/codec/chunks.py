@@ -30,13 +30,13 @@ from rankcast.codec.blocks import (
     lead_digits,
 )
 from rankcast.codec.entropy_model import best_tail, magnitude_counts
-from rankcast.codec.header import SEGMENT, Header, module_shapes
+from rankcast.codec.header import SEGMENT, Header, ModuleShape, module_shapes
 from rankcast.codec.layout import Layout
 from rankcast.codec.piece import Counts, PieceHead, best_counts, code_counts
-from rankcast.codec.quantiser import Float32Array, quantise, step_of
-from rankcast.codec.spool import Collector
+from rankcast.codec.quantiser import quantise, step_of
+from rankcast.codec.spool import Collector, QuantisedFactors
 from rankcast.codec.symbols import SymbolReader, SymbolWriter
-from rankcast.codec.tensors import AdapterTensors, Carriage, Factors
+from rankcast.codec.tensors import AdapterTensors, Carriage
 from rankcast.errors import CodecError
 from rankcast.records import IntArray
 
@@ -341,6 +341,30 @@ def decode(header: Header, chunks: Sequence[bytes]) -> AdapterTensors:
     return _assembled(header, layout, received())
 
 
+def ranks_of_prefixes(header: Header, chunks: Sequence[bytes]) -> tuple[list[ChunkPlan], IntArray]:
+    """Decode every prefix, one segment after the other, and return what is to be said of them.
+
+    Returns:
+        What each chunk brings, and (n_chunks, N) the ranks of the prefix that ends with it.
+
+    Raises:
+        CodecError: a damaged chunk, or numbers that do not fit their type.
+    """
+    layout, n = Layout.of(header), len(header.projections)
+    parts = [pieces_of(chunk, len(layout.segments)) for chunk in chunks]
+    ranks, plans = np.zeros((len(chunks), n), dtype=np.int64), [[] for _ in chunks]
+    for i, groups in enumerate(layout.segments):
+        state = layout.state(i)
+        for j, pieces in enumerate(parts):
+            plans[j].append(refine(state, pieces[i]))
+            for g, received in zip(groups, _received(state), strict=True):
+                if g < n:
+                    ranks[j, g] = len(received)
+                elif received is not None:
+                    _cast(received, header.modules[layout.items[g] - n])
+    return [_joined_plans(layout, of_chunk) for of_chunk in plans], ranks
+
+
 def plan_of_chunk(layout: Layout, data: bytes) -> ChunkPlan:
     """Return what a chunk brings, from its first symbols alone.
 
@@ -395,8 +419,8 @@ def _received(state: StreamState) -> Iterator[Any]:
 def _assembled(header: Header, layout: Layout, received: Iterator[Any]) -> AdapterTensors:
     """Return the adapter that the groups amount to, on the disk if it has several segments."""
     collector = Collector(None if header.segment is None else 0)
-    factors = collector.factors(
-        _factors(blocks, p.d_out, p.d_in)
+    factors = collector.quantised(
+        _quantised(blocks, p.d_out, p.d_in)
         for p, blocks in zip(header.projections, received, strict=False)
     )
     modules = collector.tensors(_modules(header, layout, received))
@@ -423,16 +447,27 @@ def _modules(
             for part, shape in zip(parts, shapes, strict=True)
         ]
         values = np.concatenate(filled) if filled[1:] else filled[0]
-        cast = values.astype(dtype, copy=False)
-        if cast is not values and not np.array_equal(cast, values):
-            raise CodecError(f"{module.name} holds numbers that are no {module.dtype}.")
-        yield module.name, cast.reshape(module.shape)
+        yield module.name, _cast(values, module).reshape(module.shape)
 
 
-def _factors(blocks: list[list[Float32Array]], d_out: int, d_in: int) -> Factors:
-    """Return the components that are other than zero."""
-    alive = [(left, right) for left, right in blocks if left.any() and right.any()]
-    if not alive:
-        return Factors(np.zeros((d_out, 0), np.float32), np.zeros((0, d_in), np.float32))
-    lefts, rights = zip(*alive, strict=True)
-    return Factors(np.stack(lefts, axis=1), np.stack(rights))
+def _cast(values: NDArray[Any], module: ModuleShape) -> NDArray[Any]:
+    """Return numbers of a tensor in its type.
+
+    Raises:
+        CodecError: they do not fit it.
+    """
+    cast = values.astype(np.dtype(module.dtype), copy=False)
+    if cast is not values and not np.array_equal(cast, values):
+        raise CodecError(f"{module.name} holds numbers that are no {module.dtype}.")
+    return cast
+
+
+def _quantised(blocks: list[Block], d_out: int, d_in: int) -> QuantisedFactors:
+    """Return the components of a projection."""
+    left, right = (np.empty((len(blocks), d), dtype=np.int32) for d in (d_out, d_in))
+    steps = np.empty(len(blocks), dtype=np.float32)
+    for k, block in enumerate(blocks):
+        assert block.exponent is not None
+        left[k], right[k] = (strip.indices for strip in block.strips)
+        steps[k] = step_of(block.exponent)
+    return QuantisedFactors(left, right, steps)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from rankcast.codec.chunks import ChunkPlan, Decoder, decode, encode
-from rankcast.codec.formats.gguf import read_base_config, write_gguf
+from rankcast.codec.chunks import ChunkPlan, Decoder, decode, encode, ranks_of_prefixes
+from rankcast.codec.formats.gguf import write_gguf
+from rankcast.codec.formats.gguf_order import architecture_of
 from rankcast.codec.formats.peft import write_peft
 from rankcast.codec.header import LARGEST_PARAMS, Header, header_bytes, read_header
 from rankcast.codec.packing import (
@@ -29,6 +30,7 @@ from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError, ConfigError, check_choice
 from rankcast.files import put_file
 from rankcast.naming import public_config, public_name
+from rankcast.records import IntArray
 
 Format = Literal["peft", "vllm", "gguf", "merged", "rcast"]
 """`peft`: a LoRA with a rank for each projection. `vllm`: the same padded to one rank, as vLLM and
@@ -111,6 +113,17 @@ class Container:
             plan = decoder.add(chunk)
             yield plan, decoder.tensors()
 
+    def ranks(self) -> tuple[list[ChunkPlan], IntArray]:
+        """Decode every prefix as `decoded` does, and keep no more than a segment in memory.
+
+        Returns:
+            What each chunk brings, and (n_chunks, N) the ranks of the prefix that ends with it.
+
+        Raises:
+            CodecError: damaged chunks.
+        """
+        return ranks_of_prefixes(self.header, self.chunks)
+
     def to_bytes(self) -> bytes:
         """Return the file."""
         return header_bytes(self.header) + b"".join(self.chunks)
@@ -127,6 +140,7 @@ class Container:
         output: str | os.PathLike[str],
         *,
         base_model: str | os.PathLike[str] | None = None,
+        base_gguf: str | os.PathLike[str] | None = None,
         tensors: AdapterTensors | None = None,
     ) -> Path:
         """Write the adapter for another program, without torch.
@@ -138,11 +152,14 @@ class Container:
             format: see `Format`.
             output: folder to write; for `gguf` and `rcast` the file.
             base_model: folder of the base model, for `gguf`, which needs its config.json.
+            base_gguf: a GGUF of the base model, for `gguf`, instead of the folder; with both, an
+                order of rows that is not known is measured.
             tensors: the adapter, where it has been decoded already.
 
         Raises:
             CodecError: damaged chunks, or an adapter that the format cannot carry.
             ConfigError: no such format, or one that needs the base model.
+            ModelError: a base model that cannot be read.
         """
         check_choice("format", format, get_args(Format))
         if format == "rcast":
@@ -154,8 +171,7 @@ class Container:
             )
         tensors = self.tensors() if tensors is None else tensors
         if format == "gguf":
-            config = None if base_model is None else read_base_config(base_model)
-            return write_gguf(tensors, output, config)
+            return write_gguf(tensors, output, architecture_of(base_model, base_gguf))
         return write_peft(
             tensors,
             output,

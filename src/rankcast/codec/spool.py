@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any
@@ -11,10 +12,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rankcast.codec.quantiser import Float32Array
 from rankcast.codec.tensors import Factors, LazyFactors, LazyTensors
 from rankcast.errors import CodecError
 
 Loader = Callable[[], NDArray[Any]]
+_NARROW = tuple(map(np.dtype, (np.int8, np.int16, np.int32)))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class QuantisedFactors:
+    """Factors of a projection as they were decoded, a quarter of their size in float32 or a half.
+
+    Attributes:
+        left: (r, d_out) indices of the left factor's columns.
+        right: (r, d_in) indices of the right factor's rows.
+        steps: (r,) of the components.
+    """
+
+    left: NDArray[np.signedinteger[Any]]
+    right: NDArray[np.signedinteger[Any]]
+    steps: Float32Array
+
+    def factors(self) -> Factors:
+        """Return the middles of the cells."""
+        left = np.empty(self.left.shape[::-1], np.float32)
+        np.multiply(self.left.T, self.steps, out=left, casting="same_kind", dtype=np.float32)
+        right = self.right.astype(np.float32)
+        right *= self.steps[:, None]
+        return Factors(left, right)
 
 
 class Collector:
@@ -30,11 +56,37 @@ class Collector:
 
     def factors(self, factors: Iterable[Factors]) -> tuple[Factors, ...] | LazyFactors:
         """Return factors, each of which is let go before the next one is asked for."""
-        loaders, ranks = [], []
-        for f in factors:
-            loaders.append((self._keep(f.left), self._keep(f.right)))
-            ranks.append(f.rank)
-        lazy = LazyFactors(tuple(ranks), lambda i: Factors(loaders[i][0](), loaders[i][1]()))
+        return self._lazy((f.rank, self._both(f.left, f.right, Factors)) for f in factors)
+
+    def quantised(self, factors: Iterable[QuantisedFactors]) -> tuple[Factors, ...] | LazyFactors:
+        """Return factors of their indices, which lie on the disk in as few bytes as they need."""
+        if self._left is None:
+            return tuple(f.factors() for f in factors)
+        return self._lazy((len(f.steps), self._quantised(f)) for f in factors)
+
+    def _quantised(self, f: QuantisedFactors) -> Callable[[], Factors]:
+        steps = f.steps  # not `f`, which is to be let go
+        return self._both(
+            _narrowed(f.left),
+            _narrowed(f.right),
+            lambda left, right: QuantisedFactors(left, right, steps).factors(),
+        )
+
+    def _both(
+        self, left: NDArray[Any], right: NDArray[Any], made: Callable[..., Factors]
+    ) -> Callable[[], Factors]:
+        """Keep two arrays; return what makes factors of them again."""
+        load_left, load_right = self._keep(left), self._keep(right)
+        return lambda: made(load_left(), load_right())
+
+    def _lazy(
+        self, kept: Iterable[tuple[int, Callable[[], Factors]]]
+    ) -> tuple[Factors, ...] | LazyFactors:
+        ranks, loaders = [], []
+        for rank, load in kept:
+            ranks.append(rank)
+            loaders.append(load)
+        lazy = LazyFactors(tuple(ranks), lambda i: loaders[i]())
         return tuple(lazy) if self._spool is None else lazy
 
     def tensors(self, tensors: Iterable[tuple[str, NDArray[Any]]]) -> Mapping[str, NDArray[Any]]:
@@ -90,6 +142,13 @@ class _Spool:
             return result
 
         return load
+
+
+def _narrowed(indices: NDArray[Any]) -> NDArray[Any]:
+    """Return integers in the narrowest type that has them all."""
+    low, high = indices.min(initial=0), indices.max(initial=0)
+    fits = (t for t in _NARROW if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
+    return indices.astype(next(fits), copy=False)
 
 
 def _no_room(error: OSError) -> CodecError:

@@ -17,6 +17,7 @@ from typing import Protocol
 from rankcast.codec.container import Container, read_container
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.edge.fetch import BlobCache, Fetched
+from rankcast.edge.manifests import KeptManifests
 from rankcast.edge.state import DeviceState, LastError, ReleasePrefix, StateFile
 from rankcast.errors import CodecError, DeliveryError, RankcastError, UnavailableError
 from rankcast.release.manifest import Manifest, blob_of
@@ -35,14 +36,18 @@ class Candidate:
         prefix: what it is.
         container: header and the chunks of the prefix.
         tensors: the adapter that they are.
+        manifest: of its release; None where it was lost.
     """
 
     prefix: ReleasePrefix
     container: Container
     tensors: AdapterTensors
+    manifest: Manifest | None = None
 
     @classmethod
-    def load(cls, prefix: ReleasePrefix, cache: BlobCache) -> Candidate:
+    def load(
+        cls, prefix: ReleasePrefix, cache: BlobCache, manifest: Manifest | None = None
+    ) -> Candidate:
         """Read a prefix whose blobs are all here.
 
         Raises:
@@ -57,7 +62,7 @@ class Candidate:
                 f"The header of {prefix.label} names other chunks than its release. Ask whoever "
                 f"published to publish again."
             )
-        return cls(prefix, container, container.tensors())
+        return cls(prefix, container, container.tensors(), manifest)
 
 
 class Activator(Protocol):
@@ -101,6 +106,7 @@ class Activation:
     Attributes:
         states: the state and its file.
         cache: of blobs.
+        manifests: of what is here.
         activator: makes an adapter active.
         health: says whether the device works with it; None if nobody can say.
         most_attempts: activations of one prefix that may be cut short before it is given up.
@@ -108,6 +114,7 @@ class Activation:
 
     states: StateFile
     cache: BlobCache
+    manifests: KeptManifests
     activator: Activator
     health: Callable[[], bool] | None
     most_attempts: int
@@ -130,6 +137,10 @@ class Activation:
         if active is not None and self.activator.active() != active.label:
             self._put_back()
         return self.state.active
+
+    def candidate(self, prefix: ReleasePrefix) -> Candidate:
+        """Read a prefix whose blobs are all here; see `Candidate.load` for what it raises."""
+        return Candidate.load(prefix, self.cache, self.manifests.get(prefix.version))
 
     def begin_fetch(self, manifest: Manifest) -> None:
         """Write down that blobs are coming, and make room for them."""
@@ -154,7 +165,8 @@ class Activation:
                 active, and this one may be tried again.
         """
         prefix = candidate.prefix
-        self.states.change(phase="activating", pending=prefix, attempts=attempts)
+        rejected = tuple(label for label in self.state.rejected if label != prefix.label)
+        self.states.change(phase="activating", pending=prefix, attempts=attempts, rejected=rejected)
         try:
             self.activator.activate(candidate)
             self._check_health()
@@ -170,9 +182,7 @@ class Activation:
         self.states.note("activated", prefix.label)
         self.states.change(
             with_backup=True, phase="idle", active=prefix, pending=None, attempts=0,
-            previous=self.state.previous if before == prefix else before,
-            rejected=tuple(label for label in self.state.rejected if label != prefix.label),
-            last_error=None,
+            previous=self.state.previous if before == prefix else before, last_error=None,
         )  # fmt: skip
         return None
 
@@ -182,6 +192,7 @@ class Activation:
         self.activator.discard({prefix.label for prefix in kept})
         wanted = {blob.sha256 for blob in (*manifest.blobs, *manifest.update_blobs)}
         self.cache.collect(wanted.union(*(prefix.blobs for prefix in kept)))
+        self.manifests.collect({manifest.version, *(prefix.version for prefix in kept)})
 
     def idle(self) -> None:
         """Write down that there is nothing to do."""
@@ -199,12 +210,14 @@ class Activation:
     def _resume_pending(self, pending: ReleasePrefix) -> None:
         attempts = self.state.attempts + 1
         try:
+            if pending.label in self.state.rejected:  # and what it replaced could not be put back
+                raise DeliveryError(f"{pending.label} failed its proof before.")
             if attempts > self.most_attempts:
                 raise DeliveryError(
                     f"The activation of {pending.label} was cut short {self.state.attempts} times; "
                     f"it is given up."
                 )
-            candidate = Candidate.load(pending, self.cache)
+            candidate = self.candidate(pending)
         except RankcastError as error:
             self._reject(pending, error)
             return
@@ -214,8 +227,12 @@ class Activation:
         """Put the adapter before back and remember that this one failed."""
         self.states.note("rolled-back", f"{prefix.label}: {error}")
         self.states.reject(prefix.label)
-        self._put_back()
         last_error = LastError.of(error, self.states.now())
+        try:
+            self._put_back()
+        except UnavailableError:
+            self.states.change(phase="failed", last_error=last_error)
+            raise
         self.states.change(phase="failed", pending=None, attempts=0, last_error=last_error)
 
     def _put_back(self) -> None:
@@ -232,7 +249,7 @@ class Activation:
             if self.activator.active() == prefix.label:
                 return
             try:
-                self.activator.restore(Candidate.load(prefix, self.cache))
+                self.activator.restore(self.candidate(prefix))
             except UnavailableError:
                 raise
             except RankcastError:

@@ -20,10 +20,11 @@ import httpx2
 import numpy as np
 
 from rankcast.codec.header import same_base
-from rankcast.edge.activate import Activation, Activator, Candidate
+from rankcast.edge.activate import Activation, Activator
 from rankcast.edge.advice import MeasuredLink, PlannedBy, RadioLink, advise
 from rankcast.edge.engines.folder import WriteAdapter
 from rankcast.edge.fetch import BlobCache, Fetched, Fetcher, FetchSettings
+from rankcast.edge.manifests import KeptManifests
 from rankcast.edge.state import DeviceState, ReleasePrefix, StateFile, utc_now
 from rankcast.edge.updating import Updated, UpdateResult, best_offer, take_update
 from rankcast.errors import (
@@ -37,6 +38,7 @@ from rankcast.errors import (
 from rankcast.files import only_one
 from rankcast.release.http import http_client
 from rankcast.release.manifest import Blob, Manifest, checked_fingerprint, checked_name
+from rankcast.release.runs_on import copy_with
 from rankcast.release.verify import signed_source
 
 Outcome = Literal["activated", "up-to-date", "rolled-back", "rejected"]
@@ -188,6 +190,7 @@ class EdgeClient:
         self._activation = Activation(
             StateFile(folder, self.adapter, self._runtime.now),
             BlobCache(folder / "blobs"),
+            KeptManifests(folder / "manifests"),
             activator or WriteAdapter("peft", folder / "adapter"),
             health,
             self.settings.most_attempts,
@@ -229,6 +232,7 @@ class EdgeClient:
             activation.resume()
             with _errors_told(http, activation):
                 manifest = self._manifest()
+                activation.manifests.put(manifest)
                 if manifest.version != activation.state.newest_version:  # for people who look
                     activation.states.change(newest_version=manifest.version)
                 link = radio or self.settings.radio or MeasuredLink(self._expected_bps())
@@ -243,7 +247,7 @@ class EdgeClient:
                     wanted, planned_by, left_s = updated.made(), "device", deadline_s
                 installer = _Installer(
                     http, self._fetcher(http), activation, manifest, planned_by, retry_rejected,
-                    updated,
+                    updated, self.base_fingerprints,
                 )  # fmt: skip
                 skipped = installer.skip(wanted)
                 if skipped is not None:
@@ -299,13 +303,7 @@ class EdgeClient:
                 self._runtime.sleep(backoff.wait_s(failures, self._runtime.rng))
         if manifest.name != self.adapter:
             raise TrustError(f"Asked for {self.adapter}, got a release of {manifest.name}.")
-        if not any(same_base(manifest.base.fingerprint, own) for own in self.base_fingerprints):
-            own = ", ".join(f"{fingerprint[:12]}…" for fingerprint in self.base_fingerprints)
-            raise ModelError(
-                f"{self.adapter} adapts {manifest.base.name or 'a model'} (fingerprint "
-                f"{str(manifest.base.fingerprint)[:12]}…), this device has another base model "
-                f"({own}). Install that model, or ask for another adapter."
-            )
+        check_runs_on(manifest, self.base_fingerprints)
         return manifest
 
     def _expected_bps(self) -> float:
@@ -340,6 +338,7 @@ class _Installer:
         planned_by: who chose the prefix.
         retry_rejected: whether to try again what failed its proof before.
         updated: what an update made of the release before.
+        fingerprints: of the base model on this device.
     """
 
     http: httpx2.Client
@@ -349,6 +348,7 @@ class _Installer:
     planned_by: PlannedBy
     retry_rejected: bool
     updated: UpdateResult
+    fingerprints: tuple[str, ...]
 
     def install(self, wanted: ReleasePrefix, deadline_s: float) -> SyncResult:
         """Fetch a prefix, or as much of it as arrives in time, and make it active.
@@ -367,17 +367,17 @@ class _Installer:
         if skipped is not None:
             return skipped
         try:
-            candidate = Candidate.load(here, activation.cache)
+            candidate = activation.candidate(here)
         except DeliveryError:  # a blob was damaged on this disk, and was dropped
             activation.end_fetch(self.fetcher.fetch(blobs[: len(here.blobs)], deadline_s))
-            candidate = Candidate.load(here, activation.cache)
+            candidate = activation.candidate(here)
         failure = activation.activate(candidate)
         if failure is None:
             activation.tidy(self.manifest)
         outcome = "activated" if failure is None else "rolled-back"
         words = failure or self.updated.words
         _report(self.http, outcome, activation.state, self._all(fetched), words)
-        words = failure or f"{here.label} is active. {self.updated.words}".strip()
+        words = failure or self._active_words(here)
         return self._result(outcome, words, fetched)
 
     def skip(self, wanted: ReleasePrefix, fetched: Fetched | None = None) -> SyncResult | None:
@@ -394,6 +394,12 @@ class _Installer:
             )
             return self._result("rejected", words, came)
         return None
+
+    def _active_words(self, here: ReleasePrefix) -> str:
+        """Say what is active, and on which copy of the base model if it is one."""
+        copy = copy_with(self.manifest.runs_on, self.fingerprints)
+        on = "" if copy is None else f" on {copy.words(self.manifest.base.name)}"
+        return f"{here.label} is active{on}. {self.updated.words}".strip()
 
     def _complete(self, wanted: ReleasePrefix, fetched: Fetched) -> ReleasePrefix:
         """Return as much of a prefix as is here."""
@@ -418,6 +424,33 @@ class _Installer:
         """Return what came, that of an update included."""
         came = self.updated.fetched
         return Fetched(came.n_bytes + fetched.n_bytes, came.elapsed_s + fetched.elapsed_s)
+
+
+def check_runs_on(manifest: Manifest, fingerprints: Sequence[str]) -> None:
+    """Refuse a release for another base model than a device has.
+
+    Args:
+        manifest: the release.
+        fingerprints: of the device's base model; one of them has to be the release's own, or that
+            of a copy that the release names.
+
+    Raises:
+        ModelError: another base model.
+    """
+    if any(same_base(manifest.base.fingerprint, own) for own in fingerprints):
+        return
+    if copy_with(manifest.runs_on, fingerprints) is not None:
+        return
+    base, own = manifest.base, ", ".join(f"{fingerprint[:12]}…" for fingerprint in fingerprints)
+    copies = "".join(
+        f", or {copy.words(base.name)} ({copy.fingerprint[:12]}…)" for copy in manifest.runs_on
+    )
+    raise ModelError(
+        f"{manifest.name} adapts {base.name or 'a model'} (fingerprint "
+        f"{str(base.fingerprint)[:12]}…){copies}; this device has another base model ({own}). "
+        f"Install that model, ask for another adapter, or, if this device's model is a copy of it, "
+        f"ask whoever publishes to name it with --runs-on."
+    )
 
 
 def early_prefix(manifest: Manifest, wanted: ReleasePrefix) -> ReleasePrefix | None:

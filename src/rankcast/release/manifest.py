@@ -6,8 +6,9 @@ by the SHA-256 of their bytes, so that they never change and any cache may keep 
 is a target of The Update Framework; what it names is trusted because it is.
 
 In the manifest's JSON, files are called `ladders` and chunks `rungs`: devices in the field read it.
-Updates to a file (`codec.update`) stand beside its chunks, where programs that know none pass over
-them.
+Updates to a file (`codec.update`) stand beside its chunks, and copies of the base model
+(`release.runs_on`) and a proof (`release.proof`) beside the files, where programs that know none of
+them pass over them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import Any, Literal, TypeGuard
 from rankcast.codec.container import Container
 from rankcast.codec.header import BaseModel, header_bytes, is_fingerprint
 from rankcast.errors import DeliveryError
+from rankcast.release.proof import Proof
+from rankcast.release.runs_on import MOST_COPIES, BaseCopy
 
 LARGEST_BLOB = 2**30
 """Bytes."""
@@ -225,6 +228,8 @@ class Manifest:
         planner: `solver`: the best of all prefixes is looked for; `policy`: the file that a trained
             policy chose for such a link comes first.
         choices: the policy's, empty for the solver.
+        runs_on: copies of the base model that the files run on, too.
+        proof: what the adapter changes; None if nobody measured it.
     """
 
     name: str
@@ -234,6 +239,8 @@ class Manifest:
     task: Mapping[str, Any]
     planner: PlannerName = "solver"
     choices: tuple[Choice, ...] = ()
+    runs_on: tuple[BaseCopy, ...] = ()
+    proof: Proof | None = None
 
     def __post_init__(self) -> None:
         """Check everything that could lead a reader astray.
@@ -268,6 +275,8 @@ class Manifest:
             raise DeliveryError("A release by a policy has its choices, one by the solver none.")
         for choice in self.choices:
             _check_choice(choice, len(self.files))
+        if len(self.runs_on) > MOST_COPIES:
+            raise DeliveryError(f"A release names at most {MOST_COPIES} copies of its base model.")
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
@@ -298,6 +307,11 @@ class Manifest:
         ]
         for choice in plain["choices"]:
             choice["ladder"] = choice.pop("file_index")
+        del plain["runs_on"], plain["proof"]
+        if self.runs_on:
+            plain["runs_on"] = [copy.to_plain() for copy in self.runs_on]
+        if self.proof is not None:
+            plain["proof"] = self.proof.to_plain()
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
@@ -316,13 +330,16 @@ class Manifest:
             name, version, task = raw["name"], raw["version"], raw["task"]
             planner = raw.get("planner", "solver")
             choices = tuple(_choice(**x) for x in raw.get("choices", [])[: MOST_CHOICES + 1])
+            copies = raw.get("runs_on", [])[: MOST_COPIES + 1]
+            runs_on = tuple(BaseCopy.from_plain(x) for x in copies)
+            proof = None if raw.get("proof") is None else Proof.from_plain(raw["proof"])
         except _MALFORMED as error:
             raise DeliveryError(f"No manifest: {error}.") from error
         if not isinstance(version, int) or isinstance(version, bool) or not isinstance(task, dict):
             raise DeliveryError("No manifest: version or task has the wrong type.")
         if _depth(task) > DEEPEST_TASK:
             raise DeliveryError(f"No manifest: its task nests deeper than {DEEPEST_TASK} levels.")
-        return cls(name, version, base, files, task, planner, choices)
+        return cls(name, version, base, files, task, planner, choices, runs_on, proof)
 
 
 def _check_choice(choice: Choice, n_files: int) -> None:

@@ -23,7 +23,9 @@ from rankcast.naming import public_config, public_name
 from rankcast.release.ceremony import LIFETIMES, check_outside, check_root
 from rankcast.release.keys import KeyFolder, Role
 from rankcast.release.manifest import LARGEST_MANIFEST, Choice, File, Manifest
+from rankcast.release.proof import Proof
 from rankcast.release.repository import Lifetimes, Repository, Signers, Signing, changing
+from rankcast.release.runs_on import BaseCopy
 from rankcast.release.store import Store, target_path
 from rankcast.release.updates import released, with_updates
 
@@ -74,6 +76,8 @@ def publish(
     choices: Sequence[Choice] = (),
     allow_new_base: bool = False,
     update_from: Sequence[int] | None = None,
+    runs_on: Sequence[BaseCopy] | None = None,
+    proof: Proof | None = None,
     lifetimes: Lifetimes = LIFETIMES,
 ) -> Manifest:
     """Make a release active; publishing the same again changes nothing.
@@ -88,6 +92,10 @@ def publish(
         allow_new_base: accept another base model than that of the release before.
         update_from: versions from which devices may be updated by the difference; None for the
             active one, none to have every device fetch whole files.
+        runs_on: copies of the base model that devices may have; None for those of the active
+            release, if it is of the same base model.
+        proof: what the adapter changes; None keeps that of the active release if its files are the
+            same.
         lifetimes: of the signatures.
 
     Returns:
@@ -101,6 +109,7 @@ def publish(
     check_outside(keys, store)
     source = [_public(container) for container in source]
     first = _manifest(source, name, tuple(choices))
+    first = _checked(replace(first, runs_on=tuple(runs_on or ()), proof=proof))
     if not store.metadata.is_dir():
         Repository.load(store)  # says how to begin
     with changing(store):
@@ -117,6 +126,7 @@ def publish(
         if active is None:  # lost or damaged: the same files repair it
             unchanged = before is not None and before.sha256 == _target(manifest).hashes["sha256"]
         else:
+            manifest = _with_kept(manifest, active, copies=runs_on is None and same)
             alike = replace(manifest, base=known) if same else manifest
             unchanged = active.without_updates().to_bytes() == alike.to_bytes()
         files = [(header_bytes(c.header), *c.chunks) for c in source]
@@ -138,6 +148,15 @@ def publish(
             signing = Signing(signers, now, lifetimes)
             replace(repository, targets=targets).write(store, signing)
         return manifest
+
+
+def _with_kept(manifest: Manifest, active: Manifest, *, copies: bool) -> Manifest:
+    """Return a manifest with what the active release says of the same base model and files."""
+    if copies:
+        manifest = replace(manifest, runs_on=active.runs_on)
+    if manifest.proof is None and active.without_updates().files == manifest.files:
+        manifest = replace(manifest, proof=active.proof)
+    return _checked(manifest)
 
 
 def _of_another_base(name: str, before: Published, base: BaseModel) -> DeliveryError:
@@ -211,7 +230,11 @@ def _manifest(source: Sequence[Container], name: str, choices: tuple[Choice, ...
     files = tuple(File.of(container) for container in source)
     planner = "policy" if choices else "solver"
     base = _whole([container.header.base for container in source])
-    manifest = Manifest(name, 1, base, files, dict(head.task), planner, choices)
+    return Manifest(name, 1, base, files, dict(head.task), planner, choices)
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """Return a manifest, refusing one that devices would not read."""
     size = len(manifest.to_bytes())
     if size > LARGEST_MANIFEST - 32:  # a longer version number fits
         raise DeliveryError(

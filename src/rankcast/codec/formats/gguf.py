@@ -15,57 +15,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rankcast.codec.quantiser import Float32Array
+from rankcast.codec.formats.gguf_architecture import GgufArchitecture, library, tensor_name
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import CodecError, ConfigError
 from rankcast.files import replace_file
 
-_ARCHITECTURES = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "phi3": "phi3",
-    "gpt2": "gpt2",
-}
-"""llama.cpp's words for `model_type` of a Hugging Face configuration."""
-_INTERLEAVED = ("llama", "mistral")
-"""Model types of which llama.cpp's converter reorders query and key for its rotary embedding."""
-_TIED = ("gemma", "gemma2", "gpt2")
-"""Model types whose output layer is their embedding unless the configuration says otherwise."""
+_BY_HEAD = ("bloom", "gptneox")
+"""Architectures whose fused query, key and value alternate by head; llama.cpp has all queries
+first, then all keys, then all values."""
+_BY_GROUP = ("falcon",)
+"""The same by group of queries that share a key and a value."""
+_FUSED = "query_key_value"
 
 
 def write_gguf(
-    tensors: AdapterTensors, path: str | os.PathLike[str], base_config: Mapping[str, Any] | None
+    tensors: AdapterTensors, path: str | os.PathLike[str], architecture: GgufArchitecture
 ) -> Path:
     """Write the components of an adapter as a GGUF file that `llama-cli --lora` reads.
+
+    Factors are taken and written one projection after another.
 
     Args:
         tensors: a decoded adapter of a causal language model.
         path: file to write.
-        base_config: `config.json` of the base model (`read_base_config`): `model_type`, and the
-            numbers of layers and heads.
+        architecture: of the base model.
 
     Raises:
         CodecError: no component, modules beside the projections, a projection that llama.cpp has
-            no name for, or an output layer that is the embedding.
-        ConfigError: no configuration, an architecture that llama.cpp does not know, or the extra is
-            missing.
+            no name for, whose rows do not fit the architecture, or an output layer that is the
+            embedding.
+        ConfigError: the package `gguf` does not know the architecture, or the extra is missing.
     """
-    if base_config is None:
-        raise ConfigError(
-            "GGUF needs the base model's config.json: name its folder with --base-model."
-        )
-    gguf = _library()
-    kind = base_config.get("model_type")
-    if kind not in _ARCHITECTURES:
-        raise ConfigError(
-            f"A GGUF adapter can be written for {', '.join(_ARCHITECTURES)}; this model is "
-            f"{kind!r}. Export merged weights and convert those instead."
-        )
     if tensors.is_general:
         raise CodecError(
             f"llama.cpp takes plain LoRAs only, and this adapter is in general form "
@@ -78,10 +60,13 @@ def write_gguf(
         )
     if not tensors.ranks.any():
         raise CodecError("No component of the adapter has arrived; decode more chunks.")
-    names = _names(gguf, tensors, base_config, kind)
+    names = _names(tensors, architecture)
+    for i in names:
+        p = tensors.projections[i]
+        _row_order(architecture, p.name, p.d_out)
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, lambda partial: _write(gguf, partial, tensors, names, base_config))
+    replace_file(file, lambda partial: _write(partial, tensors, names, architecture))
     return file
 
 
@@ -98,88 +83,108 @@ def read_base_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{path} is no readable configuration of a model ({error}).") from error
 
 
-def permuted(rows: Float32Array, n_heads: int) -> Float32Array:
-    """Return the rows of each head with halves interleaved: 0, h/2, 1, h/2 + 1, … .
+def interleaved_rows(n_rows: int, n_heads: int) -> NDArray[np.intp]:
+    """Return, for each row of llama.cpp's, which of Hugging Face's it is: 0, h/2, 1, h/2 + 1, … .
 
     Hugging Face rotates the two halves of a head against each other, llama.cpp neighbours.
 
     Args:
-        rows: (n_heads · head_dim, …).
+        n_rows: n_heads · head_dim.
         n_heads: heads that share the rows.
     """
-    split = rows.reshape(n_heads, 2, rows.shape[0] // n_heads // 2, *rows.shape[1:])
-    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(rows.shape))
+    return np.arange(n_rows).reshape(n_heads, 2, -1).swapaxes(1, 2).ravel()
 
 
-def _names(
-    gguf: Any, tensors: AdapterTensors, config: Mapping[str, Any], kind: str
-) -> dict[int, str]:
+def _names(tensors: AdapterTensors, architecture: GgufArchitecture) -> dict[int, str]:
     """Return llama.cpp's names of the projections that have components, by their number."""
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
-    architecture = getattr(gguf.MODEL_ARCH, _ARCHITECTURES[kind].upper())
-    known = gguf.get_tensor_name_map(architecture, layers)
-    tied, names = config.get("tie_word_embeddings"), {}
+    name_of, names = tensor_name(architecture), {}
     for i, p in enumerate(tensors.projections):
         if not tensors.ranks[i]:
             continue
-        name = known.get_name(f"{p.name}.weight", try_suffixes=(".weight",))
-        if p.kind == "lm_head" and (kind in _TIED if tied is None else tied):
+        name = name_of(p.name)
+        if architecture.tied and (name == "output.weight" or p.kind == "lm_head"):
             raise CodecError(
-                f"The adapter changes {p.name}, which in this {kind} is tied to the embedding, so "
-                f"that llama.cpp has no such tensor. Export merged weights instead."
+                f"The adapter changes {p.name}, which in this {architecture.name} is tied to the "
+                f"embedding, so that llama.cpp has no such tensor. Export merged weights instead."
             )
         if name is None:
-            raise CodecError(f"llama.cpp has no name for {p.name}; export merged weights instead.")
+            raise CodecError(
+                f"llama.cpp has no name for {p.name} in {architecture.name}; export merged weights "
+                f"instead."
+            )
+        if "_exps." in name:
+            raise CodecError(
+                f"llama.cpp has all experts of {p.name} in one weight, on which a LoRA for one of "
+                f"them has no place. Export merged weights instead."
+            )
+        if name in names.values():
+            raise CodecError(
+                f"{p.name} and another projection are both {name} to llama.cpp; export merged "
+                f"weights instead."
+            )
         names[i] = name
     return names
 
 
 def _write(
-    gguf: Any,
-    path: Path,
-    tensors: AdapterTensors,
-    names: Mapping[int, str],
-    config: Mapping[str, Any],
+    path: Path, tensors: AdapterTensors, names: Mapping[int, str], architecture: GgufArchitecture
 ) -> None:
     """Write one projection after another."""
-    kind = str(config["model_type"])
-    writer = gguf.GGUFWriter(path, _ARCHITECTURES[kind])
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
-    for i, name in names.items():
-        p, rank = tensors.projections[i], int(tensors.ranks[i])
-        for part, shape in (("a", (rank, p.d_in)), ("b", (p.d_out, rank))):
-            size = 4 * shape[0] * shape[1]
-            writer.add_tensor_info(f"{name}.lora_{part}", shape, np.dtype(np.float32), size)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for i in names:
-        f = tensors.factors[i]
-        writer.write_tensor_data(np.ascontiguousarray(f.right))
-        left = _reordered(f.left, tensors.projections[i].kind, kind, config)
-        writer.write_tensor_data(np.ascontiguousarray(left))
-    writer.close()
-
-
-def _reordered(
-    left: Float32Array, projection: str, kind: str, config: Mapping[str, Any]
-) -> Float32Array:
-    """Return a left factor with its rows where llama.cpp's converter puts those of the weight."""
-    if kind not in _INTERLEAVED or projection not in ("q", "k"):
-        return left
-    heads = int(config["num_attention_heads"])
-    if projection == "k":
-        heads = int(config.get("num_key_value_heads") or heads)
-    return permuted(left, heads)
-
-
-def _library() -> Any:
+    gguf = library()
+    writer = gguf.GGUFWriter(path, architecture.name)
     try:
-        import gguf  # noqa: PLC0415 an extra
-    except ImportError as error:
-        raise ConfigError(
-            "Writing GGUF needs the package gguf: pip install 'rankcast[gguf]'."
-        ) from error
-    return gguf
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
+        for i, name in names.items():
+            p, rank = tensors.projections[i], int(tensors.ranks[i])
+            for part, shape in (("a", (rank, p.d_in)), ("b", (p.d_out, rank))):
+                size = 4 * shape[0] * shape[1]
+                writer.add_tensor_info(f"{name}.lora_{part}", shape, np.dtype(np.float32), size)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for i in names:
+            p, f = tensors.projections[i], tensors.factors[i]
+            order = _row_order(architecture, p.name, p.d_out)
+            for array in (f.right, f.left if order is None else f.left[order]):
+                writer.write_tensor_data(np.ascontiguousarray(array, np.float32))
+    finally:
+        writer.close()
+
+
+def _row_order(
+    architecture: GgufArchitecture, projection: str, d_out: int
+) -> NDArray[np.intp] | None:
+    """Return, for each row of llama.cpp's weight, which of Hugging Face's it is; None for the same.
+
+    Raises:
+        CodecError: so many rows are no whole number of heads.
+    """
+    a, last = architecture, projection.rpartition(".")[2]
+    if a.interleaved and last in ("q_proj", "k_proj"):
+        heads = a.n_heads if last == "q_proj" else a.n_kv_heads
+        _check_heads(a, projection, d_out, 2 * heads)
+        return interleaved_rows(d_out, heads)
+    if last == _FUSED and a.name in _BY_HEAD:
+        _check_heads(a, projection, d_out, 3 * a.n_heads)
+        return np.arange(d_out).reshape(a.n_heads, 3, -1).swapaxes(0, 1).ravel()
+    if last == _FUSED and a.name in _BY_GROUP:
+        return _grouped_rows(a, projection, d_out)
+    return None
+
+
+def _grouped_rows(a: GgufArchitecture, projection: str, d_out: int) -> NDArray[np.intp]:
+    """Return the order in which all queries come first, then all keys, then all values."""
+    n_queries = a.n_heads // a.n_kv_heads
+    _check_heads(a, projection, d_out, a.n_kv_heads * (n_queries + 2))
+    rows = np.arange(d_out).reshape(a.n_kv_heads, n_queries + 2, -1)
+    return np.concatenate([rows[:, :-2].ravel(), rows[:, -2].ravel(), rows[:, -1].ravel()])
+
+
+def _check_heads(a: GgufArchitecture, projection: str, d_out: int, unit: int) -> None:
+    if d_out % unit:
+        raise CodecError(
+            f"{projection} has {d_out} rows, which do not fit {a.n_heads} heads and {a.n_kv_heads} "
+            f"of keys and values. Name the base model that the adapter was trained on."
+        )

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,26 @@ class TensorFile:
                         return
         except (OSError, ValueError) as error:
             raise CodecError(f"{self.path} cannot be read ({error}).") from error
+
+    def rows(self, name: str, numbers: Sequence[int]) -> NDArray[Any]:
+        """Return some rows of a tensor, one number of a tensor with one axis; see `array`.
+
+        Raises:
+            CodecError: no such tensor, or the file cannot be read.
+        """
+        entry = self._entry(name)
+        shape, dtype = entry.shape[1:], np.dtype(_DTYPES[entry.dtype])
+        count = math.prod(shape)
+        found = []
+        try:
+            with self.path.open("rb") as stream:
+                for number in numbers:
+                    stream.seek(entry.start + number * count * dtype.itemsize)
+                    row = np.fromfile(stream, dtype, count).reshape(shape)
+                    found.append(_as_float32(row, entry.dtype))
+        except (OSError, ValueError) as error:
+            raise CodecError(f"{self.path} cannot be read ({error}).") from error
+        return np.stack(found)
 
     def _entry(self, name: str) -> TensorEntry:
         if name not in self.entries:

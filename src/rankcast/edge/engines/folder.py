@@ -19,14 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rankcast.codec.formats.gguf import write_gguf
+from rankcast.codec.formats.gguf_architecture import GgufArchitecture
 from rankcast.codec.formats.peft import write_peft
 from rankcast.codec.header import Header
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.edge.activate import Candidate
-from rankcast.errors import DeliveryError
+from rankcast.errors import ConfigError, DeliveryError
 from rankcast.files import disk_errors, flush_file, flush_folder, new_folder
 
 _TAIL = 500
@@ -89,13 +90,13 @@ class AdapterFolder:
     Attributes:
         format: `peft`; `vllm`: padded to one rank; `gguf`: for llama.cpp; `rcast`: as it came.
         root: the folder.
-        base_config: `config.json` of the base model, for `gguf`.
+        architecture: of the base model by what the adapter's release says of it, for `gguf`.
         in_full: adds the base model's tensors to what travels as a difference.
     """
 
     format: Format
     root: Path
-    base_config: Mapping[str, Any] | None = None
+    architecture: Callable[[Candidate], GgufArchitecture] | None = None
     in_full: Callable[[AdapterTensors, Header], AdapterTensors] | None = None
 
     def version(self, label: str) -> Path:
@@ -112,6 +113,31 @@ class AdapterFolder:
         except OSError:
             return None
         return label if self._is_whole(self.version(label)) else None
+
+    def checked(self, label: str) -> Path:
+        """Return the folder of a version whose files are those that were written.
+
+        Raises:
+            DeliveryError: it is missing, was changed, or is of another format.
+        """
+        folder = self.version(label)
+        try:
+            written = json.loads((folder / _SUMS).read_text("utf-8"))["format"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DeliveryError(
+                f"{folder} holds no adapter that rankcast edge wrote. Sync again, with --format "
+                f"{self.format} and the same --output."
+            ) from error
+        if written != self.format:
+            raise DeliveryError(
+                f"{folder} is of the format {written!r}. Sync with --format {self.format}."
+            )
+        if not self._is_whole(folder):
+            raise DeliveryError(
+                f"{folder} is damaged: its files are not those that were written. Sync again: that "
+                f"writes it anew."
+            )
+        return folder
 
     def write(self, candidate: Candidate) -> Path:
         """Write a version, unless it lies here unchanged, and return its folder.
@@ -131,7 +157,7 @@ class AdapterFolder:
                 if self.format == "rcast":
                     container.save(new / "adapter.rcast")
                 elif self.format == "gguf":
-                    write_gguf(tensors, new / "adapter.gguf", self.base_config)
+                    write_gguf(tensors, new / "adapter.gguf", self._known_architecture(candidate))
                 else:
                     if self.in_full is not None and "difference" in tensors.carriage.values():
                         tensors = self.in_full(tensors, container.header)
@@ -169,6 +195,11 @@ class AdapterFolder:
         for path in sorted(versions.iterdir()) if versions.is_dir() else ():
             if path.name not in keep and path.name != active:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _known_architecture(self, candidate: Candidate) -> GgufArchitecture:
+        if self.architecture is None:
+            raise ConfigError("GGUF needs to know the base model: name it with --base-model.")
+        return self.architecture(candidate)
 
     def _sums(self, folder: Path) -> dict[str, str]:
         return {"format": self.format} | {
