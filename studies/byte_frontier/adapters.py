@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from torch import Tensor
 from rankcast.codec.formats.peft import WEIGHTS, read_peft
 from rankcast.codec.formats.peft_names import PREFIX
 from rankcast.codec.quantiser import Float32Array
-from rankcast.codec.tensors import AdapterTensors, Factors
+from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import ModelError
 from rankcast.learner.base_models import BaseModel
 from studies.baselines.lora_xs import strongest_triples
 from studies.byte_frontier.judging import Weights
 from studies.byte_frontier.methods import METHODS, Settings, Target
 from studies.byte_frontier.training import CORES
+from studies.shared.strips import Strips, strips_of, with_strips
 
 SHORTEST_STRIP = 128
 """Tensors of fewer numbers share a scale with others of their kind."""
@@ -43,7 +44,6 @@ FROM_BASE = (".tinylora_A", ".tinylora_B")
 SMALLEST_SHARE = 1e-4
 """Of a vector of VB-LoRA's bank, after rounding."""
 
-Strips = Sequence[Float32Array]
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -164,21 +164,12 @@ def of_low_rank(tensors: AdapterTensors, base: Weights) -> Trained:
     """Return a LoRA as strips: each column of the left and each row of the right factors."""
     head = Head(*(np.asarray(tensors.modules[name], np.float32) for name in HEAD))
     alone = replace(tensors, modules={}, carriage={})
-    strips = [np.ascontiguousarray(s) for f in tensors.factors for s in (*f.left.T, *f.right)]
+    strips = strips_of(tensors)
 
     def weights_of(decoded: Strips) -> Weights:
         return merged(with_strips(alone, decoded), base)
 
     return Trained(tuple(strips), head, 0.0, weights_of, low_rank=alone)
-
-
-def with_strips(tensors: AdapterTensors, strips: Strips) -> AdapterTensors:
-    """Return a LoRA with other numbers, in the order of `of_low_rank`."""
-    rest, factors = list(strips), []
-    for rank in tensors.ranks.tolist():
-        mine, rest = rest[: 2 * rank], rest[2 * rank :]
-        factors.append(Factors(np.stack(mine[:rank], axis=1), np.stack(mine[rank:])))
-    return replace(tensors, factors=tuple(factors))
 
 
 def merged(tensors: AdapterTensors, base: Weights) -> Weights:

@@ -12,10 +12,10 @@ from studies.byte_frontier.codes import PACK
 from studies.byte_frontier.curves import Curve, Measured, Reference
 from studies.byte_frontier.methods import METHODS
 from studies.byte_frontier.ours import FEW_PACKETS, FEWEST, ONE_PACKET, STREAM, WAYS
-from studies.byte_frontier.rates import Point, bytes_at
 from studies.harness.spec import Claim, Table
 from studies.report.statistics import verdict_equivalent, verdict_not_worse
 from studies.shared.judging import Answers, percent, points_claim
+from studies.shared.rates import Point, bytes_at
 
 HALF_A_POINT, A_POINT = 0.005, 0.01
 TIMES_AHEAD = 8

@@ -32,7 +32,8 @@ from studies.baselines.compression import (
 )
 from studies.byte_frontier.adapters import HEAD, Head, Trained, merged
 from studies.byte_frontier.judging import Weights
-from studies.byte_frontier.nnc import code_with_nnc, qp_near
+from studies.shared.nnc import code_with_nnc, qp_near
+from studies.shared.strips import rms
 
 REFERENCE = "fp32"
 ROUNDED, ENTROPY, STEPS = "rounded", "rounded, entropy coded", "one step, entropy coded"
@@ -104,7 +105,7 @@ def simple_codes(adapter: Trained) -> Iterator[Coded]:
         yield _rounded(adapter, name, symbols, width)
         yield _entropy_coded(adapter, f"{name} + entropy", ENTROPY, symbols)
     for relative in FEW_STEPS if few else LORA_STEPS:
-        symbols = step_strips(adapter.strips, relative * _rms(adapter.strips))
+        symbols = step_strips(adapter.strips, relative * rms(adapter.strips))
         yield _entropy_coded(adapter, f"{relative:g} rms + entropy", STEPS, symbols)
 
 
@@ -130,8 +131,8 @@ def lora_codes(adapter: Trained, base: Weights, *, above_one: bool) -> Iterator[
 def nnc_codes(adapter: Trained) -> Iterator[Coded]:
     """Yield the codes by MPEG NNC; none where it is not installed."""
     head, bits = _head(adapter.head, HEAD_WIDTH, entropy=True)
-    rms = _rms(adapter.strips)
-    qps = {qp_near(relative * rms): f"{NNC}, {relative:g} rms" for relative in NNC_STEPS}
+    size = rms(adapter.strips)
+    qps = {qp_near(relative * size): f"{NNC}, {relative:g} rms" for relative in NNC_STEPS}
     for qp, (n_bytes, strips) in code_with_nnc(adapter.strips, list(qps)).items():
         size = n_bytes + (bits + adapter.exact_bits) / 8
         yield Coded(qps[qp], NNC, size, adapter.weights(strips, head), {"qp": qp})
@@ -255,12 +256,6 @@ def _as_trained(like: AdapterTensors, arrays: Mapping[str, Float32Array]) -> Ada
         A, B = (arrays[f"{PREFIX}{p.name}.lora_{part}.weight"] for part in "AB")
         pairs.append(Factors(np.asarray(B, np.float32), np.asarray(A, np.float32)))
     return replace(like, factors=tuple(pairs))
-
-
-def _rms(strips: Sequence[Float32Array]) -> float:
-    """Return the root mean square of all numbers."""
-    everything = np.concatenate(list(strips))
-    return float(np.sqrt(np.square(everything, dtype=np.float64).mean()))
 
 
 def _half(values: Float32Array) -> Float32Array:

@@ -12,9 +12,9 @@ from rankcast.records import IntArray
 from studies.byte_frontier.codes import REFERENCE, ROUNDED
 from studies.byte_frontier.methods import METHODS
 from studies.byte_frontier.ours import WAYS
-from studies.byte_frontier.rates import Point
 from studies.harness.spec import Result
 from studies.shared.judging import Answers, unpack_groups
+from studies.shared.rates import Point
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from rankcast.files import put_file
 from rankcast.learner.batching import TokenisedDataset
 from rankcast.records import IntArray
 from studies.shared.judging import judgement
+from studies.shared.precision import fast_type
 
 AGAIN = 0.05
 """Share of the texts that are answered again in float32."""
@@ -34,14 +34,6 @@ BATCH = {torch.bfloat16: 64, torch.float32: 32}
 
 Weights = Mapping[str, Tensor]
 """Tensors that replace those of the same names in the base model."""
-
-
-@cache
-def fast_type() -> torch.dtype:
-    """Return the type in which this processor answers fastest: bfloat16 if it multiplies in it."""
-    found = torch.cpu.get_capabilities()
-    has = any(found.get(name) for name in ("amx_bf16", "avx512_bf16"))
-    return torch.bfloat16 if has else torch.float32
 
 
 class Judge:

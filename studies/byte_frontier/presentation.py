@@ -19,9 +19,9 @@ from studies.byte_frontier.curves import (
 )
 from studies.byte_frontier.methods import METHODS
 from studies.byte_frontier.ours import FEW_PACKETS, ONE_PACKET, WAYS
-from studies.byte_frontier.rates import bd_rate, bytes_at
 from studies.harness.spec import LineChart, Presentation, Result, Row, Table
 from studies.shared.judging import accuracy_series, percent
+from studies.shared.rates import bd_rate, bytes_at
 
 TASK_LABELS = {"sst2-frontier": "SST-2", "agnews-frontier": "AG News"}
 

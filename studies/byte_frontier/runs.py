@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -31,7 +30,7 @@ from studies.byte_frontier.tuning import (
     tuning_job,
 )
 from studies.harness.spec import Job, RunContext
-from studies.harness.store import fingerprint
+from studies.shared.scratch import common_folder
 from studies.shared.tasks import QUICK_TEXTS, TASKS
 
 CHECKPOINT = "training.pt"
@@ -52,18 +51,6 @@ def task_texts(task: str, data: Path | None, few: bool) -> TaskTexts:
         return texts
     fewer = [first_texts(part, QUICK_TEXTS) for part in (texts.tuning, texts.judged)]
     return replace(texts, tuning=fewer[0], judged=fewer[1])
-
-
-def common_folder(kind: str, name: str, settings: Mapping[str, Any], context: RunContext) -> Path:
-    """Return a folder that belongs to no job, for what several jobs need and any of them may make.
-
-    Args:
-        kind: of what is in it.
-        name: of the job that is there to make it.
-        settings: of that job; with others it is another folder.
-        context: of the job that asks.
-    """
-    return context.scratch.parent.parent / kind / name / fingerprint(settings)
 
 
 def first_texts(tokens: TokenisedDataset, n: int) -> TokenisedDataset:

@@ -34,7 +34,6 @@ from studies.byte_frontier.codes import (
 )
 from studies.byte_frontier.judging import AGAIN, Weights, fast_type
 from studies.byte_frontier.methods import FEW, METHODS, Settings
-from studies.byte_frontier.nnc import nnc_python
 from studies.byte_frontier.ours import (
     CHOSEN,
     FEW_PACKETS,
@@ -57,6 +56,7 @@ from studies.byte_frontier.runs import (
 from studies.byte_frontier.tuning import SEED, short_name, steps_of, training_settings, tuning_job
 from studies.harness.spec import Job, RunContext, Scale, Study
 from studies.shared.judging import pack_groups
+from studies.shared.nnc import nnc_python
 from studies.shared.tasks import TASKS
 
 SST2, AGNEWS = "sst2-frontier", "agnews-frontier"

@@ -21,7 +21,6 @@ from studies.byte_frontier import ours, runs, tuning
 from studies.byte_frontier import study as frontier_study
 from studies.byte_frontier.curves import curves_of, reference_of
 from studies.byte_frontier.methods import METHODS
-from studies.shared.nnc import code_with_nnc, qp_near, step_of_qp
 from studies.byte_frontier.ours import OurFile, Way
 from studies.byte_frontier.presentation import present
 from studies.byte_frontier.runs import common_folder, run_tuning
@@ -37,6 +36,7 @@ from studies.byte_frontier.tuning import (
 from studies.harness.spec import Job, Result, Row, RunContext
 from studies.harness.store import jobs_of
 from studies.shared.judging import judgement, pack_groups
+from studies.shared.nnc import code_with_nnc, qp_near, step_of_qp
 from studies.shared.tasks import LiveTask
 
 TASK = "sst2-frontier"

@@ -22,9 +22,6 @@ from rankcast.codec.quantiser import Float32Array
 from rankcast.errors import RankcastError
 
 VARIABLE = "RANKCAST_NNC"
-ROW = 384
-"""Numbers in a row of the matrix that is coded, which divides every strip of a MiniLM's LoRA."""
-
 _PROGRAM = """
 import sys
 import numpy as np
@@ -63,7 +60,8 @@ def code_with_nnc(
     """Return the bytes and what a decoder has for the strips, for each quantisation parameter.
 
     The strips are coded as one matrix, which suits NNC's context models better than one small
-    tensor for each. Empty where NNC is not installed.
+    tensor for each. Its rows are as long as divides every strip: 384 numbers of a MiniLM's LoRA.
+    Empty where NNC is not installed.
 
     Raises:
         RankcastError: it is, but does not run.
@@ -72,7 +70,7 @@ def code_with_nnc(
     if python is None:
         return {}
     flat = np.concatenate(list(strips))
-    width = ROW if flat.size % ROW == 0 else 1
+    width = math.gcd(*(strip.size for strip in strips))
     with TemporaryDirectory() as name:
         source, target = Path(name) / "in.npy", Path(name) / "out.npz"
         np.save(source, flat.reshape(-1, width))
