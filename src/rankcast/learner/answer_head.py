@@ -28,7 +28,7 @@ from rankcast.learner.batching import IGNORED, Batch
 from rankcast.learner.objectives import Judged, Objective, divergence_of, mean_logits
 from rankcast.records import TextStats
 
-SLICE_BYTES = 2**26
+SLICE_BYTES = 2**25
 """Of the logits of a slice, in float32."""
 _TRIAL_TOKENS, _TRIAL_TOLERANCE = 6, 1e-3
 _LOG = logging.getLogger(__name__)
