@@ -238,7 +238,7 @@ def test_other_models_are_refused_by_name(cloud: Cloud, device: Device) -> None:
     cloud.publish(1, "--runs-on", str(cloud.gguf))
     cloud.gguf.write_bytes(other.read_bytes())  # the fingerprint is taken again
     err = device.call.refused(*device.words(None, "--format", "gguf"))
-    assert "a F16 copy of" in err
+    assert "an F16 copy of" in err
     assert "this device has another base model" in err
 
 

@@ -68,7 +68,8 @@ class BaseCopy:
 
     def words(self, base: str | None) -> str:
         """Return what it is, for people, such as `a Q4_K_M copy of gemma`."""
-        return f"a {self.quantisation} copy of {base or 'the base model'} ({self.name})"
+        article = "an" if self.quantisation[:1] in ("F", "I") else "a"  # as they are said
+        return f"{article} {self.quantisation} copy of {base or 'the base model'} ({self.name})"
 
     def to_plain(self) -> dict[str, Any]:
         """Return it for JSON."""
