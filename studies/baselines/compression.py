@@ -68,6 +68,10 @@ def round_numbers(tensors: AdapterTensors, kind: Kind) -> Coded:
     return Coded(_mapped(tensors, rounded), bits)
 
 
+COMPEFT_GAINS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+"""The grid of α in ComPEFT's paper."""
+
+
 def compeft(
     tensors: AdapterTensors, density: float, gain: float = 1.0, start: AdapterTensors | None = None
 ) -> Coded:

@@ -24,6 +24,7 @@ from rankcast.codec.quantiser import Float32Array
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.learner.base_models import MINILM_NAME
 from studies.baselines.compression import (
+    COMPEFT_GAINS,
     Symbols,
     compeft,
     loraquant,
@@ -58,8 +59,6 @@ SOME = {
 }  # fmt: skip
 """Codes of the ranks that are furthest from the frontier."""
 SHARES = (0.0, 0.5, 0.9)
-GAINS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
-"""The grid of α in ComPEFT's paper."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def compeft_codes(adapter: Trained, base: Weights, training: Training) -> Iterat
         return (coded.bits + bits) / 8, {**merged(scaled, base), **head.weights}
 
     for density in training.densities:
-        losses = {gain: training.loss(weights_at(density, gain)[1]) for gain in GAINS}
+        losses = {gain: training.loss(weights_at(density, gain)[1]) for gain in COMPEFT_GAINS}
         best = min(losses, key=lambda gain: losses[gain])
         size, weights = weights_at(density, best)
         yield Coded(f"{COMPEFT}, {density:.0%}", COMPEFT, size, weights, {"gain": best})

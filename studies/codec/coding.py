@@ -34,15 +34,19 @@ from studies.baselines.adalora import (
     PeftFinetuner,
 )
 from studies.baselines.canonical import balance
-from studies.baselines.compression import Coded, compeft, loraquant, round_numbers
+from studies.baselines.compression import (
+    COMPEFT_GAINS,
+    Coded,
+    compeft,
+    loraquant,
+    round_numbers,
+)
 from studies.shared.judging import judgement
 from studies.shared.tasks import full_ranks, train_to_end
 
 Way = Literal["nested", "lora", "adalora"]
 DENSITIES = (0.05, 0.2)
 SHARES = (0.5, 0.9)
-COMPEFT_GAINS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
-"""The grid of α in ComPEFT's paper."""
 COMPEFT_TEXTS = 500
 
 

@@ -22,6 +22,7 @@ from rankcast.codec.packing import Source, exponent_of_quality
 from rankcast.codec.quantiser import Float32Array
 from rankcast.codec.tensors import AdapterTensors, Factors
 from studies.baselines.compression import (
+    COMPEFT_GAINS,
     Symbols,
     compeft,
     loraquant,
@@ -45,8 +46,6 @@ ENTROPY_WIDTHS = (4, 3, 2)
 STEP_SIZES = (1.0, 2.0, 3.0)
 """Steps as multiples of the root mean square of all numbers."""
 SHARES, DENSITIES = (0.0, 0.5, 0.9), (0.05, 0.2, 0.5)
-GAINS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
-"""The grid of α in ComPEFT's paper."""
 NNC_STEPS = (0.5, 1.0, 2.0)
 QUALITIES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 """Steps of our files as multiples of what `good` takes."""
@@ -159,7 +158,7 @@ def _compeft_codes(adapter: AdapterTensors, training: Training) -> Iterator[Code
         return coded.bits / 8, replace(coded.tensors, factors=tuple(factors))
 
     for density in DENSITIES:
-        losses = {gain: training.loss(at(density, gain)[1]) for gain in GAINS}
+        losses = {gain: training.loss(at(density, gain)[1]) for gain in COMPEFT_GAINS}
         best = min(losses, key=lambda gain: losses[gain])
         size, tensors = at(density, best)
         yield Coded(f"{COMPEFT}, {density:.0%}", COMPEFT, size, tensors, {"gain": best})

@@ -133,7 +133,7 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
         (("proof", "probes", 0, "prompt"), [-1]),
         (("proof", "probes", 0, "tokens"), list(range(99))),
         (("proof", "probes", 0, "base"), [0.5]),
-        (("proof", "answers", 0, "rungs"), True),
+        (("proof", "answers", 0, "n_chunks"), True),
         (("proof", "answers", 0, "logprobs"), [[-1.0]]),
         (("proof",), []),
     ],

@@ -126,7 +126,7 @@ class Proof:
             ],
             "answers": [
                 {
-                    "ladder": a.file_index, "rungs": a.n_chunks,
+                    "file_index": a.file_index, "n_chunks": a.n_chunks,
                     "logprobs": [list(row) for row in a.logprobs],
                 }
                 for a in self.answers
@@ -146,7 +146,9 @@ class Proof:
         )
         answers = tuple(
             ProbeAnswers(
-                _count(a["ladder"], 0), _count(a["rungs"], 1), tuple(map(tuple, a["logprobs"]))
+                _count(a["file_index"], 0),
+                _count(a["n_chunks"], 1),
+                tuple(map(tuple, a["logprobs"])),
             )
             for a in raw["answers"][: MOST_ANSWERS + 1]
         )
