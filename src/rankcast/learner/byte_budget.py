@@ -227,7 +227,7 @@ class ByteBudgetTraining:
         pack: Pack,
         most: IntArray | None = None,
     ) -> None:
-        if learner.accelerator.scaler is not None:
+        if learner.optimisation.scaler is not None:
             raise ConfigError("Training for a size runs in bf16 or without mixed precision.")
         self.learner, self.config, self.steps = learner, config, steps
         self.n_steps = 0

@@ -18,36 +18,20 @@ MAX_SKIPPED = 50
 """Steps in a row that fp16 may skip while it looks for a loss scale."""
 
 
-def make_accelerator(mixed_precision: str) -> Any:
-    """Return an `accelerate.Accelerator` for the devices and processes that there are.
+def make_accelerator() -> Any:
+    """Return an `accelerate.Accelerator` for the device and the processes that there are.
+
+    Its precision, which a whole Python process shares, is not used: see `Precision`.
 
     Raises:
-        ConfigError: the precision is not available here, or another was chosen earlier in this
-            Python process.
+        ConfigError: there is none for the settings of `accelerate` in the environment.
     """
     from accelerate import Accelerator  # noqa: PLC0415
 
-    if mixed_precision == "auto":
-        has_cuda = torch.cuda.is_available()
-        mixed_precision = (
-            ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if has_cuda else "no"
-        )
     try:
-        return Accelerator(mixed_precision=mixed_precision)
+        return Accelerator()
     except ValueError as error:
-        raise ConfigError(f"Mixed precision {mixed_precision!r} cannot be used: {error}") from error
-
-
-def trains_in_bfloat16(accelerator: Any, config: FinetuneConfig) -> bool:
-    """Return whether a language model trains in bfloat16 by itself, on a CPU that multiplies in it.
-
-    A step of 270 million weights takes two thirds of the processor time then. Other models stay in
-    float32, so that their results do not depend on the processor.
-    """
-    if config.mixed_precision != "auto" or accelerator.device.type != "cpu":
-        return False
-    found = torch.cpu.get_capabilities()
-    return any(bool(found.get(name)) for name in ("amx_bf16", "avx512_bf16"))
+        raise ConfigError(f"`accelerate` cannot be used as it is set up here: {error}") from error
 
 
 class Optimisation:
@@ -60,11 +44,18 @@ class Optimisation:
     Args:
         adapter: what is trained.
         config: learning rate and its schedule, weight decay, clipping.
-        accelerator: the processes and the precision.
+        accelerator: the processes.
+        scaler: of the loss; None for none.
     """
 
-    def __init__(self, adapter: ElasticAdapter, config: FinetuneConfig, accelerator: Any) -> None:
-        self._accelerator = accelerator
+    def __init__(
+        self,
+        adapter: ElasticAdapter,
+        config: FinetuneConfig,
+        accelerator: Any,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self._accelerator, self.scaler = accelerator, scaler
         self._config = config
         self._parameters = list(adapter.trainable_parameters())
         self.optimizer = PrefixAdamW(adapter, lr=config.lr, weight_decay=config.weight_decay)
@@ -74,7 +65,7 @@ class Optimisation:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this process's part of the loss; none if nothing is trainable."""
         if loss.requires_grad:
-            self._accelerator.backward(loss)
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def step(self) -> None:
         """Step with the gradients of all processes and clear them.
@@ -83,7 +74,7 @@ class Optimisation:
             RankcastError: the gradients are not finite; with fp16, for many steps in a row.
         """
         held = [p for p in self._parameters if p.grad is not None]
-        scaler = self._accelerator.scaler
+        scaler = self.scaler
         if held:
             self.sum_over_processes(held)
             if scaler is not None:
@@ -124,7 +115,7 @@ class Optimisation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the moments, the step counts and the loss scale."""
-        scaler = self._accelerator.scaler
+        scaler = self.scaler
         return {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -135,6 +126,6 @@ class Optimisation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.optimizer.load_state_dict(state["optimizer"])
-        if self._accelerator.scaler is not None and state["scaler"] is not None:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
+        if self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
         self.n_steps, self._skipped = int(state["n_steps"]), int(state["skipped"])

@@ -28,7 +28,8 @@ from rankcast.learner.objectives import (
     Objective,
     SequenceClassification,
 )
-from rankcast.learner.optimisation import Optimisation, make_accelerator, trains_in_bfloat16
+from rankcast.learner.optimisation import Optimisation, make_accelerator
+from rankcast.learner.precision import precision_for
 from rankcast.learner.protocol import Evaluation, StepResult
 from rankcast.learner.rounding import Rounding
 from rankcast.learner.texts import DatasetSplits
@@ -51,7 +52,6 @@ class TransformerLearner:
     Args:
         config: the model and how it is trained.
         data: what it learns from.
-        accelerator: an `accelerate.Accelerator`; None makes one.
 
     Raises:
         ModelError: the base model cannot be loaded or adapted.
@@ -59,13 +59,14 @@ class TransformerLearner:
         ConfigError: a batch that the processes cannot share evenly, or an unavailable precision.
     """
 
-    def __init__(
-        self, config: FinetuneConfig, data: DatasetSplits, accelerator: Any = None
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, data: DatasetSplits) -> None:
         self.config = config
         self.data = data
-        self.accelerator = accelerator or make_accelerator(config.mixed_precision)
+        self.accelerator = make_accelerator()
         self._objective = _objective(config, data)
+        device = self.accelerator.device
+        self._precision = precision_for(config, device, is_causal=self.is_causal)
+        self._judging = False
         with shortage_told(f"to load {config.model}", "Name a smaller base model."):
             base = load_model(
                 config.model,
@@ -86,12 +87,11 @@ class TransformerLearner:
             task_type=self._objective.task_type,
             seed=config.seed,
         )
-        self.adapter.model.to(self.accelerator.device)
-        self._low_precision = self.is_causal and trains_in_bfloat16(self.accelerator, config)
+        self.adapter.model.to(device)
         self._answering = answering_for(
-            self._objective, self.adapter.model, self.accelerator.autocast, is_causal=self.is_causal
+            self._objective, self.adapter.model, self._autocast, is_causal=self.is_causal
         )
-        self.optimisation = Optimisation(self.adapter, config, self.accelerator)
+        self.optimisation = self._fresh_optimisation(config)
         self._max_length = min(config.max_length, base.max_length)
         self._splits: dict[str, TokenisedDataset] = {}
         self._batches = BucketedBatches(
@@ -197,7 +197,11 @@ class TransformerLearner:
     def restart(self, config: FinetuneConfig) -> None:
         """Begin a new schedule with new moments; adapter and place in the data stay."""
         self.config = config
-        self.optimisation = Optimisation(self.adapter, config, self.accelerator)
+        self.optimisation = self._fresh_optimisation(config)
+
+    def _fresh_optimisation(self, config: FinetuneConfig) -> Optimisation:
+        scaler = self._precision.loss_scaler()
+        return Optimisation(self.adapter, config, self.accelerator, scaler)
 
     def gradients_at(self, weights: Mapping[str, Tensor]) -> float:
         """Add the gradients of the next batch's loss with other weights, and move on.
@@ -525,18 +529,16 @@ class TransformerLearner:
 
     def _autocast(self) -> Any:
         """Return the context in which the model runs."""
-        if self._low_precision:
-            return torch.autocast("cpu", torch.bfloat16)
-        return self.accelerator.autocast()
+        return self._precision.autocast(training=not self._judging)
 
     @contextmanager
     def _as_judged(self) -> Iterator[None]:
-        """Run in float32 what would train in bfloat16, so that judgements are the same anywhere."""
-        before, self._low_precision = self._low_precision, False
+        """Run in the precision in which texts are judged."""
+        before, self._judging = self._judging, True
         try:
             yield
         finally:
-            self._low_precision = before
+            self._judging = before
 
     @contextmanager
     def _memory_told(self) -> Iterator[None]:
