@@ -7,7 +7,8 @@ import pytest
 from scipy.optimize import isotonic_regression
 
 from helpers.allocation import PROBLEM, budget, predicted, row_of, text
-from rankcast.allocation.beliefs import BayesianUtility, isotonic_decreasing
+from rankcast.allocation.beliefs import BayesianUtility, RankBins, isotonic_decreasing
+from rankcast.allocation.saturating import make_utility
 from rankcast.config.policy import UtilityConfig
 from rankcast.errors import CheckpointError, ConfigError
 from rankcast.learner.synthetic import SyntheticUtility, transformer_layout
@@ -183,7 +184,7 @@ def test_without_forgetting_the_order_does_not_matter() -> None:
 def test_bins_of_high_ranks() -> None:
     utility = BayesianUtility(row_of(2, 64), UtilityConfig(rank_decay=20.0))
     assert utility._bins.middles.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 12.5, 24.5, 48.5]
-    assert utility._bins.widths.tolist() == [1] * 8 + [8, 16, 32]
+    assert utility._bins.widths.tolist() == [[1] * 8 + [8, 16, 32]] * 2
     gains = utility.mean_gains()
     assert gains.shape == (2, 64)
     assert gains.sum() == pytest.approx(0.7)
@@ -198,7 +199,7 @@ def test_bins_of_high_ranks() -> None:
 
 @pytest.mark.parametrize(("r_max", "widths"), [(1, [1]), (8, [1] * 8), (10, [1] * 8 + [2])])
 def test_bins_end_at_r_max(r_max: int, widths: list[int]) -> None:
-    assert BayesianUtility(row_of(1, r_max))._bins.widths.tolist() == widths
+    assert BayesianUtility(row_of(1, r_max))._bins.widths.tolist() == [widths]
 
 
 def test_learns_true_gains_from_noisy_losses() -> None:
@@ -254,3 +255,51 @@ def test_isotonic_decreasing_is_scipys(size: int) -> None:
         theirs = isotonic_regression(row, weights=weights, increasing=False).x
         assert ours == pytest.approx(theirs, abs=1e-12)
     assert fit[2, :5] == pytest.approx(values[2, :5])
+
+
+WEIGHTS = np.array([[1.0, 2.0, 4.0], [2.0, 0.5, 0.0]])
+
+
+def test_components_of_other_sizes_count_by_their_size() -> None:
+    bins = RankBins(row_of(2, 3), WEIGHTS)
+    assert bins.full.tolist() == [1, 2, 4, 2, 0.5, 0]
+    assert bins.counts(np.array([[2, 1], [3, 3]])).tolist() == [
+        [1, 2, 0, 2, 0, 0],
+        [1, 2, 4, 2, 0.5, 0],
+    ]
+    # Of a unit of size 5, 2, 1 and 4, 6, 9: the latter becomes the mean of 4 and 6 by their sizes.
+    gains = bins.to_ranks(np.array([[5.0, 2, 1, 4, 6, 9]]))[0]
+    assert gains[0].tolist() == [5, 4, 4]
+    assert gains[1] == pytest.approx([2 * 4.4, 0.5 * 4.4, 0.0], rel=1e-4)
+
+
+@pytest.mark.parametrize("form", ["additive", "saturating"])
+def test_gains_of_a_unit_of_size_decrease(form: str) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(0.1, 5.0, (4, 6))
+    utility = make_utility(row_of(4, 6), UtilityConfig(form=form), weights)
+    ranks = rng.integers(0, 7, (50, 4))
+    utility.update(ranks, 0.7 - 0.02 * ranks.sum(axis=1) + 0.1 * rng.normal(size=50), text(50))
+    each = utility.mean_gains() / weights
+    assert (np.diff(each, axis=1) <= 1e-12).all()
+    assert (each >= 0).all()
+
+
+@pytest.mark.parametrize("form", ["additive", "saturating"])
+def test_equal_sizes_are_ranks(form: str) -> None:
+    rng = np.random.default_rng(1)
+    ranks, losses = rng.integers(0, 7, (30, 4)), rng.normal(size=30)
+    found = []
+    for weights in (None, np.ones((4, 6))):
+        utility = make_utility(row_of(4, 6), UtilityConfig(form=form), weights)
+        utility.update(ranks, losses, text(30))
+        found.append(utility.mean_gains())
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    "weights", [np.ones((2, 2)), np.full((2, 3), -1.0), np.full((2, 3), np.nan)]
+)
+def test_impossible_sizes_are_refused(weights: FloatArray) -> None:
+    with pytest.raises(ConfigError, match="weights must be finite"):
+        BayesianUtility(row_of(2, 3), weights=weights)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.models import keyword_splits
 
+from helpers.models import keyword_splits
 from rankcast.config.learner import FinetuneConfig
 from rankcast.errors import ConfigError
 from rankcast.learner import precision

@@ -17,10 +17,11 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from rankcast.allocation.problem import AllocationProblem
 from rankcast.config.policy import UtilityConfig
-from rankcast.errors import CheckpointError
+from rankcast.errors import CheckpointError, ConfigError
 from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, TextStats
 
 N_BASELINE = 3  # intercept, lexical entropy, OOV rate
+_LEAST_WEIGHT = 1e-6
 
 
 class LearnedUtility(Protocol):
@@ -83,11 +84,17 @@ class BayesianUtility:
     Args:
         layout: the projections and r_max.
         config: prior and noise.
+        weights: (N, R) size of each component; see `RankBins`.
     """
 
-    def __init__(self, layout: AdapterLayout, config: UtilityConfig | None = None) -> None:
+    def __init__(
+        self,
+        layout: AdapterLayout,
+        config: UtilityConfig | None = None,
+        weights: FloatArray | None = None,
+    ) -> None:
         self.layout, self.config = layout, config or UtilityConfig()
-        self._bins = RankBins(layout)
+        self._bins = RankBins(layout, weights)
         mean, precision = self._prior()
         self._prior_precision = precision
         self._prior_information = precision @ mean
@@ -163,9 +170,9 @@ class BayesianUtility:
     def _prior(self) -> tuple[FloatArray, FloatArray]:
         """Return mean (D,) and precision (D, D)."""
         c, n = self.config, self.layout.n_projections
-        middle, widths = self._bins.middles - 1, self._bins.widths
+        middle = self._bins.middles - 1
         shape = np.exp(-middle / (c.rank_decay or self.layout.r_max / 2))
-        mean = c.total_gain / (n * (shape * widths).sum()) * shape
+        mean = c.total_gain / (self._bins.widths @ shape).sum() * shape
         distance = np.abs(np.subtract.outer(middle, middle))
         covariance = (c.relative_std**2 * np.outer(mean, mean)) * c.rank_correlation**distance
         block = np.linalg.inv(covariance)
@@ -216,39 +223,56 @@ def baseline_features(text: TextStats) -> FloatArray:
 class RankBins:
     """Ranks 1..8 each for themselves, then doubling bins (9–16, 17–32, …) that share a gain.
 
+    Where components differ in size, as levels in coded bits do, it is the gain of a unit of size
+    that a bin has and that decreases along the rank.
+
     Args:
         layout: the projections and r_max.
+        weights: (N, R) size of each component, at least 0; None: all are 1.
     """
 
-    def __init__(self, layout: AdapterLayout) -> None:
+    def __init__(self, layout: AdapterLayout, weights: FloatArray | None = None) -> None:
         self._n = layout.n_projections
         edges = np.array(_bin_edges(layout.r_max))
-        self.widths = np.diff(edges).astype(np.float64)
         self._starts = edges[:-1]
-        self.middles = self._starts + (self.widths - 1) / 2 + 1
+        self.middles = self._starts + (np.diff(edges) - 1) / 2 + 1
         """Rank in the middle of each bin, from 1."""
+        sizes = np.ones((self._n, layout.r_max)) if weights is None else np.asarray(weights)
+        if sizes.shape != (self._n, layout.r_max) or not (np.isfinite(sizes) & (sizes >= 0)).all():
+            raise ConfigError(
+                f"weights must be finite and at least 0, one row for each projection and one "
+                f"column for each component: ({self._n}, {layout.r_max}), got {sizes.shape}."
+            )
+        self._sizes, self._bin_of = sizes, np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+        self._total = np.pad(sizes.cumsum(axis=1), ((0, 0), (1, 0)))
+        self.widths = np.diff(self._total[:, edges], axis=1)
+        """(N, bins) sizes of all components of each bin."""
 
     @property
     def size(self) -> int:
         """N·bins."""
-        return self._n * len(self.widths)
+        return self.widths.size
 
     @property
     def full(self) -> FloatArray:
-        """(N·bins,) components of each bin at full rank."""
-        return np.tile(self.widths, self._n)
+        """(N·bins,) what each bin holds at full rank."""
+        return self.widths.reshape(-1)
 
     def counts(self, ranks: IntArray) -> FloatArray:
-        """Return (B, N·bins): how many components of each bin are active in (B, N) ranks."""
+        """Return (B, N·bins): how much of each bin is active in (B, N) ranks."""
         ranks = np.asarray(ranks)
-        active = np.clip(ranks[..., None] - self._starts, 0, self.widths)
-        return active.reshape(len(ranks), self.size).astype(np.float64)
+        each = np.arange(self._n)[:, None]
+        reached = self._total[each, ranks[..., None]] - self._total[each, self._starts]
+        return np.clip(reached, 0.0, self.widths).reshape(len(ranks), self.size)
 
     def to_ranks(self, gains: FloatArray) -> FloatArray:
-        """Return (B, N, R) gains of single ranks, decreasing, from (B, N·bins) of bins."""
+        """Return (B, N, R) gains of components, from (B, N·bins) of a unit of size.
+
+        Those of a unit of size decrease along the rank.
+        """
         binned = gains.reshape(len(gains), self._n, -1)
         decreasing = np.maximum(isotonic_decreasing(binned, self.widths), 0.0)
-        return np.repeat(decreasing, self.widths.astype(int), axis=2)
+        return decreasing[..., self._bin_of] * self._sizes
 
 
 def isotonic_decreasing(values: FloatArray, weights: FloatArray) -> FloatArray:
@@ -259,15 +283,17 @@ def isotonic_decreasing(values: FloatArray, weights: FloatArray) -> FloatArray:
 
     Args:
         values: (..., K).
-        weights: (K,) positive.
+        weights: (K,) or (..., K), at least 0.
     """
-    k = len(weights)
+    weights = np.maximum(weights, _LEAST_WEIGHT)
+    k = weights.shape[-1]
     zero = np.zeros((*values.shape[:-1], 1))
     sums = np.concatenate([zero, np.cumsum(values * weights, axis=-1)], axis=-1)
-    mass = np.concatenate([[0.0], np.cumsum(weights)])
+    mass = np.concatenate([np.zeros((*weights.shape[:-1], 1)), weights.cumsum(axis=-1)], axis=-1)
     fit = np.full(values.shape, np.inf)
     for a in range(k):
-        means = (sums[..., a + 1 :] - sums[..., a : a + 1]) / (mass[a + 1 :] - mass[a])
+        width = mass[..., a + 1 :] - mass[..., a : a + 1]
+        means = (sums[..., a + 1 :] - sums[..., a : a + 1]) / width
         best = np.maximum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]
         fit[..., a:] = np.minimum(fit[..., a:], best)
     return fit

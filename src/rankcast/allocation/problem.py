@@ -76,6 +76,11 @@ class AllocationProblem:
             )
         check_choice("deadline rule", self.deadline, get_args(DeadlineRule))
 
+    @property
+    def component_weights(self) -> FloatArray | None:
+        """(N, R) sizes of components whose gain by size decreases; None: the gain itself does."""
+        return None
+
     @classmethod
     def from_config(cls, link: LinkConfig, layout: AdapterLayout) -> Self:
         """Return the problem of a configured link.

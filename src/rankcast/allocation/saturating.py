@@ -51,13 +51,18 @@ _TINY, _MARGIN = 1e-300, 1e-9
 _LEAST_FACTOR = 1e-100  # without a price everything is worth sending, however little is left
 
 
-def make_utility(layout: AdapterLayout, config: UtilityConfig) -> LearnedUtility:
-    """Return the belief that a configuration asks for."""
-    return (
-        SaturatingUtility(layout, config)
-        if config.form == "saturating"
-        else BayesianUtility(layout, config)
-    )
+def make_utility(
+    layout: AdapterLayout, config: UtilityConfig, weights: FloatArray | None = None
+) -> LearnedUtility:
+    """Return the belief that a configuration asks for.
+
+    Args:
+        layout: the projections and r_max.
+        config: form, prior and noise.
+        weights: (N, R) size of each component; see `RankBins`.
+    """
+    form = SaturatingUtility if config.form == "saturating" else BayesianUtility
+    return form(layout, config, weights)
 
 
 class SaturatingUtility:
@@ -69,11 +74,17 @@ class SaturatingUtility:
     Args:
         layout: the projections and r_max.
         config: total gain, noise and forgetting; the spread of gains has constants of its own.
+        weights: (N, R) size of each component; see `RankBins`.
     """
 
-    def __init__(self, layout: AdapterLayout, config: UtilityConfig | None = None) -> None:
+    def __init__(
+        self,
+        layout: AdapterLayout,
+        config: UtilityConfig | None = None,
+        weights: FloatArray | None = None,
+    ) -> None:
         self.layout, self.config = layout, config or UtilityConfig(form="saturating")
-        self._bins = RankBins(layout)
+        self._bins = RankBins(layout, weights)
         self._prior_mean, self._prior_precision = self._prior()
         self._theta = self._prior_mean.copy()
         size = self._bins.size
@@ -158,7 +169,7 @@ class SaturatingUtility:
         bins, n = self._bins, self.layout.n_projections
         at = np.log2(bins.middles)  # 0 for rank 1
         shape = np.exp(-SLOPE * at)
-        level = np.log(FULL_EXPONENT / (n * (shape * bins.widths).sum()))
+        level = np.log(FULL_EXPONENT / (bins.widths @ shape).sum())
         per_bin = len(at)
         common = LEVEL_STD**2 + SLOPE_STD**2 * np.outer(at, at)
         own = PROJECTION_STD**2 + REST_STD**2 * np.eye(per_bin)

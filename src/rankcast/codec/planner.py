@@ -189,10 +189,10 @@ def plan_coding(spreads: Spreads, gains: FloatArray, budget_bits: float) -> Code
         )
     if not budget_bits >= 0:
         raise InfeasibleDeadlineError(0.0, float(budget_bits))
-    exponents = _exponents(spreads)
+    exponents = exponents_of(spreads)
     each = np.repeat(exponents[:, None], len(gains), axis=1)
-    values = _cumulative(gains * spreads.kept_share(each))
-    bits = _cumulative(spreads.component_bits(each).astype(np.float64))
+    values = cumulative(gains * spreads.kept_share(each))
+    bits = cumulative(spreads.component_bits(each).astype(np.float64))
     best = values.max(axis=(0, 2)).sum()
     low, high = 0.0, best + 1e-300  # at this price per bit nothing is worth sending
     chosen = _cheapest(values, bits, high)
@@ -285,7 +285,7 @@ def pack_planned(source: Source, budget_bits: float, gains: FloatArray | None = 
     return best
 
 
-def _exponents(spreads: Spreads) -> IntArray:
+def exponents_of(spreads: Spreads) -> IntArray:
     """Return (E,) exponents from `FINEST` to `COARSEST`."""
     energy = np.square(spreads.left) * spreads.left_width[:, None]
     energy = energy + np.square(spreads.right) * spreads.right_width[:, None]
@@ -298,7 +298,7 @@ def _exponents(spreads: Spreads) -> IntArray:
     return np.arange(low, high + 1)
 
 
-def _cumulative(components: FloatArray) -> FloatArray:
+def cumulative(components: FloatArray) -> FloatArray:
     """Return (E, N, R + 1) sums over the first components of (E, N, R)."""
     none = np.zeros((*components.shape[:2], 1))
     return np.concatenate([none, components.cumsum(axis=2)], axis=2)

@@ -1,6 +1,7 @@
 """The MDP of Sec. IV-A: as the training loop steps it, and as Gymnasium environments."""
 
 from rankcast.env.gym import (
+    LevelAllocationEnv,
     RankAllocationEnv,
     RankAllocationVectorEnv,
     observation_space,
@@ -12,6 +13,7 @@ from rankcast.env.mdp import AllocationMdp, Outcome
 
 __all__ = [
     "AllocationMdp",
+    "LevelAllocationEnv",
     "Outcome",
     "RankAllocationEnv",
     "RankAllocationVectorEnv",

@@ -10,17 +10,21 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from rankcast.allocation.level_problem import LevelProblem
 from rankcast.allocation.problem import AllocationProblem
 from rankcast.config.run import EnvConfig
 from rankcast.env.mdp import AllocationMdp, BoolArray, Outcome
 from rankcast.errors import ConfigError
 from rankcast.learner.protocol import Learner
 from rankcast.learner.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
+from rankcast.learner.synthetic_levels import synthetic_level_problem
 from rankcast.link.capacity import Awgn
 from rankcast.link.costs import LinkCostModel
 from rankcast.link.processes import IidSnr, SnrProcess
 from rankcast.records import AdapterLayout, FloatArray, Observation
 
+NARROW_HZ = 10e3
+"""Bandwidth of links over which coded adapters of a small encoder do not fit within a second."""
 _LOW = (-60.0, 0.0, -6.0, 0.0, 0.0)
 _HIGH = (60.0, 12.0, 6.0, 20.0, 1.0)
 
@@ -188,6 +192,62 @@ class RankAllocationEnv(gym.Env[Any, Any]):
         return to_vector(self.mdp.observe(), self.mdp.layout.r_max)[0]
 
 
+class LevelAllocationEnv(RankAllocationEnv):
+    """Choose a level for every projection at every step (`rankcast/LevelAllocation-v0`).
+
+    A level is a rank and a step of the quantiser, and η counts coded bits, the file's overhead
+    included (`rankcast.codec.levels`). Spaces, reward, episode and info are those of
+    `RankAllocationEnv`, with levels 0..K for ranks 0..r_max. `info["ranks"]` and
+    `info["exponents"]` say what the levels are.
+
+    Differs from the paper, which chooses ranks and pays 32 bits a parameter.
+
+    Args:
+        learner: what is fine-tuned (B = 1), given levels; None makes a synthetic one.
+        process: how the SNR changes; None draws it from the paper's set -5..15 dB.
+        problem: levels, link costs and λ; None for those of the synthetic learner.
+        config: bandwidth, deadline and horizon; None for 10 kHz and one second, where coded
+            adapters of this size do not fit.
+        stop: see `AllocationMdp`.
+        utility_seed: of the synthetic learner's utility.
+        render_mode: none is supported.
+
+    Raises:
+        ConfigError: only one of learner and problem is given.
+    """
+
+    def __init__(
+        self,
+        learner: Learner | None = None,
+        process: SnrProcess | None = None,
+        problem: LevelProblem | None = None,
+        config: EnvConfig | None = None,
+        *,
+        stop: Callable[[FloatArray], BoolArray] | None = None,
+        utility_seed: int = 0,
+        render_mode: str | None = None,
+    ) -> None:
+        if (learner is None) != (problem is None):
+            raise ConfigError("Give both the learner and the problem of its levels, or neither.")
+        if learner is None or problem is None:
+            learner, problem = synthetic_level_problem(utility_seed)
+        self.levels = problem.levels
+        config = config or EnvConfig(bandwidth_hz=NARROW_HZ)
+        super().__init__(learner, process, problem, config, stop=stop, render_mode=render_mode)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take one step; see the class.
+
+        Raises:
+            ConfigError: an action outside the action space.
+        """
+        observed, reward, terminated, truncated, info = super().step(action)
+        ranks, exponents = self.levels.chosen(np.asarray(action, dtype=np.int64))
+        return observed, reward, terminated, truncated, {
+            **info, "ranks": ranks, "exponents": exponents,
+        }  # fmt: skip
+
+
 def synthetic_learner(seed: int = 0, n_envs: int = 1) -> SyntheticLearner:
     """Return the synthetic learner that the environments use by default."""
     layout = transformer_layout()
@@ -196,9 +256,10 @@ def synthetic_learner(seed: int = 0, n_envs: int = 1) -> SyntheticLearner:
 
 
 def register() -> None:
-    """Register `rankcast/RankAllocation-v0` with Gymnasium; importing `rankcast.env` does it."""
-    if "rankcast/RankAllocation-v0" not in gym.registry:
-        gym.register("rankcast/RankAllocation-v0", entry_point="rankcast.env:RankAllocationEnv")
+    """Register both environments with Gymnasium; importing `rankcast.env` does it."""
+    for name in ("RankAllocation", "LevelAllocation"):
+        if f"rankcast/{name}-v0" not in gym.registry:
+            gym.register(f"rankcast/{name}-v0", entry_point=f"rankcast.env:{name}Env")
 
 
 def _info(outcome: Outcome) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class SyntheticUtility:
         """Draw a utility.
 
         Args:
-            rng: source of the gains.
+            rng: source of the gains and interactions.
             layout: N and R.
             interaction_share: variance of the pairwise interactions under uniform random ranks,
                 as a share of the variance of the additive part.
@@ -64,8 +64,16 @@ class SyntheticUtility:
         tau = rng.uniform(0.7, 4.7, n)
         gains = amplitude[:, None] * np.exp(-np.arange(1, r_max + 1) / tau[:, None])
         gains *= 0.45 / gains.sum()
+        return cls.with_interactions(gains, rng, interaction_share)
+
+    @classmethod
+    def with_interactions(
+        cls, gains: FloatArray, rng: np.random.Generator, interaction_share: float
+    ) -> SyntheticUtility:
+        """Return a utility of (N, R) gains, with interactions drawn beside them; see `draw`."""
         if interaction_share == 0.0:
             return cls(gains)
+        n, r_max = gains.shape
         additive = cls(gains)
         pairs = np.triu(rng.standard_normal((n, n)), k=1)
         # Independent centred ranks make the variance of Σ J_mk·x_m·x_k equal to Σ J_mk²·v².

@@ -120,7 +120,7 @@ def load_policy(run: Path | RunFolder) -> Planner:
     layout = AdapterLayout(projections, config.finetune.r_max)
     problem = AllocationProblem.from_config(config.link, layout)
     policy = AirLLM(problem, config.policy, config.seed)
-    utility = make_utility(layout, config.training.utility)
+    utility = make_utility(layout, config.training.utility, problem.component_weights)
     utility.load_state_dict(state["utility"])
     try:
         policy.load_state_dict(state["policy"])
