@@ -45,6 +45,12 @@ def live(**settings: Any) -> Learner:
     return TransformerLearner(config, keyword_splits())
 
 
+def live_levels() -> Learner:
+    from helpers.level_models import tiny_levels
+
+    return tiny_levels(random_share=0.5)
+
+
 LEARNERS: dict[str, Callable[[], Learner]] = {
     "synthetic": lambda: synthetic(1),
     "synthetic, 3 copies": lambda: synthetic(3),
@@ -54,6 +60,7 @@ LEARNERS: dict[str, Callable[[], Learner]] = {
     "live, with dropout and no reference": lambda: live(
         dropout=0.2, base_dropout=True, measure_reference=False
     ),
+    "live, levels": live_levels,
 }
 every_learner = pytest.mark.parametrize("name", LEARNERS)
 

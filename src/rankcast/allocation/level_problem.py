@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Self
 
-from rankcast.allocation.problem import AllocationProblem
+import numpy as np
+
+from rankcast.allocation.problem import AllocationProblem, keep_within_budget, per_bit
 from rankcast.codec.levels import Levels
 from rankcast.config.link import DeadlineRule
 from rankcast.errors import ConfigError
 from rankcast.link.capacity import RateModel
-from rankcast.records import AdapterLayout, FloatArray
+from rankcast.records import AdapterLayout, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,20 @@ class LevelProblem(AllocationProblem):
         """
         of_levels, costs = levels.layout(layout), levels.link_costs(rate_model)
         return cls(of_levels, costs, link_weight, deadline=deadline, levels=levels)
+
+    def plans_within(self, budget_bits: FloatArray) -> IntArray:
+        """Return (B, N) plans that keep most of the adapter within (B,) budgets.
+
+        Levels of the most gain by bit first, as the levels themselves have it. Nothing where a
+        budget is below the overhead of a file.
+        """
+        full = np.full((len(budget_bits), self.layout.n_projections), self.layout.r_max)
+        worth = per_bit(self.levels.step_gains, self.link_costs)
+        room = self.link_costs.whole_units(budget_bits)
+        units = self.link_costs.component_units
+        return keep_within_budget(
+            np.broadcast_to(worth, (len(full), *worth.shape)), units, room, full
+        )
 
     @property
     def component_weights(self) -> FloatArray:

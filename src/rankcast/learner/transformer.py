@@ -270,9 +270,21 @@ class TransformerLearner:
             distil: train towards the answers that the adapter gives now instead of the labels.
                 Losses that training steps return are then divergences.
         """
-        self._rounding = rounding
+        self.round_weights(rounding)
         if distil:
             self.learn_from([AdapterSnapshot(self.adapter)])
+
+    def round_weights(self, rounding: Rounding | None) -> None:
+        """Round weights in training from the next step on; None: no longer.
+
+        The adapter has to be balanced (as `arrays.load_tensors` leaves it).
+        """
+        self._rounding = rounding
+
+    def next_loss(self) -> float:
+        """Return the loss of the next batch, under the active ranks and rounding, untrained."""
+        with self.adapter.at_steps(self._rounding_steps()):
+            return self._mean_loss(self._next_parts(), self.adapter.ranks)
 
     def learn_from(self, teachers: Sequence[AdapterSnapshot], weight: float = 1.0) -> None:
         """Train towards what adapters answer on average, from the next step on.
