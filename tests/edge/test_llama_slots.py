@@ -132,11 +132,49 @@ def test_releases_go_from_slot_to_slot(device: Device) -> None:
 
 def test_after_a_restart_of_the_server_the_scales_are_set_again(device: Device) -> None:
     device.publish(adapter(0))
-    device.sync()
+    label = device.sync().message.split()[0]
+    n_loads = device.llama.n_loads
     device.llama.restart()
     assert device.active() is None
-    assert device.sync().outcome == "up-to-date"
+    result = device.sync()
+    assert (result.outcome, device.active()) == ("up-to-date", 1)
+    assert result.message.startswith(f"The engine had lost {label}, which is active again. ")
+    assert device.llama.n_loads == n_loads + 1
+    assert "had lost" not in device.sync().message
+    device.llama.restart()
+    device.cloud.manifest_file.unlink()
+    with pytest.raises(DeliveryError, match="No release"):
+        device.sync()
     assert device.active() == 1
+    device.llama.restart()
+    device.publish(adapter(1))
+    assert "had lost" not in device.sync().message  # what matters is that the next one is active
+    assert device.active() == 2
+    state = read_state(device.root / "state")
+    assert state is not None
+    kinds = [event.kind for event in state.history]
+    assert kinds == ["fetched", "activated", "restored", "restored", "failed", "restored",
+                     "fetched", "activated"]  # fmt: skip
+
+
+def test_a_server_that_is_down_is_told_of_in_the_state(device: Device) -> None:
+    device.publish(adapter(0))
+    device.sync()
+    device.llama.has_ended = True
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="does not answer"):
+            device.sync()
+    state = read_state(device.root / "state")
+    assert state is not None
+    assert state.last_error is not None
+    assert (state.last_error.kind, state.phase) == ("UnavailableError", "failed")
+    assert [event.kind for event in state.history].count("failed") == 1
+    assert device.cloud.reports[-1]["event"] == "failed"
+    device.llama.restart()
+    device.sync()
+    state = read_state(device.root / "state")
+    assert state is not None
+    assert (state.last_error, state.phase) == (None, "idle")
 
 
 def test_adapters_of_others_keep_their_scales(device: Device) -> None:

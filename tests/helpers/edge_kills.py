@@ -58,7 +58,7 @@ def sync_and_die(url: str, manifest_file: Path, folder: Path, die_at: int | None
 def forking() -> Any:
     """Return what starts processes that have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.edge_kills"])
+    context.set_forkserver_preload(["helpers.edge_kills", "helpers.llama_kills"])
     with patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(sys.path)}):
         forkserver.ensure_running()  # Python 3.11 does not tell it where modules lie
     return context

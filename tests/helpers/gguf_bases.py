@@ -61,13 +61,20 @@ def tiny_causal_model(kind: str, *, seed: int = 0, **changes: int) -> Any:
     return model.float().eval()
 
 
-def write_base(model: Any, path: Path, *, dtype: Any = np.float32) -> Path:
+def write_base(
+    model: Any,
+    path: Path,
+    *,
+    dtype: Any = np.float32,
+    quantised: gguf.GGMLQuantizationType | None = None,
+) -> Path:
     """Write a model for llama.cpp.
 
     Args:
         model: of `tiny_causal_model`.
         path: file to write.
         dtype: of weights with two axes.
+        quantised: as what these are written instead.
     """
     kind = model.config.model_type
     name = NAMES.get(kind, kind)
@@ -85,7 +92,10 @@ def write_base(model: Any, path: Path, *, dtype: Any = np.float32) -> Path:
             continue
         assert there is not None, key
         array = _as_converted(key, value.detach().numpy(), model.config)
-        writer.add_tensor(there, array.astype(dtype if array.ndim == 2 else np.float32))
+        if quantised is not None and array.ndim == 2:
+            writer.add_tensor(there, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
+        else:
+            writer.add_tensor(there, array.astype(dtype if array.ndim == 2 else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -124,19 +124,22 @@ class Activation:
         """The state as it is written."""
         return self.states.state
 
-    def resume(self) -> ReleasePrefix | None:
-        """Read the state, finish what was cut short, and return the prefix that is active then.
+    def resume(self) -> str | None:
+        """Finish what was cut short, put back what the engine has lost, and return its label.
+
+        The state has been read. An engine loses its adapter when it is started again, or when its
+        files are damaged.
 
         Raises:
-            DeliveryError: the folder is another adapter's, or the disk is full.
+            UnavailableError: the disk is full, or the engine does not answer.
         """
-        self.states.recover()
         if self.state.pending is not None:
             self._resume_pending(self.state.pending)
         active = self.state.active
-        if active is not None and self.activator.active() != active.label:
-            self._put_back()
-        return self.state.active
+        if active is None or self.activator.active() == active.label:
+            return None
+        self._put_back()
+        return active.label if self.state.active == active else None
 
     def candidate(self, prefix: ReleasePrefix) -> Candidate:
         """Read a prefix whose blobs are all here; see `Candidate.load` for what it raises."""

@@ -113,7 +113,7 @@ class Event:
 
     Attributes:
         at: date and time in UTC.
-        kind: `fetched`, `activated`, `rolled-back`, `refused`, `failed`, `rebuilt`.
+        kind: `fetched`, `activated`, `restored`, `rolled-back`, `refused`, `failed`, `rebuilt`.
         message: in words.
     """
 

@@ -210,7 +210,9 @@ class EdgeClient:
             DeliveryError: another process works in the folder, or the disk is full.
         """
         with self._alone():
-            return self._activation.resume()
+            self._activation.states.recover()
+            self._activation.resume()
+            return self._activation.state.active
 
     def sync(self, *, radio: RadioLink | None = None, retry_rejected: bool = False) -> SyncResult:
         """Bring the device to the best prefix of the newest release that arrives in time.
@@ -227,39 +229,54 @@ class EdgeClient:
             DeliveryError: an unreachable server, a full disk, a folder in use.
             InfeasibleDeadlineError: not even the first chunk arrives in time.
         """
-        activation, deadline_s = self._activation, self.settings.deadline_s
+        activation = self._activation
         with self._alone(), self._connection() as http:
-            activation.resume()
+            activation.states.recover()
             with _errors_told(http, activation):
-                manifest = self._manifest()
-                activation.manifests.put(manifest)
-                if manifest.version != activation.state.newest_version:  # for people who look
-                    activation.states.change(newest_version=manifest.version)
-                link = radio or self.settings.radio or MeasuredLink(self._expected_bps())
-                updated = self._update(http, manifest, retry_rejected)
-                left_s = deadline_s - updated.fetched.elapsed_s
-                if not 0.0 < deadline_s <= updated.fetched.elapsed_s:
-                    held = activation.cache.held(manifest.blobs)
-                    advice = advise(http, manifest, link, left_s, held)
-                    plan, planned_by = advice.plan, advice.planned_by
-                    wanted = ReleasePrefix.of(manifest, plan.file_index, plan.n_chunks)
-                else:
-                    wanted, planned_by, left_s = updated.made(), "device", deadline_s
-                installer = _Installer(
-                    http, self._fetcher(http), activation, manifest, planned_by, retry_rejected,
-                    updated, self.base_fingerprints,
-                )  # fmt: skip
-                skipped = installer.skip(wanted)
-                if skipped is not None:
-                    return skipped
-                may_begin = self.settings.progressive and activation.state.active is None
-                early = early_prefix(manifest, wanted) if may_begin else None
-                if early is None:
-                    return installer.install(wanted, left_s)
-                start_s = self._runtime.clock()
-                first = installer.install(early, left_s)
-                left_s -= self._runtime.clock() - start_s
-                return first if left_s <= 0.0 else first.then(installer.install(wanted, left_s))
+                restored = activation.resume()
+                if restored is not None:
+                    activation.states.note("restored", f"{restored}, which the engine had lost")
+                    activation.states.change()
+                result = self._take_newest(http, radio, retry_rejected)
+        if restored is None or result.outcome == "activated":
+            return result
+        words = f"The engine had lost {restored}, which is active again. {result.message}"
+        return replace(result, message=words)
+
+    def _take_newest(
+        self, http: httpx2.Client, radio: RadioLink | None, retry_rejected: bool
+    ) -> SyncResult:
+        """Do what `sync` does, once what it left undone the last time is done."""
+        activation, deadline_s = self._activation, self.settings.deadline_s
+        manifest = self._manifest()
+        activation.manifests.put(manifest)
+        if manifest.version != activation.state.newest_version:  # for people who look
+            activation.states.change(newest_version=manifest.version)
+        link = radio or self.settings.radio or MeasuredLink(self._expected_bps())
+        updated = self._update(http, manifest, retry_rejected)
+        left_s = deadline_s - updated.fetched.elapsed_s
+        if not 0.0 < deadline_s <= updated.fetched.elapsed_s:
+            held = activation.cache.held(manifest.blobs)
+            advice = advise(http, manifest, link, left_s, held)
+            plan, planned_by = advice.plan, advice.planned_by
+            wanted = ReleasePrefix.of(manifest, plan.file_index, plan.n_chunks)
+        else:
+            wanted, planned_by, left_s = updated.made(), "device", deadline_s
+        installer = _Installer(
+            http, self._fetcher(http), activation, manifest, planned_by, retry_rejected,
+            updated, self.base_fingerprints,
+        )  # fmt: skip
+        skipped = installer.skip(wanted)
+        if skipped is not None:
+            return skipped
+        may_begin = self.settings.progressive and activation.state.active is None
+        early = early_prefix(manifest, wanted) if may_begin else None
+        if early is None:
+            return installer.install(wanted, left_s)
+        start_s = self._runtime.clock()
+        first = installer.install(early, left_s)
+        left_s -= self._runtime.clock() - start_s
+        return first if left_s <= 0.0 else first.then(installer.install(wanted, left_s))
 
     def _update(
         self, http: httpx2.Client, manifest: Manifest, retry_rejected: bool
