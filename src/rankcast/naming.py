@@ -91,6 +91,11 @@ _IS_PLACE = re.compile(r"/(home|root|Users|mnt|tmp)/|~[\w.-]*/|[A-Za-z]:[/\\]|\\
 _NAMES_PLACE = re.compile(r"(?:^|_)(?:path|dir|folder|file)(?:$|_)")
 
 
+def may_be_on_hub(name: str) -> bool:
+    """Return whether a name has the form of the hub's: `MODEL` or `OWNER/MODEL`."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def public_name(name: str | None) -> str | None:
     """Return a model's name without the folders of this machine; None if they were all of it.
 

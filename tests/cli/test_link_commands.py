@@ -11,8 +11,9 @@ import pytest
 from helpers.codec import packed, random_adapter
 from helpers.commands import Call, fresh_python
 from rankcast.cli.demo import air_table
-from rankcast.cli.link import LinkSend
+from rankcast.cli.link import LinkSend, _usable
 from rankcast.codec.container import Container, read_container
+from rankcast.codec.header import Measure
 from rankcast.errors import LinkError
 
 WIDTHS, RANKS = ((96, 64), (64, 192), (96, 96)), (8, 8, 8)
@@ -206,3 +207,12 @@ def test_looking_at_the_link_needs_no_torch() -> None:
     assert "nr_64qam" in done.stdout
     assert "status 0" in done.stdout
     assert "heavy []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [("loss", "expected loss 0.250"), ("divergence", "expected divergence from the adapter 0.250")],
+)
+def test_what_arrived_is_told_by_what_was_measured(measure: Measure, expected: str) -> None:
+    plain = {"chunks": 1, "chunks_sent": 2, "accuracy": None, "loss": 0.25}
+    assert expected in _usable(plain, measure)

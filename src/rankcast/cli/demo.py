@@ -60,6 +60,11 @@ class Demo:
             from rankcast.cli.console import stdout
 
             stdout().print(air_table(outcome.folder.path, config.link.iid.values_db))
+        if not self.json:
+            print(
+                f"Next: rankcast quickstart {outcome.folder.path} delivers the adapter to a device "
+                f"on this machine."
+            )
         return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -46,6 +47,9 @@ class DevicesAdd(_OnDatabase):
         """Print the token and return the exit status."""
         with closing(self._registry()) as registry:
             print(registry.add(self.name, "operator" if self.operator else "device"))
+        use = "type it into the dashboard" if self.operator else "give it by --token-file FILE"
+        if sys.stdout.isatty():
+            print(f"rankcast: this token is shown once; {use}.", file=sys.stderr)
         return 0
 
 

@@ -119,6 +119,26 @@ class _DeviceOptions:
             self._activator(fingerprints), settings=settings, token=token,
         )  # fmt: skip
 
+    def place(self) -> str:
+        """Return where the active adapter is: a path, or the address of the engine that has it."""
+        if self.vllm_url or self.llama_url:
+            return str(self.vllm_url or self.llama_url)
+        file = {"rcast": "adapter.rcast", "gguf": "adapter.gguf"}.get(self.format, "")
+        return str(adapter_folder(self.folder, self.output) / "current" / file)
+
+    def _next_words(self) -> str:
+        """Say where the active adapter is, and what to do with it."""
+        place = self.place()
+        if self.vllm_url or self.llama_url:
+            return f"The server at {place} answers with it."
+        use = {
+            "peft": f"PeftModel.from_pretrained(model, {place!r}) loads it",
+            "vllm": f"vllm serve … --enable-lora --lora-modules {self.adapter}={place} loads it",
+            "gguf": f"llama-server … --lora {place} loads it",
+            "rcast": f"rankcast info {place} shows it",
+        }[self.format]
+        return f"The adapter: {place}\n{use}; rankcast edge watch keeps it up to date."
+
     def _radio(self) -> RadioLink | None:
         from rankcast.edge.advice import RadioLink
 
@@ -237,7 +257,9 @@ class EdgeSync(_DeviceOptions):
     def run(self, argv: Sequence[str]) -> int:
         """Sync once."""
         result = self.client().sync(retry_rejected=True)
-        _print_result(result, as_json=self.json)
+        _print_result(result, self.place(), as_json=self.json)
+        if not self.json and result.active is not None:
+            print(self._next_words())
         return 0 if result.outcome in ("activated", "up-to-date") else 1
 
 
@@ -273,7 +295,7 @@ class EdgeWatch(_DeviceOptions):
 
     def show(self, result: SyncResult) -> None:
         """Print the result of a sync."""
-        _print_result(result, as_json=logs_json(self.log_format, sys.stdout))
+        _print_result(result, self.place(), as_json=logs_json(self.log_format, sys.stdout))
 
     def complain(self, message: str) -> None:
         """Print what went wrong."""
@@ -440,11 +462,12 @@ def adapter_folder(folder: Path, output: Path | None) -> Path:
     return folder / "adapter" if output is None else output
 
 
-def _print_result(result: SyncResult, *, as_json: bool) -> None:
+def _print_result(result: SyncResult, place: str, *, as_json: bool) -> None:
     if as_json:
         active, plain = result.active, asdict(result)
         del plain["active"]
         plain["release"] = None if active is None else active.to_plain()
+        plain["place"] = None if active is None else place
         print(json.dumps(plain), flush=True)
         return
     came = f" {result.n_bytes:,} bytes in {result.elapsed_s:.2f} s." if result.n_bytes else ""

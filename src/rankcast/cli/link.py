@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -12,15 +14,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import tyro
 
 from rankcast.cli.common import print_json
+from rankcast.cli.link_budgets import LinkBudgets
 from rankcast.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from rankcast.codec.header import Measure
     from rankcast.link.nr_link import NrLink
     from rankcast.link.transport import BlockChannel
     from rankcast.packaging.send import Transfer
     from rankcast.records import FloatArray
+
+_LONG_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +312,58 @@ class LinkCurves:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinkProxy:
+    """Let a device reach a server on this machine as slowly as over a narrow link.
+
+    rankcast link proxy --port 8081 --to-port 8080 --rate-bps 64000
+
+    Give the device http://127.0.0.1:8081 as --server. Bytes pass at the same rate in both
+    directions, TCP on this machine alone; Ctrl-C stops. rankcast simulate has links that change.
+    """
+
+    port: int = 8081
+    """Port to listen at; 0 for any that is free."""
+    to_port: int = 8080
+    """Port of the server, such as rankcast serve."""
+    rate_bps: float = 64e3
+    """Rate of the link [bit/s]."""
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Pass bytes on until told to stop."""
+        with contextlib.suppress(KeyboardInterrupt), self.listening() as port:
+            print(
+                f"Listening on http://127.0.0.1:{port}, {self.rate_bps:,.0f} bit/s to port "
+                f"{self.to_port}; Ctrl-C stops.",
+                flush=True,
+            )
+            while True:
+                time.sleep(_LONG_S)
+        return 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[int]:
+        """Pass bytes on in another thread; yield the port.
+
+        Raises:
+            ConfigError: ports that do not exist, or a rate that carries nothing.
+            DeliveryError: a port that is taken.
+        """
+        import numpy as np
+
+        from rankcast.simulation import proxy
+        from rankcast.simulation.shaping import RateSchedule
+
+        if not (0 <= self.port < 2**16 and 0 < self.to_port < 2**16):
+            raise ConfigError(f"Ports lie between 1 and 65535, got {self.port} and {self.to_port}.")
+        if not 0 < self.rate_bps < math.inf:
+            raise ConfigError(f"--rate-bps is more than 0 [bit/s], got {self.rate_bps:g}.")
+        link = proxy.DeviceLink.of(RateSchedule(np.array([self.rate_bps])))
+        link.port = self.port
+        with proxy.LinkProxy([link], lambda: self.to_port):
+            yield link.port
+
+
 @dataclass(frozen=True)
 class Link:
     """Simulate a radio link: send a file over it, or see what it carries.
@@ -314,13 +372,19 @@ class Link:
 
     rankcast link rates --snr-db 5 --bandwidth-hz 5e6
 
+    rankcast link budgets a.rcast
+
     rankcast link curves --output curves.png
+
+    rankcast link proxy --port 8081 --to-port 8080 --rate-bps 64000
     """
 
     COMMANDS: ClassVar[dict[str, type[Any]]] = {
         "send": LinkSend,
         "rates": LinkRates,
+        "budgets": LinkBudgets,
         "curves": LinkCurves,
+        "proxy": LinkProxy,
     }
 
 
@@ -340,6 +404,8 @@ def _progress_bar(*, quiet: bool) -> Any:
 
 
 def _print_transfer(options: LinkSend, transfer: Transfer) -> None:
+    from rankcast.codec.header import measure_of
+
     plain, delivery = transfer.to_plain(), transfer.delivery
     received = "all of it" if delivery.complete else f"{len(delivery.received):,} bytes of it"
     schemes = plain["schemes"]
@@ -358,12 +424,12 @@ def _print_transfer(options: LinkSend, transfer: Transfer) -> None:
         f"take {_ms(transfer.shannon_s)}; in float32 it would have "
         f"{transfer.whole.header.float32_bits / 8:,.0f} bytes."
     )
-    print(_usable(plain))
+    print(_usable(plain, measure_of(transfer.whole.header.task)))
     if options.output is not None and transfer.arrived is not None:
         print(f"Written: {options.output}. See rankcast info {options.output} --prefix")
 
 
-def _usable(plain: dict[str, Any]) -> str:
+def _usable(plain: dict[str, Any], measure: Measure) -> str:
     if not plain["chunks"]:
         return (
             "Nothing can be decoded: the first chunk is not complete. Give it more time or "
@@ -373,7 +439,8 @@ def _usable(plain: dict[str, Any]) -> str:
     if plain["accuracy"] is not None:
         expected = f", expected accuracy {plain['accuracy']:.1%}"
     elif plain["loss"] is not None:
-        expected = f", expected loss {plain['loss']:.3f}"
+        what = "divergence from the adapter" if measure == "divergence" else "loss"
+        expected = f", expected {what} {plain['loss']:.3f}"
     return f"Usable: {plain['chunks']} of {plain['chunks_sent']} chunks, an adapter{expected}."
 
 

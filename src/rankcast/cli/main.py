@@ -22,7 +22,8 @@ from rankcast.errors import ConfigError, RankcastError, nearest
 from rankcast.version import __version__
 
 GROUPS = {
-    "Train a policy": ("train", "demo", "evaluate", "allocate", "presets"),
+    "Try it": ("quickstart", "demo"),
+    "Train a policy": ("train", "evaluate", "allocate", "presets"),
     "Package an adapter": ("pack", "unpack", "export", "info", "verify", "qat"),
     "Deliver it": ("keys", "publish", "serve", "devices", "edge"),
     "Simulate": ("link", "simulate"),
@@ -207,7 +208,7 @@ def root_help() -> str:
         "usage: rankcast COMMAND … [--help] [--version] [--debug]",
         "",
         "Decide how much of a LoRA adapter to send over this radio link, and deliver it.",
-        "Try it: rankcast demo. See rankcast COMMAND --help; --debug shows tracebacks.",
+        "See rankcast COMMAND --help; --debug shows tracebacks.",
     ]
     for title, names in GROUPS.items():
         lines += ["", f"{title}:", *command_list({name: command_class(name) for name in names})]

@@ -135,6 +135,12 @@ class Publish(SigningOptions):
                     f"File {file['ladder']}: devices with an older version need {size:,} bytes in "
                     f"the place of {file['whole_bytes']:,}."
                 )
+        if manifest.version == 1:
+            print(
+                f"Next: rankcast serve --store {store.root}; and on a device, with "
+                f"{store.metadata / 'root.json'} copied to it, rankcast edge sync --adapter "
+                f"{manifest.name} --root root.json …"
+            )
         return 0
 
     def _as_they_are(self) -> list[Container]:

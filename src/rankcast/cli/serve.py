@@ -84,9 +84,11 @@ class Serve:
         except DeliveryError as error:
             lines = [f"No adapter can be served yet. {error}"]
         if self.no_auth:
-            lines.append("Requests need no token (--no-auth).")
-        elif not n_tokens:
-            lines.append("No device has a token; rankcast devices add NAME makes one.")
+            return [*lines, "Requests need no token (--no-auth). The dashboard is at /."]
+        if not n_tokens:
+            where = "" if self.database == DEFAULT_DATABASE else ", with this --database,"
+            lines.append(f"No device has a token; rankcast devices add NAME{where} makes one.")
+        lines.append("The dashboard is at /. It takes a token of rankcast devices add --operator.")
         return lines
 
 

@@ -88,8 +88,9 @@ def _files(base: Path) -> Iterable[list[str | int]]:
             yield [str(path.absolute()), told.st_size, told.st_mtime_ns, told.st_ino]
     except OSError as error:
         raise ModelError(
-            f"{base} is no base model that can be read: {error.strerror}. Name a GGUF file, or a "
-            f"folder with safetensors, with --base-model."
+            f"{base} is no base model that can be read: {error.strerror}, and the hub is not "
+            f"asked. Name a GGUF file, or a folder with safetensors, with --base-model; or the "
+            f"fingerprint alone, with --base-fingerprint."
         ) from error
 
 

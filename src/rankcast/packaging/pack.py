@@ -281,6 +281,15 @@ def given_bits(path: str | os.PathLike[str]) -> tuple[str, int] | None:
     return words, 8 * file.path.stat().st_size
 
 
+def adapter_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder that holds an adapter: of a run, the one inside it.
+
+    Raises:
+        CodecError: none does; says where one is.
+    """
+    return _folder_of(Path(path))[0]
+
+
 def _folder_of(path: Path) -> tuple[Path, str]:
     """Return the folder that holds an adapter, and the name of its description.
 

@@ -131,7 +131,10 @@ def signed_source(
         try:
             data = root.read_bytes()
         except OSError as error:
-            raise DeliveryError(f"{root} cannot be read: {error.strerror}.") from error
+            raise DeliveryError(
+                f"{root} cannot be read: {error.strerror}. It is metadata/root.json of the "
+                f"publisher's store: copy it to this device, once."
+            ) from error
         trust_root(trusted, data, root_sha256)
     return TufSource(f"{server}metadata/", f"{server}targets/", trusted, HttpFetcher(client))
 

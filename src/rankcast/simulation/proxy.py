@@ -39,7 +39,7 @@ class DeviceLink:
         down: towards the device.
         up: from it.
         n_resets: connections that were reset on purpose.
-        port: where the device reaches the server; 0 before the links are up.
+        port: where the device reaches the server; 0 for any that is free, until the links are up.
     """
 
     down: Shaper
@@ -85,16 +85,18 @@ class LinkProxy:
         """Listen.
 
         Raises:
-            DeliveryError: no more ports.
+            DeliveryError: no more ports, or one that is taken.
         """
         self._thread.start()
         try:
             asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
         except OSError as error:
             self.__exit__(None, None, None)
-            raise DeliveryError(
-                f"No port for every device: {error.strerror}. Take fewer with --devices."
-            ) from error
+            given = [link.port for link in self.links[len(self._servers) :] if link.port]
+            words = f"No port for every device: {error.strerror}. Take fewer with --devices."
+            if given:
+                words = f"Nobody can listen at port {given[0]}: {error.strerror}. Choose another."
+            raise DeliveryError(words) from error
         return self
 
     def __exit__(
@@ -119,7 +121,7 @@ class LinkProxy:
 
     async def _listen(self) -> None:
         for link in self.links:
-            server = await asyncio.start_server(self._handler(link), _HOST, 0)
+            server = await asyncio.start_server(self._handler(link), _HOST, link.port)
             link.port = server.sockets[0].getsockname()[1]
             self._servers.append(server)
 

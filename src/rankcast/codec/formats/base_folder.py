@@ -367,7 +367,17 @@ def _shards(folder: Path) -> dict[str, TensorFile]:
     return found
 
 
+def no_folder(folder: str | os.PathLike[str]) -> str:
+    """Return the words for a base model that is not there."""
+    return (
+        f"There is no base model in {folder}: no such folder, and the hub is not asked. Name the "
+        f"folder that has it; hf download NAME --local-dir FOLDER fetches one from the hub."
+    )
+
+
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelError(no_folder(folder))
     try:
         plain = json.loads((folder / name).read_text("utf-8"))
     except (OSError, ValueError) as error:
