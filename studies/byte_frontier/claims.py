@@ -138,7 +138,8 @@ def _ahead_of_peers(curves: Sequence[Curve], best: Reference, title: str) -> Ite
     least, most = min(ahead.by_seed.values()), max(ahead.by_seed.values())
     times = ahead.theirs / ahead.ours
     enough = times >= TIMES_AHEAD and least >= TIMES_AHEAD
-    verdict = "reproduced" if enough else "contradicted" if most < TIMES_AHEAD else "not resolved"
+    fewer = "opposite sign" if most < 1 else "smaller than claimed"
+    verdict = "reproduced" if enough else fewer if most < TIMES_AHEAD else "not distinguishable"
     spread = f"{_times(least)} to {_times(most)} by seed"
     yield Claim(
         f"{title}: half a point below the best float32 adapter, the best peer takes at least "
@@ -230,7 +231,7 @@ def _stream_claims(curves: Sequence[Curve], title: str) -> Iterator[Claim]:
         "",
         f"{100 * shares[worst]:+.0f} % at {found[worst].size:,} bytes, the worst",
         None,
-        "reproduced" if within else "contradicted",
+        "reproduced" if within else "not met",
         found[worst].begun.answers.seeds,
         "At equal mean loss; no interval.",
     )

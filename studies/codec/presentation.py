@@ -16,6 +16,7 @@ RELATIVE_STEPS = (1.0, 2.0, 3.0)
 REFERENCE, ORDINARY = "fp32", "fp32, after as many ordinary steps"
 OURS, SENSITIVE, FINISHED = "one step", "steps by sensitivity", "finished"
 DISTILLED = "finished by distillation"
+ROUNDED = ("fp32", "fp16", "int8", "int4")
 """Names of codes in rows; `shown` words them."""
 MARGIN = 0.005
 _WHY = (
@@ -46,16 +47,16 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
         claims += _claims(points, title)
         tables.append(_table(points, title))
         charts.append(_chart(points, title))
-    return Presentation(tuple(claims), (*tables, *_why(result)), tuple(charts), text=_text(result))
+    return Presentation(tuple(claims), (*tables, *_why(result)), tuple(charts), *_summary(result))
 
 
-def _text(result: Result) -> str:
-    """Say how far coding goes on the main task, seed by seed."""
+def _summary(result: Result) -> tuple[str, Table | None]:
+    """Say how far coding goes on the main task, and show it seed by seed."""
     if not result.select(task="sst2-codes", way="nested"):
-        return ""
+        return "", None
     points = _points(result, "sst2-codes", "nested")
     plain_bits, reference = points[REFERENCE]
-    sentences = []
+    lines = []
     for code, (bits, answers) in points.items():
         if not code.startswith((FINISHED, f"{OURS}, 2")):
             continue
@@ -64,17 +65,22 @@ def _text(result: Result) -> str:
             f"{100 * float((answers.of_seed(s) - reference.of_seed(s)).mean()):+.2f}"
             for s in answers.shared(reference)
         )
-        sentences.append(
-            f"{shown(code)}: {bits / 8e3:.1f} kB, {plain_bits / bits:.0f} times smaller, "
-            f"{difference.value:+.2f} points ({difference.low:+.2f} to {difference.high:+.2f}), "
-            f"by seed {each}"
+        lines.append(
+            (
+                shown(code),
+                f"{bits / 8e3:.1f}",
+                f"{plain_bits / bits:.0f}",
+                f"{difference.value:+.2f} ({difference.low:+.2f} to {difference.high:+.2f})",
+                each,
+            )
         )
-    return (
-        f"An adapter of {plain_bits / 32:,.0f} numbers, {plain_bits / 8e3:,.0f} kB in float32, "
-        f"judged on {reference.correct.shape[1]:,} texts; "
-        f"differences in accuracy to float32 as trained, paired by text and seed. "
-        f"{'; '.join(sentences)}."
+    text = (
+        f"An adapter of {plain_bits / 32:,.0f} numbers takes {plain_bits / 8e3:,.0f} kB in "
+        f"float32. It was judged on {reference.correct.shape[1]:,} texts. Differences in accuracy "
+        f"are to float32 as trained, in points, paired by text and seed, with 95 % intervals."
     )
+    columns = ("code", "kB", "times smaller", "difference to float32", "by seed")
+    return text, Table("How far coding goes", columns, tuple(lines))
 
 
 def _why(result: Result) -> list[Table]:
@@ -203,5 +209,9 @@ def _chart(points: Points, title: str) -> LineChart:
 
 def _line(code: str) -> str:
     """Return the line of the chart that a code belongs to."""
-    ours = code.startswith((OURS, SENSITIVE, FINISHED, "ComPEFT", "LoRAQuant"))
+    if code in ROUNDED:
+        return "rounded"
+    if code.startswith("ComPEFT"):
+        return "ComPEFT"
+    ours = code.startswith((OURS, SENSITIVE, FINISHED, "LoRAQuant"))
     return code.rpartition(", ")[0] if ours else code

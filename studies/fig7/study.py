@@ -58,7 +58,7 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     if not_worse(gain.scaled(-1).interval, NEGLIGIBLE):
         verdict = "reproduced"
     else:
-        verdict = "contradicted" if gain.low > NEGLIGIBLE else "not resolved"
+        verdict = "not met" if gain.low > NEGLIGIBLE else "not distinguishable"
     claim = Claim(
         "100 inference steps gain next to nothing over 50.",
         "negligible gains (no number)",

@@ -154,7 +154,7 @@ class Report(_Options):
 
     python3 dev.py study report table3 --json
 
-    python3 dev.py study report --update README.md studies/*/README.md
+    python3 dev.py study report --update README.md docs/*.md studies/*/README.md
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()

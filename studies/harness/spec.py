@@ -17,10 +17,27 @@ Scale = Literal["quick", "default", "paper"]
 """`quick`: seconds, to see that it runs; `default`: what is reported; `paper`: a GPU and a hub."""
 
 Verdict = Literal[
-    "reproduced", "contradicted", "not resolved", "not testable here", "measured", "not run"
+    "reproduced",
+    "smaller than claimed",
+    "opposite sign",
+    "not met",
+    "not distinguishable",
+    "not testable here",
+    "measured",
+    "not run",
 ]
-"""`measured` is for our own questions, where the paper has no number to compare with; `not run` for
-studies without a row."""
+"""What our number says of a claim; `VERDICTS` has each in a sentence."""
+
+VERDICTS: Mapping[Verdict, str] = {
+    "reproduced": "our interval shows what is claimed",
+    "smaller than claimed": "our interval lies below the size that is claimed",
+    "opposite sign": "our interval lies on the other side of zero",
+    "not met": "a limit, a margin or a count that the claim names does not hold",
+    "not distinguishable": "our interval holds both the claim and its opposite, or there is none",
+    "not testable here": "it needs what is not here, such as a GPU",
+    "measured": "a question of ours, without a number of the paper to compare with",
+    "not run": "no job of the study has finished yet",
+}
 
 Interval = tuple[float, float]
 
@@ -159,13 +176,17 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
-    """Lines with bands over a common axis; with `markers`, points joined by lines."""
+    """Lines with bands over a common axis; with `markers`, points joined by lines.
+
+    Error rates go on a logarithmic axis: `log_y`.
+    """
 
     title: str
     x_label: str
     y_label: str
     series: tuple[Series, ...]
     log_x: bool = False
+    log_y: bool = False
     markers: bool = False
     note: str = ""
 
@@ -187,12 +208,21 @@ Chart = LineChart | HeatMap
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """A study as a reader sees it."""
+    """A study as a reader sees it.
+
+    Attributes:
+        claims: what is claimed, with verdicts.
+        tables: the numbers.
+        charts: the same as pictures.
+        text: what to know first, in sentences.
+        summary: a small table right below the text, where sentences would be a list of numbers.
+    """
 
     claims: tuple[Claim, ...] = ()
     tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
     text: str = ""
+    summary: Table | None = None
 
 
 def _no_jobs(scale: Scale) -> Sequence[Job]:

@@ -69,7 +69,11 @@ class Ahead:
         """Return what this says of a claim that the best peer takes so many times the bytes."""
         if self.low >= times:
             return "reproduced"
-        return "contradicted" if self.high < times else "not resolved"
+        if math.isinf(self.reached.ours):
+            return "not met"
+        if self.high < 1:
+            return "opposite sign"
+        return "smaller than claimed" if self.high < times else "not distinguishable"
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _falls(result: Result) -> Claim:
         f"{sum(rise < 0 for rise in rises)} of {len(rises)} chunks lower it; largest rise "
         f"{max(worst, 0.0):.4f} nats",
         None,
-        "reproduced" if worst < NOISE else "contradicted",
+        "reproduced" if worst < NOISE else "not met",
         tuple(row.job.seed for row in result.rows),
         f"Prefixes of the planned file of {min(FACTORS)} times fewer bits.",
     )

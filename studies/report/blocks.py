@@ -2,7 +2,7 @@
 
 A block stands between `<!-- results:NAME -->` and `<!-- /results -->`. NAME is a study, for
 its first table, or a study with what is wanted of it: `STUDY:2` for its second table,
-`STUDY:claims` for its claims, `STUDY:text` for its text.
+`STUDY:claims` for its claims, `STUDY:text` for its text with the small table that belongs to it.
 """
 
 from __future__ import annotations
@@ -77,8 +77,11 @@ def _parts(presentation: Presentation) -> dict[str, str]:
     parts = {str(number): plain_table(table) for number, table in tables}
     if presentation.claims:
         parts["claims"] = claims_table(presentation.claims)
-    if presentation.text:
-        parts["text"] = "\n\n".join(prose(text) for text in paragraphs(presentation.text))
+    words = [prose(text) for text in paragraphs(presentation.text)]
+    if presentation.summary is not None:
+        words.append(plain_table(presentation.summary))
+    if words:
+        parts["text"] = "\n\n".join(words)
     return parts
 
 

@@ -1,4 +1,7 @@
-"""The page as Markdown, with the charts as files beside it."""
+"""The page as Markdown: every claim, with the charts as files beside it.
+
+The tables of numbers are in the HTML page and in the README of each study.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,33 @@ from collections.abc import Iterable, Sequence
 from studies.harness.spec import Claim, Table
 from studies.report.page import (
     CLAIM_COLUMNS,
-    SCOREBOARD_COLUMNS,
     Page,
     Section,
     ours_with_interval,
     slug,
+    words_of_missing,
     words_of_seeds,
+    words_of_verdicts,
+)
+
+_LEAD = (
+    "Every claim of the paper that can be tested here, then every question of ours, with the "
+    "paper's number, ours, its 95 % interval and a verdict. [report.html](report.html) has "
+    "the same claims in one table to sort and filter, and all tables of numbers."
 )
 
 
 def render_markdown(page: Page) -> str:
     """Return the document."""
-    parts = [f"# {page.title}", *(prose(text) for text in page.answer)]
-    parts += ["## Scoreboard", _verdicts(page), *([page.effort] if page.effort else [])]
-    rows = [
-        (section.source, claim.claim, *_numbers(claim), _link(section))
-        for section in page.sections
-        for claim in section.claims
+    parts = [
+        f"# {page.title}",
+        _LEAD,
+        "## Contents",
     ]
-    parts.append(table((*SCOREBOARD_COLUMNS, "Section"), rows))
-    parts += ["## Contents", "\n".join(f"- {_link(s)}: {prose(s.question)}" for s in page.sections)]
+    for heading, sections in page.groups:
+        lines = [f"- {_link(s)}: {_counts(s) or prose(s.question)}" for s in sections]
+        parts += [f"**{heading}**", "\n".join(lines)]
+    parts += ["## Verdicts", plain_table(page.tally), page.effort]
     for section in page.sections:
         parts += _section(section)
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -58,23 +68,36 @@ def _section(section: Section) -> list[str]:
         f'<a id="{slug(section.name)}"></a>\n\n## {prose(section.title)}',
         f"**{prose(section.question)}** ({prose(section.source)})",
         *(prose(text) for text in section.text),
-        claims_table(section.claims) if section.claims else "",
+        plain_table(section.summary) if section.summary else "",
+        *_claims(section),
     ]
-    for shown in section.tables:
-        parts += [f"### {prose(shown.title)}", plain_table(shown), prose(shown.note)]
     for figure in section.figures:
-        alt = prose(figure.alt).replace("[", "(").replace("]", ")")
+        alt = prose(figure.title).replace("[", "(").replace("]", ")")
         caption = f"*{prose(figure.title)}.* {prose(figure.note)}".strip()
-        parts += [f"![{alt}]({figure.file})", caption]
-    facts = [*section.facts]
+        parts.append(f"![{alt}]({figure.file})\n\n{caption}")
+    return [*parts, _facts(section)]
+
+
+def _claims(section: Section) -> list[str]:
+    """Return the claims, and below them each note once."""
+    if not section.claims:
+        return []
+    rows = [(c.claim, *_numbers(c), section.note_number(c)) for c in section.claims]
+    notes = [f"{number}. {prose(note)}" for number, note in enumerate(section.notes, start=1)]
+    return [table(CLAIM_COLUMNS, rows), "\n".join(notes)]
+
+
+def _facts(section: Section) -> str:
+    """Return how to get it again, and what is still missing."""
+    facts = dict(section.facts)
+    words = f"{facts['Command']}, {facts['Jobs']}, seeds {facts['Seeds']}."
     if section.missing:
-        facts.append(("Missing jobs", ", ".join(section.missing)))
-    parts.append("\n".join(f"- {term}: {prose(words)}" for term, words in facts))
-    return parts
+        words += f" Missing: {prose(words_of_missing(section.missing))}."
+    return f"{words} [More about it](../../studies/{section.name}/README.md)"
 
 
-def _verdicts(page: Page) -> str:
-    return ", ".join(f"{count} {verdict}" for verdict, count in page.verdicts)
+def _counts(section: Section) -> str:
+    return words_of_verdicts(section.verdicts)
 
 
 def _numbers(claim: Claim) -> tuple[str, str, str, str]:

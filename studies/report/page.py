@@ -6,17 +6,26 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from rankcast.errors import ConfigError
-from studies.harness.spec import Chart, Claim, Interval, LineChart, Result, Table, Verdict
+from studies.harness.spec import (
+    VERDICTS,
+    Chart,
+    Claim,
+    Interval,
+    LineChart,
+    Result,
+    Table,
+    Verdict,
+)
 from studies.report.charts import chart_svg
 from studies.report.scoreboard import Presented
 
-ANSWER = "rate_accuracy"
-"""The study whose text answers which allocator to use; its text opens the page."""
+_ORDER = ("Table", "Fig.", "baseline")
+"""How the sources of the paper's sections begin, in the order of the page; ours come after."""
+MOST_NAMED = 3
+"""Missing jobs that are named; of more there is the number."""
 
-SCOREBOARD_COLUMNS = ("Source", "Claim", "Paper", "Ours (95 % interval)", "Verdict", "Seeds")
 CLAIM_COLUMNS = ("Claim", "Paper", "Ours (95 % interval)", "Verdict", "Seeds", "Note")
 
 
@@ -58,8 +67,29 @@ class Section:
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...]
     text: tuple[str, ...]
+    summary: Table | None
     facts: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether the paper makes its claims."""
+        return self.source.startswith(_ORDER)
+
+    @property
+    def verdicts(self) -> tuple[tuple[Verdict, int], ...]:
+        """How many of its claims have each verdict."""
+        counted = Counter(claim.verdict for claim in self.claims)
+        return tuple((verdict, counted[verdict]) for verdict in VERDICTS if counted[verdict])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes on its claims, each once."""
+        return tuple(dict.fromkeys(claim.note for claim in self.claims if claim.note))
+
+    def note_number(self, claim: Claim) -> str:
+        """Return which of the notes a claim has: `1` for the first."""
+        return str(self.notes.index(claim.note) + 1) if claim.note else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +97,36 @@ class Page:
     """The whole report."""
 
     title: str
-    answer: tuple[str, ...]
-    verdicts: tuple[tuple[Verdict, int], ...]
     sections: tuple[Section, ...]
     effort: str
 
+    @property
+    def groups(self) -> tuple[tuple[str, tuple[Section, ...]], ...]:
+        """The sections under two headings, the paper's before ours; none is empty."""
+        papers = tuple(s for s in self.sections if s.is_papers)
+        ours = tuple(s for s in self.sections if not s.is_papers)
+        both = (("The paper's claims", papers), ("Questions of ours", ours))
+        return tuple((heading, sections) for heading, sections in both if sections)
+
+    @property
+    def tally(self) -> Table:
+        """How many claims have each verdict, the paper's and ours."""
+        sides = [
+            Counter(
+                claim.verdict for s in self.sections if s.is_papers is papers for claim in s.claims
+            )
+            for papers in (True, False)
+        ]
+        rows = tuple(
+            (verdict, VERDICTS[verdict], *(str(side[verdict]) for side in sides))
+            for verdict in VERDICTS
+            if any(side[verdict] for side in sides)
+        )
+        return Table("Verdicts", ("verdict", "it says that", "paper's", "ours"), rows)
+
 
 def make_page(presented: Sequence[Presented]) -> Page:
-    """Draw the charts and word the facts; the study that answers comes first.
+    """Draw the charts and word the facts; the paper's tables and figures come first.
 
     Raises:
         ConfigError: two studies of one name; a chart that cannot be drawn.
@@ -83,21 +135,14 @@ def make_page(presented: Sequence[Presented]) -> Page:
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ConfigError(f"The report was given {', '.join(twice)} more than once.")
-    ordered = sorted(presented, key=lambda one: one.study.name != ANSWER)
-    counted = Counter(claim.verdict for one in ordered for claim in one.presentation.claims)
-    answers = [one.presentation.text for one in ordered if _answers(one)]
-    return Page(
-        "rankcast: the scoreboard",
-        paragraphs("\n\n".join(answers)),
-        tuple((verdict, counted[verdict]) for verdict in get_args(Verdict) if counted[verdict]),
-        tuple(_section(one) for one in ordered),
-        _effort(ordered),
-    )
+    ordered = sorted(presented, key=lambda one: _rank(one.study.source))
+    sections = tuple(_section(one) for one in ordered)
+    return Page("rankcast: the scoreboard", sections, _effort(ordered))
 
 
-def _answers(one: Presented) -> bool:
-    """Return whether a study's text opens the page; before its first row it cannot."""
-    return one.study.name == ANSWER and bool(one.result.rows)
+def _rank(source: str) -> int:
+    """Return where the sections of a source stand: the paper's tables, its figures, then ours."""
+    return next((i for i, start in enumerate(_ORDER) if source.startswith(start)), len(_ORDER))
 
 
 def _effort(presented: Sequence[Presented]) -> str:
@@ -107,8 +152,8 @@ def _effort(presented: Sequence[Presented]) -> str:
     if not rows:
         return ""
     total = duration(sum(row.cpu_s for row in rows))
-    left = f"; {missing} more jobs have not been run" if missing else ""
-    return f"All of this took {total} of processor time in {len(rows)} jobs{left}."
+    left = f" {missing} more jobs have not been run." if missing else ""
+    return f"All of this took {total} of processor time in {len(rows)} jobs.{left}"
 
 
 def _section(one: Presented) -> Section:
@@ -125,7 +170,8 @@ def _section(one: Presented) -> Section:
         presentation.claims,
         presentation.tables,
         figures,
-        () if _answers(one) else paragraphs(presentation.text),
+        paragraphs(presentation.text),
+        presentation.summary,
         _facts(one.result),
         one.result.missing,
     )
@@ -135,12 +181,12 @@ def _figure(chart: Chart, name: str) -> Figure:
     words, wide = [chart.title], False
     if isinstance(chart, LineChart):
         words += [f"{chart.y_label} against {chart.x_label}"]
-        words += ["Series: " + ", ".join(series.label for series in chart.series)]
+        n_lines = len(chart.series)
+        words += [f"{n_lines} lines, named in the chart" if n_lines > 1 else chart.series[0].label]
     else:
         words += [f"{chart.unit} of {len(chart.row_labels)} × {len(chart.column_labels)} cells"]
         wide = len(chart.column_labels) > 16
-    alt = ". ".join([*words, *([chart.note] if chart.note else [])])
-    return Figure(chart.title, chart.note, alt, name, chart_svg(chart, name), wide)
+    return Figure(chart.title, chart.note, ". ".join(words), name, chart_svg(chart, name), wide)
 
 
 def _facts(result: Result) -> tuple[tuple[str, str], ...]:
@@ -163,6 +209,18 @@ def _facts(result: Result) -> tuple[tuple[str, str], ...]:
             ("Versions", _words_of_versions(result)),
         ]
     return tuple(facts)
+
+
+def words_of_missing(missing: Sequence[str]) -> str:
+    """Return which jobs have not run: the first by name, of the others their number."""
+    more = len(missing) - MOST_NAMED
+    named = ", ".join(missing[:MOST_NAMED])
+    return f"{named} and {more} more" if more > 0 else named
+
+
+def words_of_verdicts(verdicts: Sequence[tuple[Verdict, int]]) -> str:
+    """Return how often there is each verdict: `2 reproduced, 1 opposite sign`."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in verdicts)
 
 
 def _words_of_versions(result: Result) -> str:

@@ -124,7 +124,7 @@ def pooled_bootstrap(
         means = _resampled_by_text(d, generator, resamples)
     else:
         means = _resampled_by_group(grouped, generator, resamples)
-    low, high = np.quantile(means, TAILS)
+    low, high = np.quantile(means, TAILS).round(12)  # other orders of summing round alike
     return Estimate(float(d.mean()), float(low), float(high))
 
 
@@ -272,36 +272,38 @@ def _checked_margin(margin: float) -> float:
 def verdict(difference: Estimate, claimed: float = math.inf) -> Verdict:
     """Return what our difference, positive where the paper claims so, says of the paper's.
 
-    `reproduced`: our interval is above 0, whatever the size. `contradicted`: it reaches 0 or below
-    and excludes the paper's size. `not resolved`: it holds both, or there is no interval.
+    `opposite sign`: our interval lies below 0. `smaller than claimed`: it lies below the paper's
+    size. `reproduced`: it lies above 0, and reaches that size. `not distinguishable`: it holds
+    both 0 and that size, or there is no interval.
 
     Args:
         difference: ours.
-        claimed: the paper's size; infinite where it only says which is better, and then an
-            interval has to lie below 0 to contradict it.
+        claimed: the paper's size; infinite where it only says which is better, and then no
+            size can be too small.
     """
     if difference.interval is None:
-        return "not resolved"
-    if difference.low > 0:
-        return "reproduced"
-    size = claimed if math.isfinite(claimed) else 0.0
-    return "contradicted" if difference.high < size else "not resolved"
+        return "not distinguishable"
+    if difference.high < 0:
+        return "opposite sign"
+    if math.isfinite(claimed) and difference.high < claimed:
+        return "smaller than claimed"
+    return "reproduced" if difference.low > 0 else "not distinguishable"
 
 
 def verdict_not_worse(difference: Estimate, margin: float) -> Verdict:
     """Return what our difference says of "no worse by more than a margin".
 
-    `contradicted` is what is resolved to be worse, however little.
+    `opposite sign` is what is distinguishably worse, however little.
     """
     if difference.interval is not None and difference.high < 0:
-        return "contradicted"
-    return "reproduced" if not_worse(difference.interval, margin) else "not resolved"
+        return "opposite sign"
+    return "reproduced" if not_worse(difference.interval, margin) else "not distinguishable"
 
 
 def verdict_equivalent(difference: Estimate, margin: float) -> Verdict:
     """Return what our difference says of "the same within a margin"."""
     if difference.interval is None:
-        return "not resolved"
+        return "not distinguishable"
     if difference.high < -margin or difference.low > margin:
-        return "contradicted"
-    return "reproduced" if equivalent(difference.interval, margin) else "not resolved"
+        return "not met"
+    return "reproduced" if equivalent(difference.interval, margin) else "not distinguishable"

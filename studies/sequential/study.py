@@ -10,6 +10,7 @@ import torch
 
 from rankcast.allocation.problem import Allocator
 from rankcast.allocation.waterfilling import PriceFactor
+from rankcast.config.policy import TrainingConfig
 from rankcast.policy.airllm import AirLLM
 from rankcast.policy.algorithm1 import AirLLMTrainer
 from rankcast.records import FloatArray, LinkState
@@ -32,6 +33,7 @@ from studies.shared.rewards import series_over_seeds
 
 STEPS = 60  # of a delivery that is judged
 DEVICES, HORIZON = 8, 15  # of a training episode
+POLICY_ACTS = TrainingConfig(teacher_share=0.0)  # while it learns, as in the paper
 REFIT_EVERY = 10
 EVALUATE_EVERY = 25
 LABELS = {
@@ -131,7 +133,7 @@ def _learn(
     env, trace = world.environment(DEVICES, HORIZON, seed)
     policy = AirLLM(world.problem, seed=seed)
     price = FittedPrice(world, trace) if looks_ahead else None
-    trainer = AirLLMTrainer(env, policy, seed=seed, price=price)
+    trainer = AirLLMTrainer(env, policy, POLICY_ACTS, seed, price)
     curve = []
     for episode in range(1, episodes + 1):
         trainer.run_episode()

@@ -30,7 +30,7 @@ from studies.baselines.adalora import AdaLoraFinetuner, AdaLoraSchedule, ranks_f
 from studies.baselines.scored import EqualBitsUniform
 from studies.harness.spec import Job, RunContext, Scale
 from studies.shared.judging import PlanJudge, judged_plans, judgement
-from studies.shared.policies import TRAINING, WORLD, by_link, plan_values, plans_of
+from studies.shared.policies import POLICY_ACTS, TRAINING, WORLD, by_link, plan_values, plans_of
 from studies.shared.tasks import BITS_PER_PARAM, LiveTask, fewer, full_ranks, train_to_end
 from studies.surrogate.calibrated import CalibratedLearner
 from studies.surrogate.calibration import Calibration, calibrate
@@ -193,7 +193,7 @@ def _allocate(world: World, settings: PipelineSettings, seed: int) -> dict[str, 
     airllm = train_policy(
         world,
         None,
-        from_plain(TrainingConfig, {**TRAINING, "utility": belief}),
+        from_plain(TrainingConfig, {**POLICY_ACTS, **TRAINING, "utility": belief}),
         episodes=settings.episodes,
         seed=seed,
         evaluate_every=settings.episodes + 1,  # only what it ends with counts

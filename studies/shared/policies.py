@@ -52,6 +52,9 @@ TRAINING: Mapping[str, Any] = {
 }
 """As in the preset `sst2-minilm` but for the form, which the probes chose; a guess loses ln 2."""
 
+POLICY_ACTS: Mapping[str, Any] = {"teacher_share": 0.0}
+"""Who acts while these policies learn, unless a job says otherwise: as in the paper, the policy."""
+
 WORLD: Mapping[str, Any] = {"full_rank_at_db": FULL_RANK_AT_DB, "deadline": "enforce"}
 
 
@@ -146,7 +149,7 @@ def run_policy_job(job: Job, context: RunContext) -> Mapping[str, Any]:
     trained = train_policy(
         world,
         from_plain(PolicyConfig, s["policy"]),
-        from_plain(TrainingConfig, s["training"]),
+        from_plain(TrainingConfig, {**POLICY_ACTS, **s["training"]}),
         episodes=episodes // n_envs,
         seed=job.seed,
         evaluate_every=max(1, min(s["evaluate_every"], episodes) // n_envs),

@@ -106,10 +106,11 @@ class Race:
         if 2 * self.idle > len(self.seeds):
             return "not testable here"
         if self.share.interval is None:
-            return "not resolved"
+            return "not distinguishable"
         if self.share.low > most:
-            return "contradicted"
-        return "reproduced" if self.share.high <= most and not self.missed else "not resolved"
+            return "opposite sign" if self.share.low > 1 else "smaller than claimed"
+        enough = self.share.high <= most and not self.missed
+        return "reproduced" if enough else "not distinguishable"
 
     def note_on_idle(self, name: str) -> str:
         """Return what a reader has to know if the other learned nothing; empty if it did."""

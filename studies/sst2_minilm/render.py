@@ -13,7 +13,9 @@ from typing import Any
 from rankcast.files import replace_file
 
 HERE = Path(__file__).parent
-COMMAND = "rankcast train sst2-minilm --data.source SST2; rankcast evaluate"
+COMMAND = (
+    "rankcast train sst2-minilm --data.source SST2 --training.teacher-share 0; rankcast evaluate"
+)
 
 
 def collect(run: Path) -> dict[str, Any]:

@@ -35,16 +35,17 @@ COUPLED = 0.2  # interactions' share of the variance
 
 AIRLLM = PolicyConfig()
 PPO_FASTER = PpoConfig(learning_rate=1e-3, epochs=10)
+POLICY_ACTS = TrainingConfig(teacher_share=0.0)  # as in the paper; `exploration` compares
 POLICIES: dict[str, tuple[PolicyConfig, TrainingConfig]] = {
-    "airllm": (AIRLLM, TrainingConfig()),
-    "ddim": (replace(AIRLLM, proposal="none"), TrainingConfig()),
-    "airllm-no-imitation": (AIRLLM, TrainingConfig(teacher_weight=0.0)),
+    "airllm": (AIRLLM, POLICY_ACTS),
+    "ddim": (replace(AIRLLM, proposal="none"), POLICY_ACTS),
+    "airllm-no-imitation": (AIRLLM, replace(POLICY_ACTS, teacher_weight=0.0)),
     "reward-weighted": (
         replace(AIRLLM, initial_log_std=-0.5),
-        TrainingConfig(reward_term="reward-weighted"),
+        replace(POLICY_ACTS, reward_term="reward-weighted"),
     ),
-    "ppo": (replace(AIRLLM, refinement="none"), TrainingConfig()),
-    "ppo-faster": (replace(AIRLLM, refinement="none", ppo=PPO_FASTER), TrainingConfig()),
+    "ppo": (replace(AIRLLM, refinement="none"), POLICY_ACTS),
+    "ppo-faster": (replace(AIRLLM, refinement="none", ppo=PPO_FASTER), POLICY_ACTS),
 }
 LABELS = {
     "airllm": "AirLLM (PPO + DDIM)",

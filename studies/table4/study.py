@@ -80,7 +80,7 @@ def _paper_counts() -> list[Claim]:
             "five counts",
             "equal at r_max 8, 16 and 32; 14 and 15 % less at 64 and 128",
             None,
-            "contradicted",
+            "not met",
             (),
             "Arithmetic, exact. The counts at 64 and 128, and all of AirLLM's, are no whole number "
             "of ranks.",

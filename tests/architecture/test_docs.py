@@ -22,7 +22,7 @@ DOCUMENTS = [
 ]
 PAPER_MAP = ROOT / "docs" / "paper-map.md"
 
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"""\]\(([^)\s]+)\)|<(?:source|img)[^>]*? src(?:set)?="([^"]+)\"""")
 DOTTED = re.compile(r"`((?:rankcast|studies)(?:\.\w+)+)")
 PATH = re.compile(r"`((?:src|tests|docs|studies|benchmarks)/[^`\s]*)`")
 PLACEHOLDER = re.compile(r"NAME|\*")
@@ -89,7 +89,7 @@ def load(file: Path) -> ModuleType:
 @each_document
 def test_relative_links_lead_somewhere(document: Path) -> None:
     broken = []
-    for target in sorted(set(LINK.findall(document.read_text("utf-8")))):
+    for target in sorted({a or b for a, b in LINK.findall(document.read_text("utf-8"))}):
         if "://" in target or target.startswith("mailto:"):
             continue
         path, _, anchor = target.partition("#")
@@ -189,9 +189,29 @@ def test_commands_of_studies_are_understood(document: Path) -> None:
             assert isinstance(parse_options(action, words[4:], PROGRAM), action), words
 
 
-def test_the_readme_shows_the_main_commands() -> None:
-    shown = {words[1] for words in commands(ROOT / "README.md") if words[:1] == ["rankcast"]}
-    assert shown >= {"train", "allocate", "evaluate", "demo"}
+def test_the_readme_shows_how_to_try_it_test_it_and_pack() -> None:
+    shown = commands(ROOT / "README.md")
+    assert ["python3", "dev.py", "demo"] in shown
+    assert ["python3", "dev.py", "test"] in shown
+    assert {words[1] for words in shown if words[:1] == ["rankcast"]} >= {"pack", "info", "export"}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def test_a_page_shows_every_command() -> None:
+    from rankcast.cli.main import GROUPS
+
+    page = commands(ROOT / "docs" / "commands.md")
+    shown = {words[1] for words in page if words[:1] == ["rankcast"]}
+    assert shown >= {name for group in GROUPS.values() for name in group}
+
+
+def test_every_decision_is_listed() -> None:
+    listed = re.findall(r"\]\((adr/[^)]+)\)", (ROOT / "docs" / "decisions.md").read_text("utf-8"))
+    decided = [f"adr/{p.name}" for p in sorted((ROOT / "docs" / "adr").glob("*.md"))]
+    assert listed == decided, "The table in docs/decisions.md is out of date."
 
 
 def test_the_table_of_studies_says_what_the_folders_say() -> None:
@@ -217,13 +237,20 @@ def committed() -> Any:
 
 
 def test_the_committed_report_is_what_the_result_files_say(committed: Any) -> None:
+    from studies.report.html import render_html
     from studies.report.markdown import render_markdown
     from studies.report.page import make_page
 
-    shown = (ROOT / "docs" / "scoreboard" / "report.md").read_text("utf-8")
-    assert shown == render_markdown(make_page(committed)), (
-        "Out of date: python3 dev.py study report --work no-rows --output docs/scoreboard"
-    )
+    page, folder = make_page(committed), ROOT / "docs" / "scoreboard"
+    drawing = re.compile("<svg.*?</svg>", re.DOTALL)  # a tenth of a pixel may differ by machine
+    shown = (folder / "report.md").read_text("utf-8")
+    whole = (folder / "report.html").read_text("utf-8")
+    again = "Out of date: python3 dev.py study report --work no-rows --output docs/scoreboard"
+    assert shown == render_markdown(page), again
+    assert drawing.sub("", whole) == drawing.sub("", render_html(page)), again
+    drawn = {Path(figure.file).name for section in page.sections for figure in section.figures}
+    assert {file.name for file in (folder / "images").iterdir()} == drawn
+    assert len(whole.encode("utf-8")) < 300_000, "The page is to open at once on a slow link."
 
 
 def test_results_tables_are_what_the_result_files_say(committed: Any) -> None:
@@ -231,7 +258,7 @@ def test_results_tables_are_what_the_result_files_say(committed: Any) -> None:
     from studies.report.blocks import blocks_of
 
     blocks = blocks_of(committed)
-    for document in (ROOT / "README.md", *sorted((ROOT / "studies").glob("*/README.md"))):
+    for document in (*DOCUMENTS, *sorted((ROOT / "studies").glob("*/README.md"))):
         for name, shown in RESULTS.findall(document.read_text("utf-8")):
             script = ROOT / "studies" / name / "render.py"
             rendered = load(script).render() if script.exists() else blocks.get(name, "")

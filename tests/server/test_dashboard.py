@@ -235,7 +235,8 @@ def test_plans_and_reports_appear_as_they_happen(browser: Any, server: Server) -
         expect(chunks.get_by_role("row").nth(1)).to_contain_text("↓ on its way")
         server.report("pi-live", plan, event="rolled-back", message="It gave NaN.")
         expect(row).to_contain_text("↶ rolled back")
-        expect(row.get_by_role("cell").nth(4)).to_have_text("1")
+        expect(row.get_by_role("cell").nth(4)).to_have_text("150 kbit/s")
+        expect(row.get_by_role("cell").nth(5)).to_have_text("1")
         expect(chunks.get_by_role("row").nth(1)).to_contain_text("✕ not active")
         expect(page.tab.locator("#log li").first).to_contain_text("It gave NaN.")
         expect(page.tab.get_by_role("status")).to_contain_text(
@@ -322,9 +323,26 @@ def test_where_there_is_nothing_it_says_what_to_do(browser: Any, tmp_path: Path)
         command = f"rankcast edge sync --server {server.url.rstrip('/')} --adapter demo"
         expect(page.tab.locator("#devices")).to_contain_text("No device has asked yet")
         expect(page.tab.locator("#devices")).to_contain_text(command)
+        expect(page.tab.locator("#devices")).to_contain_text("--root root.json")
+        expect(page.tab.locator("#devices")).not_to_contain_text("token")
         expect(page.tab.locator("#log-none")).to_be_visible()
         expect(page.tab.get_by_role("button", name="Forget token")).to_be_hidden()
         assert page.wrong == []
+        page.context.close()
+
+
+@pytest.mark.parametrize("width", [390, 800, 1440])
+def test_the_first_commands_name_token_and_root(browser: Any, tmp_path: Path, width: int) -> None:
+    Store(tmp_path / "store").metadata.mkdir(parents=True)  # nothing is published
+    with running(tmp_path) as server:
+        page = Page(browser, server.url, width)
+        page.sign_in(server.let_in("desk", "operator"))
+        devices, adapters = page.tab.locator("#devices"), page.tab.locator("#adapters")
+        expect(devices).to_contain_text("rankcast devices add pi-1 > token")
+        expect(devices).to_contain_text("--root root.json --token-file token")
+        expect(adapters).to_contain_text("rankcast keys init --keys ~/keys --store store")
+        expect(adapters).to_contain_text("rankcast publish demo.rcast --name demo")
+        assert page.tab.evaluate("document.documentElement.scrollWidth") == width
         page.context.close()
 
 
@@ -455,7 +473,7 @@ def test_numbers_can_be_read_on_every_shade(browser: Any, server: Server, scheme
         assert min(contrast(ink, paper) for ink, paper in shades) >= 4.5
 
 
-@pytest.mark.parametrize("width", [400, 1000, 1600])
+@pytest.mark.parametrize("width", [390, 800, 1440])
 def test_the_page_does_not_scroll_sideways(browser: Any, server: Server, width: int) -> None:
     with opened(browser, server, width) as page:
         assert page.tab.evaluate("document.documentElement.scrollWidth") == width

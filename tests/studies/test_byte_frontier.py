@@ -275,7 +275,7 @@ def test_what_readers_see() -> None:
     parity = {claim.claim: claim for claim in shown.claims}
     claim = next(c for text, c in parity.items() if "rank 1, int4," in text)
     assert claim.ours == "-2.00 points in 10,000 bytes"
-    assert claim.verdict == "contradicted"
+    assert claim.verdict == "not met"
 
 
 def test_intervals_are_by_sentence_where_a_row_has_the_groups() -> None:
@@ -374,7 +374,7 @@ def test_claims_of_few_bytes() -> None:
         ("-0.25 points in 1,140 bytes", "reproduced"),
     ]
     worse = {c.claim: c for c in present(with_ours(0.80, 0.81), {}).claims}
-    assert {c.verdict for text, c in worse.items() if "whole file" in text} == {"contradicted"}
+    assert {c.verdict for text, c in worse.items() if "whole file" in text} == {"opposite sign"}
 
 
 def test_how_far_ahead_of_the_best_peer() -> None:
@@ -400,7 +400,7 @@ def test_beginnings_beside_files_alone() -> None:
     assert shares == ["+0 %", "+0 %", "+100 %", "less loss than any"]
     claim = next(c for c in shown.claims if "beginning" in c.claim)
     assert claim.ours == "+100 % at 16,000 bytes, the worst"
-    assert claim.verdict == "contradicted"
+    assert claim.verdict == "not met"
 
 
 def test_what_a_bit_is_worth() -> None:

@@ -237,21 +237,21 @@ def test_the_best_peer_is_compared_at_a_small_rise() -> None:
         ("5.0 times: 40,000 and 8,000 bytes", "reproduced")
     ]
     worse = claims(some_rows(21_000, 11_000))
-    assert {verdict for _, verdict in worse.values()} == {"contradicted"}
+    assert {verdict for _, verdict in worse.values()} == {"smaller than claimed"}
 
 
-def test_what_depends_on_the_texts_is_not_resolved() -> None:
+def test_what_depends_on_the_texts_is_not_distinguishable() -> None:
     found = claims(some_rows(10_000, 8_000, tilt=0.01))
     # on the first module ours are above the rise, and on both they are below it
-    assert {verdict for _, verdict in found.values()} == {"not resolved"}
+    assert {verdict for _, verdict in found.values()} == {"not distinguishable"}
 
 
-def test_files_that_never_get_there_contradict() -> None:
+def test_files_that_never_get_there_do_not_meet_the_claim() -> None:
     result = some_rows(10_000, 8_000, tilt=0.0)
     lost = row("pack", 8, [code("pack, 2", PACK, 10, 2.5)])
     found = claims(Result("llm", "default", "", (*result.rows[:2], lost, result.rows[3])))
     (without,) = (v for k, v in found.items() if "without" in k)
-    assert without == ("out of reach: 40,000 and no bytes", "contradicted")
+    assert without == ("out of reach: 40,000 and no bytes", "not met")
 
 
 def test_the_table_of_codes_has_paired_rises() -> None:
@@ -281,7 +281,7 @@ def test_the_best_rank_is_the_reference_of_all() -> None:
     assert best is not None
     # 1.995 is below what any file of ours reaches, and rank 1 in float32 takes 50,000 bytes
     assert (best.reached.theirs, best.reached.ours) == (50_000, np.inf)
-    assert best.verdict(2.0) == "contradicted"
+    assert best.verdict(2.0) == "not met"
 
 
 def test_rows_of_other_texts_are_left_out_and_told() -> None:

@@ -181,12 +181,12 @@ def test_right_on_strictly_more_texts_is_more_accurate() -> None:
     assert beside.verdict == "reproduced"
 
 
-def test_right_on_strictly_fewer_texts_contradicts() -> None:
+def test_right_on_strictly_fewer_texts_has_the_opposite_sign() -> None:
     line = claim(table3(140, 180), "more accurate than PPO.")
     assert line.ours == "-20.00 points"
     assert line.interval is not None
     assert line.interval[1] < 0
-    assert line.verdict == "contradicted"
+    assert line.verdict == "opposite sign"
 
 
 def test_rewards_are_compared_by_seed() -> None:
@@ -196,7 +196,7 @@ def test_rewards_are_compared_by_seed() -> None:
     assert line.interval == pytest.approx((0.021 - 0.00248414, 0.021 + 0.00248414), abs=1e-6)
     assert (line.verdict, line.seeds) == ("reproduced", (0, 1, 2))
     worse = claim(table3(180, 140, (0.5, 0.3), (0.5, 0.1)), "than that of PPO.")
-    assert (worse.ours[0], worse.verdict) == ("-", "contradicted")
+    assert (worse.ours[0], worse.verdict) == ("-", "opposite sign")
 
 
 def test_the_table_states_what_is_sent_and_how_many_seeds_were_live() -> None:
@@ -238,24 +238,24 @@ def test_equal_answers_are_not_worse() -> None:
 
 def test_more_bits_reproduce_nothing() -> None:
     words = "At 5 dB AirLLM (λ = 0) is not worse than AdaLoRA"
-    assert claim(rate_accuracy(180, 160, bits=1.1), words).verdict == "not resolved"
+    assert claim(rate_accuracy(180, 160, bits=1.1), words).verdict == "not distinguishable"
     assert claim(rate_accuracy(180, 160, bits=1.01), words).verdict == "reproduced"
-    assert claim(rate_accuracy(140, 160, bits=1.1), words).verdict == "contradicted"
+    assert claim(rate_accuracy(140, 160, bits=1.1), words).verdict == "opposite sign"
 
 
-def test_resolved_to_be_worse_is_contradicted_however_little() -> None:
-    assert verdict_not_worse(Estimate(-0.005, -0.008, -0.002), MARGIN) == "contradicted"
+def test_distinguishably_worse_has_the_opposite_sign_however_little() -> None:
+    assert verdict_not_worse(Estimate(-0.005, -0.008, -0.002), MARGIN) == "opposite sign"
     assert verdict_not_worse(Estimate(-0.002, -0.008, 0.002), MARGIN) == "reproduced"
-    assert verdict_not_worse(Estimate(0.0, -0.012, 0.012), MARGIN) == "not resolved"
-    assert verdict_not_worse(Estimate(0.0, math.nan, math.nan), MARGIN) == "not resolved"
+    assert verdict_not_worse(Estimate(0.0, -0.012, 0.012), MARGIN) == "not distinguishable"
+    assert verdict_not_worse(Estimate(0.0, math.nan, math.nan), MARGIN) == "not distinguishable"
 
 
 def test_fewer_parameters_are_counted() -> None:
     words = "with at least 12.5 % fewer parameters"
     saved = claim(rate_accuracy(180, 180, bits=0.8), words)
     assert (saved.ours, saved.verdict) == ("+0.00 points with 20.0% fewer", "reproduced")
-    assert claim(rate_accuracy(180, 180, bits=0.9), words).verdict == "contradicted"
-    assert claim(rate_accuracy(140, 180, bits=0.8), words).verdict == "contradicted"
+    assert claim(rate_accuracy(180, 180, bits=0.9), words).verdict == "smaller than claimed"
+    assert claim(rate_accuracy(140, 180, bits=0.8), words).verdict == "opposite sign"
 
 
 def test_other_allocators_are_measured_over_the_links_of_both() -> None:
@@ -266,7 +266,11 @@ def test_other_allocators_are_measured_over_the_links_of_both() -> None:
 
 def test_fig4_asks_for_more_than_not_worse() -> None:
     rows = [allocator_row("airllm-0", s, {5.0: 160}, MEGABIT) for s in range(3)]
-    for theirs, expected in ((160, "contradicted"), (130, "reproduced"), (190, "contradicted")):
+    for theirs, expected in (
+        (160, "smaller than claimed"),
+        (130, "reproduced"),
+        (190, "opposite sign"),
+    ):
         shown = present("fig4", result("rate_accuracy", rows), adalora(theirs, theirs, theirs))
         line = claim(shown, "At 5 dB AirLLM (λ = 0) is more accurate than AdaLoRA")
         assert line.verdict == expected
@@ -308,22 +312,22 @@ def test_fewer_episodes_than_the_other_needs_itself() -> None:
     assert "trained for: 0.12" in line.note
 
 
-def test_more_episodes_than_the_other_contradict() -> None:
-    assert fig3((0.9, 0.9, 0.1), (0.9, 0.5)).verdict == "contradicted"
+def test_more_episodes_than_the_other_are_the_opposite() -> None:
+    assert fig3((0.9, 0.9, 0.1), (0.9, 0.5)).verdict == "opposite sign"
     never = fig3((0.9, 0.9, 0.9), (0.9, 0.5))
-    assert (never.ours, never.verdict) == ("at least 1.50", "contradicted")
+    assert (never.ours, never.verdict) == ("at least 1.50", "opposite sign")
     assert "3 of 3 seeds never reached it" in never.note
 
 
-def test_stopped_too_early_to_tell_resolves_nothing() -> None:
+def test_stopped_too_early_tells_nothing_apart() -> None:
     line = fig3((0.9,), (0.9, 0.9, 0.9, 0.5))
-    assert (line.ours, line.verdict) == ("at least 0.25", "not resolved")
+    assert (line.ours, line.verdict) == ("at least 0.25", "not distinguishable")
 
 
 def test_a_plateau_does_not_flatter_us() -> None:
     # Trained for 100 episodes, but as far as ever after 10: 20 episodes are twice as many.
     line = fig3((0.9, 0.5), (0.5,) * 10)
-    assert (line.ours, line.verdict) == ("2.00", "contradicted")
+    assert (line.ours, line.verdict) == ("2.00", "opposite sign")
 
 
 def test_a_curve_without_ours_is_shown_without_claims() -> None:
@@ -344,8 +348,8 @@ def test_sample_efficiency_judges_by_the_goal() -> None:
     assert (soon.ours, soon.verdict) == ("25.0%", "reproduced")
     assert soon.interval == pytest.approx((25, 25))
     assert soon.seeds == (0, 1, 2, 3, 4)
-    assert claimed((0.9,) * 19 + (0.4,)).verdict == "contradicted"
-    assert claimed((0.9,) * 5).verdict == "not resolved"
+    assert claimed((0.9,) * 19 + (0.4,)).verdict == "smaller than claimed"
+    assert claimed((0.9,) * 5).verdict == "not distinguishable"
 
 
 def test_the_best_setting_has_the_highest_final_reward() -> None:
@@ -385,9 +389,10 @@ def test_time_grows_relative_to_each_seed() -> None:
 
 
 def test_time_that_does_not_grow() -> None:
-    assert table6((10.0, 9.0), (20.0, 18.2), (40.0, 35.6)).claims[0].verdict == "contradicted"
-    assert table6((10.0, 9.0), (20.0, 28.0), (40.0, 40.0)).claims[0].verdict == "not resolved"
-    assert table6((10.0, 12.0)).claims[0].verdict == "not resolved"
+    assert table6((10.0, 9.0), (20.0, 18.2), (40.0, 35.6)).claims[0].verdict == "opposite sign"
+    wide = table6((10.0, 9.0), (20.0, 28.0), (40.0, 40.0))
+    assert wide.claims[0].verdict == "not distinguishable"
+    assert table6((10.0, 12.0)).claims[0].verdict == "not distinguishable"
 
 
 def test_times_of_different_seeds_are_not_compared() -> None:
@@ -408,7 +413,7 @@ def test_negligible_gains_are_judged_by_size() -> None:
 
     assert claimed(0.0).verdict == "reproduced"
     assert claimed(-0.2).verdict == "reproduced"
-    assert claimed(0.2).verdict == "contradicted"
+    assert claimed(0.2).verdict == "not met"
 
 
 def test_rewards_under_different_weights_of_the_link_are_not_compared() -> None:
@@ -429,7 +434,7 @@ def test_fig8_reads_layers_and_kinds_of_the_map() -> None:
     assert (lower.ours, lower.verdict) == ("+3.00 ranks", "reproduced")
     # Of places 0 to 5, o and fc1 have the mean 3.5, the others 2: 1.5 / 6 of a rank less.
     modules = claim(shown, "output projection and fc1")
-    assert (modules.ours, modules.verdict) == ("-0.25 ranks", "contradicted")
+    assert (modules.ours, modules.verdict) == ("-0.25 ranks", "opposite sign")
 
 
 # A job of Table III

@@ -5,17 +5,19 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from rankcast.errors import ConfigError
 from report_data import NASTY, everything, heat_map, line_chart, presented
-from studies.harness.spec import Claim, HeatMap, LineChart, Presentation, Series, Table
+from studies.harness.spec import Claim, HeatMap, LineChart, Presentation, Series, Table, Verdict
 from studies.report import make_page, write_report
 from studies.report.blocks import blocks_of, rendered_blocks, stale_blocks, update_document
 from studies.report.charts import chart_svg
-from studies.report.page import duration, ours_with_interval, words_of_seeds
+from studies.report.html import render_html
+from studies.report.page import duration, ours_with_interval, words_of_missing, words_of_seeds
 
 
 class Text(HTMLParser):
@@ -58,19 +60,18 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_every_claim_is_on_the_scoreboard(folder: Path, page: Text) -> None:
+def test_every_claim_is_in_both_documents(folder: Path, page: Text) -> None:
     words = flat(" ".join(page.words))
     markdown = (folder / "report.md").read_text("utf-8")
-    scoreboard = markdown[markdown.index("## Scoreboard") : markdown.index("## Contents")]
     for one in everything():
         for claim in one.presentation.claims:
-            assert words.count(flat(claim.claim)) >= 2  # scoreboard and section
+            assert flat(claim.claim) in words  # the script gathers them into one table
             shown = claim.claim.replace("&", "&amp;").replace("<", "&lt;")
-            assert f"| {one.study.source} | {shown} |" in scoreboard
+            assert f"| {shown} |" in markdown
 
 
 def test_hostile_text_stays_text(folder: Path, page: Text) -> None:
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # ours
     assert NASTY in flat("".join(page.words))
     assert "<script" not in (folder / "report.md").read_text("utf-8")
     for file in (folder / "images").iterdir():
@@ -108,44 +109,59 @@ def test_markdown_says_what_the_page_says(folder: Path, page: Text) -> None:
             for row in table.rows:
                 for cell in row:
                     assert flat(cell) in words
-                    escaped = cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-                    assert escaped in markdown
+        if section.summary:
+            for row in section.summary.rows:
+                assert f"| {' | '.join(row)} |" in markdown
+                assert all(cell in words for cell in row)
         for figure in section.figures:
             assert f"({figure.file})" in markdown
             assert (folder / figure.file).exists()
-        for term, value in section.facts:
-            assert f"- {term}: {value}" in markdown
-            assert value.strip("`") in words
+        for value in (value.strip("`") for _, value in section.facts):
+            assert value in words  # or in the section before that says so
+        assert f"{dict(section.facts)['Command']}, " in markdown
 
 
-def test_the_answer_comes_first(page: Text) -> None:
+def test_contents_come_first_and_the_papers_claims_before_ours(folder: Path, page: Text) -> None:
     made = make_page(everything())
-    assert made.sections[0].name == "rate_accuracy"
-    assert made.answer[0].startswith("Use the exact solver")
-    words = flat(" ".join(page.words))
-    assert words.index(made.answer[0]) < words.index("Every claim")
-    assert words.count(made.answer[0]) == 1
-    assert dict(made.verdicts)["measured"] == 3
+    assert [s.name for s in made.sections] == ["table3", "fig8", "rate_accuracy"]
+    assert [heading for heading, _ in made.groups] == ["The paper's claims", "Questions of ours"]
+    markdown = (folder / "report.md").read_text("utf-8")
+    for text in (flat(" ".join(page.words)), markdown):
+        places = [text.index(words) for words in ("Contents", "Verdicts", "What does table3 show?")]
+        assert places == sorted(places)
+        assert text.index("The paper's claims") < text.index("Questions of ours")
 
 
-def test_without_an_answer_there_is_none() -> None:
-    assert make_page(everything()[:1]).answer == ()
-    assert make_page(()).sections == ()
-    one = everything()[-1]
-    without_rows = replace(one, result=replace(one.result, rows=(), missing=("a",)))
-    page = make_page([without_rows])
-    assert page.answer == ()
-    assert page.sections[0].text[0].startswith("Use the exact solver")
+def test_verdicts_are_counted_for_the_paper_and_for_us() -> None:
+    tally = {row[0]: row[2:] for row in make_page(everything()).tally.rows}
+    assert list(tally) == list(get_args(Verdict))
+    assert tally["measured"] == ("2", "1")
+    assert tally["opposite sign"] == ("1", "0")
+
+
+def test_without_results_there_is_a_page() -> None:
+    page = make_page(())
+    assert (page.sections, page.groups, page.effort) == ((), (), "")
+    assert "Every claim of the paper" in render_html(page)
+
+
+def test_a_note_that_several_claims_have_stands_once() -> None:
+    claims = tuple(Claim(f"Claim {n}", "", "1", None, "measured", (), note) for n, note in
+                   enumerate(("Same.", "", "Other.", "Same.")))  # fmt: skip
+    (section,) = make_page([presented("one", Presentation(claims))]).sections
+    assert section.notes == ("Same.", "Other.")
+    assert [section.note_number(claim) for claim in claims] == ["1", "", "2", "1"]
 
 
 def test_missing_jobs_and_times_are_named(page: Text) -> None:
     words = flat(" ".join(page.words))
     assert "Missing: live-sst2-3, live-sst2-4." in words
     facts = [dict(section.facts) for section in make_page(everything()).sections]
-    assert facts[1]["Jobs"] == "4 of 6 finished"
-    assert facts[1]["Wall-clock time"] == "4 h 27 min"
-    assert facts[2]["Wall-clock time"] == "not recorded"
-    assert facts[1]["Versions"] == "rankcast 0.1.0, torch 2.13.0+cpu, numpy 2.4.6"
+    assert facts[0]["Jobs"] == "4 of 6 finished"
+    assert facts[0]["Wall-clock time"] == "4 h 27 min"
+    assert facts[1]["Wall-clock time"] == "not recorded"
+    assert words_of_missing([f"job-{n}" for n in range(5)]) == "job-0, job-1, job-2 and 2 more"
+    assert facts[0]["Versions"] == "rankcast 0.1.0, torch 2.13.0+cpu, numpy 2.4.6"
 
 
 def test_a_study_appears_once() -> None:
@@ -177,14 +193,15 @@ def test_seeds_and_times_in_words() -> None:
     assert [duration(s) for s in (2.34, 150.0, 16_020.0)] == ["2.3 s", "2 min", "4 h 27 min"]
 
 
-@pytest.mark.parametrize("chart", [line_chart(8), line_chart(3, markers=True), heat_map()])
+@pytest.mark.parametrize("chart", [line_chart(11), line_chart(3, markers=True), heat_map()])
 def test_drawings_are_well_formed_and_keep_their_words(chart: LineChart | HeatMap) -> None:
     svg = chart_svg(chart, "some-name")
     root = ET.fromstring(svg)  # noqa: S314 - drawn by us
     ids = [element.get("id") for element in root.iter() if element.get("id")]
-    assert ids
     assert all(name is not None and name.startswith("some-name-") for name in ids)
-    words = {text for element in root.iter() if (text := (element.text or "").strip())}
+    words = {
+        flat("".join(element.itertext())) for element in root.iter() if element.tag[-4:] == "text"
+    }
     if isinstance(chart, LineChart):
         assert {series.label for series in chart.series} | {chart.x_label, chart.y_label} <= words
     else:
@@ -219,6 +236,9 @@ def test_blocks_by_name() -> None:
     assert blocks["one:2"] == "| c |\n|---|\n| 2 |"
     assert "| It holds | – | 0.5 (0.4 to 0.6) | measured | 2 (0–1) |" in blocks["one:claims"]
     assert blocks["one:text"] == "In one sentence."
+    small = replace(PRESENTATION, summary=PRESENTATION.tables[0])
+    blocks = blocks_of([presented("one", small)])
+    assert blocks["one:text"] == f"In one sentence.\n\n{FIRST}"
 
 
 def test_stale_blocks_are_named_and_renewed(tmp_path: Path) -> None:

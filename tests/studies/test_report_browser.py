@@ -12,7 +12,8 @@ from helpers.waiting import DEADLOCK_S
 from report_data import everything
 from studies.report import write_report
 
-COLOURS = """() => [...document.querySelectorAll('p, li, th, td, dt, dd, a, code, .badge, .note')]
+COLOURS = """() => [...document.querySelectorAll(
+    'p, li, th, td, dt, dd, a, code, b, label, input, select, .note')]
   .filter(e => e.innerText && e.innerText.trim())
   .map(e => {
     let behind = e;
@@ -61,7 +62,7 @@ def test_every_text_can_be_read(browser: Any, url: str, scheme: str) -> None:
     page.close()
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [390, 800, 1440])
 def test_the_page_does_not_scroll_sideways(browser: Any, url: str, width: int) -> None:
     page, seen = opened(browser, url, width, "light")
     assert seen == []
@@ -71,6 +72,33 @@ def test_the_page_does_not_scroll_sideways(browser: Any, url: str, width: int) -
     assert page.evaluate(f"{boxes}.every(b => b.getBoundingClientRect().right <= {width})")
     if width == 390:
         assert page.evaluate(f"{boxes}.some(b => b.scrollWidth > b.clientWidth)")
+    page.close()
+
+
+def test_claims_are_filtered_and_sorted(browser: Any, url: str) -> None:
+    page, seen = opened(browser, url, 1200, "light")
+    rows, n_claims = (
+        page.locator("#every tbody tr"),
+        sum(len(one.presentation.claims) for one in everything()),
+    )
+    assert rows.count() == n_claims
+    page.locator("#side").select_option("ours")
+    assert rows.count() == 1
+    page.locator("#side").select_option("paper")
+    page.locator("#verdict").select_option("opposite sign")
+    assert rows.count() == 1
+    assert page.get_by_role("status").inner_text() == f"1 of {n_claims} claims"
+    page.locator("#verdict").select_option("")
+    page.locator("#words").fill("opposite wrap")
+    assert rows.count() == 1
+    page.locator("#words").fill("")
+    verdict = page.locator("#every").get_by_role("columnheader", name="Verdict")
+    verdict.get_by_role("button").click()
+    assert verdict.get_attribute("aria-sort") == "ascending"
+    assert "measured" in rows.first.inner_text()
+    verdict.get_by_role("button").click()
+    assert "smaller than claimed" in rows.first.inner_text()
+    assert seen == []
     page.close()
 
 

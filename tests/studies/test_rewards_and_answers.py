@@ -39,15 +39,16 @@ def row(seed: int = 0, regrets: tuple[float, ...] = (1.0, 0.5, 0.0), **values: A
     ("low", "high", "claimed", "expected"),
     [
         (0.1, 0.3, 0.2, "reproduced"),
-        (0.1, 0.3, 5.0, "reproduced"),  # the direction is right, whatever the size
-        (-0.1, 0.3, 0.2, "not resolved"),
-        (-0.1, 0.3, 0.3, "not resolved"),
-        (-0.1, 0.3, 0.4, "contradicted"),
-        (0.0, 0.3, 0.4, "contradicted"),
-        (-0.3, -0.1, 0.0, "contradicted"),
+        (0.1, 0.3, 5.0, "smaller than claimed"),  # the direction is right, the size is not
+        (-0.1, 0.3, 0.2, "not distinguishable"),
+        (-0.1, 0.3, 0.3, "not distinguishable"),
+        (-0.1, 0.3, 0.4, "smaller than claimed"),
+        (0.0, 0.3, 0.4, "smaller than claimed"),
+        (-0.3, -0.1, 0.0, "opposite sign"),
+        (-0.3, -0.1, 0.4, "opposite sign"),
         (0.1, 0.3, INF, "reproduced"),
-        (-0.1, 0.3, INF, "not resolved"),  # of a mere direction nothing is excluded
-        (-0.3, -0.1, INF, "contradicted"),
+        (-0.1, 0.3, INF, "not distinguishable"),  # of a mere direction nothing is excluded
+        (-0.3, -0.1, INF, "opposite sign"),
     ],
 )
 def test_a_verdict(low: float, high: float, claimed: float, expected: str) -> None:
@@ -55,8 +56,8 @@ def test_a_verdict(low: float, high: float, claimed: float, expected: str) -> No
 
 
 def test_without_an_interval_nothing_is_resolved() -> None:
-    assert verdict(NO_INTERVAL, 0.1) == "not resolved"
-    assert verdict(NO_INTERVAL, INF) == "not resolved"
+    assert verdict(NO_INTERVAL, 0.1) == "not distinguishable"
+    assert verdict(NO_INTERVAL, INF) == "not distinguishable"
 
 
 def test_rewards_from_regrets() -> None:
@@ -108,7 +109,7 @@ def test_a_race_counts_from_where_the_other_itself_arrives() -> None:
     assert raced.share.value == pytest.approx(0.5)
     assert raced.of_all == pytest.approx(0.25)
     assert (raced.missed, raced.seeds) == (0, (0,))
-    assert raced.verdict(0.9) == "not resolved"  # one seed has no interval
+    assert raced.verdict(0.9) == "not distinguishable"  # one seed has no interval
 
 
 def test_who_never_arrives_counts_with_all_episodes() -> None:
@@ -126,10 +127,11 @@ def test_who_never_arrives_counts_with_all_episodes() -> None:
     ("low", "high", "missed", "expected"),
     [
         (0.1, 0.3, 0, "reproduced"),
-        (0.1, 0.3, 1, "not resolved"),  # a lower bound cannot show that few are enough
-        (0.1, 0.31, 0, "not resolved"),
-        (0.31, 0.9, 0, "contradicted"),
-        (0.31, 0.9, 2, "contradicted"),  # but it can show that they are not
+        (0.1, 0.3, 1, "not distinguishable"),  # a lower bound cannot show that few are enough
+        (0.1, 0.31, 0, "not distinguishable"),
+        (0.31, 0.9, 0, "smaller than claimed"),
+        (1.01, 1.9, 0, "opposite sign"),  # more episodes than the other, not fewer
+        (0.31, 0.9, 2, "smaller than claimed"),  # but it can show that they are not
     ],
 )
 def test_the_verdict_of_a_race(low: float, high: float, missed: int, expected: str) -> None:

@@ -233,6 +233,10 @@ class TrainingConfig:
         teacher_half_life: episodes after which that weight has halved (hyperbolically).
         imitate_every: every how many updates of the denoiser the actor is shown solved plans.
         replay_size: transitions kept for `reward-weighted`.
+        teacher_share: share of the episodes in which the teacher acts, by exact Thompson sampling;
+            in the others the policy does, and only from these PPO learns. 0 as in the paper, where
+            the policy always acts. The teacher acts only where it teaches: with a denoiser and
+            `utility-guided`.
         teacher: how plans for teaching are made.
         utility: prior and noise of the learned utility.
     """
@@ -247,9 +251,12 @@ class TrainingConfig:
     teacher_half_life: float = 500.0
     imitate_every: int = 4
     replay_size: int = 10_000
+    teacher_share: float = 0.9
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     utility: UtilityConfig = field(default_factory=UtilityConfig)
 
     def __post_init__(self) -> None:
-        """Refuse an unknown reading."""
+        """Refuse an unknown reading, and a share that is none."""
         check_choice("reward term", self.reward_term, get_args(RewardTerm))
+        if not 0.0 <= self.teacher_share <= 1.0:
+            raise ConfigError(f"teacher_share must lie in [0, 1], got {self.teacher_share}.")

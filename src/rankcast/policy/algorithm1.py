@@ -7,14 +7,21 @@ learns from (`DenoiserTrainer`) depend on the reading of Eq. 19's reward term:
   reward R̂ = -Û - λη differentiated through a short chain. PPO's actor is also shown the coarse
   description of the solved plans, with a weight that falls as episodes pass.
 - `reward-weighted`: the literal one; executed plans, weighted by the reward that they earned.
+
+Differs from the paper, where the policy always acts while it learns: in a share of the episodes
+(`TrainingConfig.teacher_share`) the teacher acts, by exact Thompson sampling. The denoiser copies
+its teacher's best plans well, but its exploring plans vary less than the draws that it is taught
+on, so the belief learns less from them (`studies/exploration`). The policy acts in the other
+episodes, and PPO learns from these alone. What is deployed is the policy.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -38,21 +45,32 @@ from rankcast.policy.diffusion_loss import (
 from rankcast.policy.ppo import RolloutBatch, gae, ppo_update
 from rankcast.policy.rank_code import dequantise, encode
 from rankcast.policy.teacher import Lesson, Teacher
-from rankcast.records import FloatArray, Observation
+from rankcast.records import FloatArray, IntArray, Observation
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One step of B links, as both stages share it."""
+    """One step of B links, as both stages share it.
+
+    Attributes:
+        observation: the states.
+        ranks: (B, N) executed plans ã.
+        outcome: what came of them.
+        decision: how the policy decided, or None where the teacher acted.
+    """
 
     observation: Observation
-    decision: Decision
+    ranks: IntArray
     outcome: Outcome
+    decision: Decision | None
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeMetrics:
-    """The reward of an episode and how the updates went; means over steps and links."""
+    """The reward of an episode and how the updates went; means over steps and links.
+
+    Where the teacher acted, `surrogate` and `value_loss` are 0: PPO had nothing to learn from.
+    """
 
     episode: int
     reward: float
@@ -96,7 +114,9 @@ class AirLLMTrainer:
         self.episode = 0
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.utility = make_utility(env.layout, self.config.utility)
+        self.utility = make_utility(
+            env.layout, self.config.utility, policy.problem.component_weights
+        )
         self.teacher = Teacher(
             policy.problem,
             self.utility,
@@ -131,7 +151,7 @@ class AirLLMTrainer:
             _mean(t.outcome.reward for t in batch),
             _mean(t.outcome.task_loss for t in batch),
             _mean(t.outcome.link_cost for t in batch),
-            _mean(t.decision.ranks for t in batch),
+            _mean(t.ranks for t in batch),
             denoising,
             surrogate,
             value_loss,
@@ -179,53 +199,73 @@ class AirLLMTrainer:
     def _act(self) -> list[Transition]:
         """Take the steps of one episode (lines 3–14); the utility learns from every one."""
         batch: list[Transition] = []
+        taught = self._taught(self.episode)
         while not batch or not batch[-1].outcome.done:
             observation = self.env.observe()
-            # Lines 4–11: coarse action, refinement, decoding.
-            decision = self.policy.act(observation, self.generator, explore=True)
-            # Lines 12–13: apply the ranks, pay for the link (Eq. 10), keep the transition.
-            outcome = self.env.step(decision.ranks)
-            batch.append(Transition(observation, decision, outcome))
-            self.teacher.remember(observation)
-            self.utility.update(
-                decision.ranks, outcome.task_loss, observation.text, outcome.reference_loss
+            # Lines 4–11: coarse action, refinement, decoding; or the teacher's draw.
+            decision = (
+                None if taught else self.policy.act(observation, self.generator, explore=True)
             )
+            ranks = decision.ranks if decision else self.teacher.act(observation, self.rng)
+            # Lines 12–13: apply the ranks, pay for the link (Eq. 10), keep the transition.
+            outcome = self.env.step(ranks)
+            batch.append(Transition(observation, ranks, outcome, decision))
+            self.teacher.remember(observation)
+            self.utility.update(ranks, outcome.task_loss, observation.text, outcome.reference_loss)
             if self.policy.refines and not self._uses_teacher:
                 self.denoiser.remember(batch[-1])
         return batch
 
+    def _taught(self, episode: int) -> bool:
+        """Return whether the teacher acts in an episode, counted from 0.
+
+        Its episodes lie evenly among the others: after n episodes they are n times the share,
+        rounded. It acts only where it teaches.
+        """
+        if not (self.policy.refines and self._uses_teacher):
+            return False
+        before, after = (floor(self.config.teacher_share * n + 0.5) for n in (episode, episode + 1))
+        return after > before
+
     def _update_ppo(self, batch: list[Transition]) -> tuple[float, float]:
-        """Improve actor and critic on real reward (lines 15–16); return J_CLIP and J_V."""
-        if self.policy.config.proposal == "none":
+        """Improve actor and critic on real reward (lines 15–16); return J_CLIP and J_V.
+
+        Only episodes in which the policy acts count: in the teacher's the actions are not the
+        actor's, and their density under the actor says nothing about how they were chosen.
+        """
+        decisions = [t.decision for t in batch if t.decision is not None]
+        if self.policy.config.proposal == "none" or not decisions:
             return 0.0, 0.0
         metrics = ppo_update(
             self.policy.actor_critic,
             self.ppo_optimizer,
-            self._with_advantages(batch),
+            self._with_advantages(decisions, [t.outcome for t in batch]),
             self.policy.config.ppo,
             self.generator,
         )
         return metrics.surrogate, metrics.value_loss
 
-    def _with_advantages(self, batch: list[Transition]) -> RolloutBatch:
+    def _with_advantages(
+        self, decisions: Sequence[Decision], outcomes: Sequence[Outcome]
+    ) -> RolloutBatch:
         """Return an episode with its advantages (Eq. 11), time and links flattened."""
         policy, final = self.policy, self.env.observe()
-        values = torch.stack([t.decision.value for t in batch])
+        values = torch.stack([d.value for d in decisions])
         with torch.no_grad():
             last = policy.actor_critic.value(policy.actor_input(final))
         estimates = gae(
-            _stack(t.outcome.reward for t in batch),
+            _stack(o.reward for o in outcomes),
             values,
             torch.cat([values[1:], last[None]]),
-            _stack(t.outcome.terminated for t in batch),
-            _stack(t.outcome.truncated for t in batch),
+            _stack(o.terminated for o in outcomes),
+            _stack(o.truncated for o in outcomes),
             discount=policy.config.ppo.discount,
             decay=policy.config.ppo.decay,
         )
         return RolloutBatch(
-            torch.cat([t.decision.actor_input for t in batch]),
-            torch.cat([t.decision.coarse for t in batch]),
-            torch.cat([t.decision.log_prob for t in batch]),
+            torch.cat([d.actor_input for d in decisions]),
+            torch.cat([d.coarse for d in decisions]),
+            torch.cat([d.log_prob for d in decisions]),
             estimates.advantages.flatten(),
             estimates.returns.flatten(),
         )
@@ -312,7 +352,8 @@ class DenoiserTrainer:
     def remember(self, transition: Transition) -> None:
         """Keep an executed plan for `learn_rewarded`."""
         decision, r_max = transition.decision, self.policy.problem.layout.r_max
-        codes = encode(torch.as_tensor(decision.ranks), r_max)
+        assert decision is not None, "where rewards are learned from, the policy acts"
+        codes = encode(torch.as_tensor(transition.ranks), r_max)
         condition = self.policy.condition(transition.observation, decision.coarse, explore=True)
         rewards = transition.outcome.reward.tolist()
         self._replay.extend(zip(codes, condition, rewards, strict=True))

@@ -6,6 +6,8 @@ are of that kind ("explore"). The other half is solved from the expected gains, 
 vary by group, so that the denoiser learns the best plan for *every* coarse description and PPO's
 proposal keeps a meaning when the belief has become sharp.
 
+The teacher can also act itself, by solving for a fresh draw at each step (`Teacher.act`).
+
 Where only the increase of rank is paid for, a price that depends on the link makes the solver wait
 for better ones: sampling the denoiser is then amortised stopping.
 """
@@ -119,6 +121,19 @@ class Teacher:
             observation.link,
             seen.ranks if self._received else None,
         )
+
+    def act(self, observation: Observation, rng: np.random.Generator) -> IntArray:
+        """Return (B, N) plans of Thompson sampling: each is solved from a draw of its own.
+
+        They are solved as the exploring plans of a lesson are, for the true state.
+
+        Raises:
+            InfeasibleDeadlineError: not even the smallest plan arrives in time.
+        """
+        link, width = observation.link, self.config.explore_width
+        gains = self.utility.gains_at(self.problem, link, rng, width)
+        wanted = plan_at_price(gains, self.problem, observation, self.price)
+        return self.problem.settle(wanted, observation, gains)
 
     def state_dict(self) -> dict[str, FloatArray]:
         """Return the remembered states."""

@@ -13,8 +13,11 @@ from rankcast.files import replace_file
 from rankcast.link.curves import LinkCurves
 from rankcast.records import AdapterLayout, FloatArray, IntArray
 from rankcast.training.journal import read_log
+from rankcast.training.palette import COLOURS
 
-BLUE, GREY = "#1f5fa8", "#9aa4b0"
+BLUE, GREY = COLOURS[0], "#9aa4b0"
+DASHES = ("-", "--", ":", "-.", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 3)))
+"""Of lines beside one another, ours first."""
 
 
 def draw_ranks(path: Path, layout: AdapterLayout, plans: Sequence[tuple[str, IntArray]]) -> None:
@@ -90,11 +93,11 @@ def draw_link_curves(path: Path, curves: LinkCurves) -> None:
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(8.0, 8.0), sharex=True, layout="constrained"
     )
-    for name, rate in curves.rates.items():
-        bold = name in ("awgn", curves.nr)
+    names = sorted(curves.rates, key=lambda name: name != curves.nr)  # the simulated radio first
+    for place, name in enumerate(names):
         above.plot(
-            curves.snr_db, rate, label=name, linewidth=2.2 if bold else 1.0,
-            linestyle="-" if bold else "--",
+            curves.snr_db, curves.rates[name], label=name, linewidth=1.4 if place else 2.6,
+            color=COLOURS[place % len(COLOURS)], linestyle=DASHES[place % len(DASHES)],
         )  # fmt: skip
     above.set_ylabel("rate [bit/s/Hz]")
     above.set_ylim(0.0, None)

@@ -4,7 +4,7 @@ import { Refusal, follow, getJson, history, token } from "./api.js";
 import { batched, byId, setText } from "./dom.js";
 import { DeviceTable, newest } from "./device_table.js";
 import { Heat, drawChunks } from "./chunk_panels.js";
-import { ago, link } from "./format.js";
+import { ago, link, rate } from "./format.js";
 import { drawAccuracy, drawDelivered, drawLink } from "./link_panels.js";
 import { News, Tiles, drawAdapters, drawLog } from "./overview.js";
 import { Panel } from "./panel.js";
@@ -64,8 +64,9 @@ function drawChosen(nowS) {
     return;
   }
   const last = newest(device);
+  const measured = device.measured ? ` · measured ${rate(device.measured.throughput_bps)}` : "";
   setText(byId("chosen-words"), last
-    ? `${last.adapter} version ${last.version} · link ${link(device.plan)} · last seen ${ago(device.lastS, nowS)}`
+    ? `${last.adapter} version ${last.version} · link ${link(device.plan)}${measured} · last seen ${ago(device.lastS, nowS)}`
     : "This device has a token and has not asked for a plan yet.");
   fill(device);
   const plan = device.plan;

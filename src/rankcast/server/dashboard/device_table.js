@@ -1,7 +1,8 @@
 // The table of devices: sorted, filtered, and chosen from by keyboard.
 
 import { byId, el, setAttribute, setText } from "./dom.js";
-import { ago, capacity, link, outcome } from "./format.js";
+import { token } from "./api.js";
+import { ago, capacity, link, outcome, rate } from "./format.js";
 
 const MOST_ROWS = 200;
 
@@ -11,6 +12,7 @@ const COLUMNS = [
   { title: "Adapter", of: (d) => newest(d)?.adapter || "" },
   { title: "Chunks", of: (d) => newest(d)?.n_rungs ?? -1 },
   { title: "Link", of: (d) => (d.plan ? capacity(d.plan) : -1) },
+  { title: "Measured", of: (d) => d.measured?.throughput_bps ?? -1 },
   { title: "Roll-backs", of: (d) => d.nBack },
   { title: "Last seen", of: (d) => -(d.lastS || 0) },
 ];
@@ -81,10 +83,7 @@ export class DeviceTable {
       return;
     }
     const name = this.state.adapters.keys().next().value || "NAME";
-    none.replaceChildren("No device has asked yet. Add one on this server, then sync on the device:",
-      el("code", { class: "block" }, "rankcast devices add pi-1"),
-      el("code", { class: "block" }, `rankcast edge sync --server ${location.origin} --adapter ${name} \\\n`
-        + "  --folder adapters --base-model MODEL --token-file token"));
+    none.replaceChildren(...howToBegin(name, Boolean(token.get())));
   }
 
   // Rows move only if their order has changed, and the focus stays where it was.
@@ -126,12 +125,13 @@ export class DeviceTable {
       last ? `${last.adapter} v${last.version}` : "–",
       last ? `${last.n_rungs}${n ? ` of ${n}` : ""}` : "–",
       link(device.plan),
+      rate(device.measured?.throughput_bps),
       String(device.nBack),
       device.isRevoked ? "token revoked" : ago(device.lastS, nowS),
     ];
     words.forEach((word_, i) => setText(row.cells[i + 1], word_));
     setAttribute(row.cells[1], "class", last ? tone : null);
-    setAttribute(row.cells[5], "class", device.nBack ? "bad" : null);
+    setAttribute(row.cells[6], "class", device.nBack ? "bad" : null);
   }
 
   #sortBy(i) {
@@ -154,6 +154,18 @@ export class DeviceTable {
     rows[to].cells[0].firstChild.focus();
     this.onChange();
   }
+}
+
+// What makes the first device appear: its token, if this server asks for one, and the publisher's root.
+function howToBegin(name, needsToken) {
+  const server = new URL(".", location.href).href.replace(/\/$/, "");
+  const sync = [`rankcast edge sync --server ${server} --adapter ${name}`, `--folder ${name} --base-model MODEL`,
+    `--root root.json${needsToken ? " --token-file token" : ""}`].join(" \\\n  ");
+  const letIn = needsToken
+    ? ["Let one in on this server:", el("code", { class: "block" }, "rankcast devices add pi-1 > token"),
+      "Copy token and the publisher's store/metadata/root.json to the device, and run there:"]
+    : ["Copy the publisher's store/metadata/root.json to a device, and run there:"];
+  return ["No device has asked yet. ", ...letIn, el("code", { class: "block" }, sync)];
 }
 
 function text(device) {

@@ -31,9 +31,9 @@ export function drawLink({ device }, width) {
   const x = span(all);
   const [size, name] = unitOf(Math.max(...all.map((p) => p.value)));
   const newest = plans.at(-1);
-  const words = newest
-    ? `Now ${link(newest.data)}: carries ${rate(newest.value)}.`
-    : `Last measured ${rate(measured.at(-1).value)}.`;
+  const said = newest ? `Plan for ${link(newest.data)}: carries ${rate(newest.value)}. ` : "";
+  const words = said + (measured.length ? `The device last measured ${rate(measured.at(-1).value)}.`
+    : "The device has measured no transfer yet.");
   const rates = new Frame({
     width, height: 170, x, y: { low: 0, high: roof(all.map((p) => p.value / size)), words: plain },
     label: `Rate of the link in ${name} per second over time. ${words} ${all.length} points.`,

@@ -44,7 +44,9 @@ export class Tiles {
 export function drawAdapters(state) {
   const adapters = [...state.adapters.values()];
   if (!adapters.length) {
-    byId("adapters").replaceChildren(el("p", { class: "empty" }, "Nothing is published yet. Sign and publish a file:",
+    byId("adapters").replaceChildren(el("p", { class: "empty" }, "Nothing is published yet. Make keys, once:",
+      el("code", { class: "block" }, "rankcast keys init --keys ~/keys --store store"),
+      "Then sign and publish a file:",
       el("code", { class: "block" }, "rankcast publish demo.rcast --name demo --store store --keys ~/keys")));
     return;
   }

@@ -87,7 +87,7 @@ export class State {
   #device(name) {
     let device = this.devices.get(name);
     if (!device) {
-      device = { name, isRevoked: false, nBack: 0, lastS: null, plan: null, report: null, events: [] };
+      device = { name, isRevoked: false, nBack: 0, lastS: null, plan: null, report: null, measured: null, events: [] };
       this.devices.set(name, device);
       if (this.devices.size > MOST_DEVICES) this.#drop(name);
     }
@@ -127,5 +127,7 @@ function insert(device, kind, data) {
   events.splice(place, 0, { kind, data });
   if (events.length > MOST_EVENTS) events.shift();
   if (!device[kind] || device[kind].sequence < data.sequence) device[kind] = data;
+  const isMeasured = kind === "report" && data.throughput_bps > 0;
+  if (isMeasured && !(device.measured?.sequence > data.sequence)) device.measured = data;
   device.lastS = Math.max(device.lastS || 0, data.at_s);
 }
