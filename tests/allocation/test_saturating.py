@@ -408,6 +408,19 @@ def test_continues_from_its_state() -> None:
     assert np.array_equal(*draws)
 
 
+def test_a_fit_is_not_taken_further_by_saving_it() -> None:
+    """With nothing learned in between, draws are the same before and after."""
+    rng = np.random.default_rng(0)
+    ranks, loss = plans(rng, 12), rng.uniform(0.3, 0.6, 12)
+    utility, other = SaturatingUtility(LAYOUT), SaturatingUtility(LAYOUT)
+    utility.update(ranks, loss, text(12))
+    utility.mean_gains()
+    other.load_state_dict(utility.state_dict())
+    link = LinkState(np.array([0.0, 10.0]), FULL_BITS / 4, 1.0)
+    draws = [u.gains_at(PROBLEM, link, np.random.default_rng(1)) for u in (utility, other)]
+    assert np.array_equal(*draws)
+
+
 def test_states_of_another_kind() -> None:
     ours, additive = SaturatingUtility(LAYOUT), BayesianUtility(LAYOUT)
     with pytest.raises(CheckpointError, match=r"utility\.form"):

@@ -82,6 +82,7 @@ def load(file: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -162,10 +163,11 @@ def test_extending_shows_every_kind_of_extension_in_runnable_code() -> None:
 
 
 def commands(document: Path) -> list[list[str]]:
-    """Return the words of every command in the shell blocks of a document."""
+    """Return the words of every command in the shell blocks of a document, up to any `>`."""
     blocks = SHELL.findall(document.read_text("utf-8"))
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines]
+    each = [shlex.split(line, comments=True) for line in lines]
+    return [words[: words.index(">")] if ">" in words else words for words in each]
 
 
 @each_document

@@ -144,6 +144,7 @@ class SaturatingUtility:
             "text": self._text.copy(),
             "target": self._target.copy(),
             "paired": self._paired.astype(np.float64),
+            "fitted": np.array([self._factor is not None], dtype=np.float64),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -162,7 +163,8 @@ class SaturatingUtility:
         self._text = np.array(state["text"], dtype=np.float64).reshape(-1, N_BASELINE)
         self._target = np.array(state["target"], dtype=np.float64)
         self._paired = np.array(state["paired"]).astype(bool)
-        self._factor = None
+        fitted = bool(np.asarray(state.get("fitted", 0.0)).any())  # older states do not say
+        self._factor = self._factor_at(self._theta) if fitted else None
 
     def _prior(self) -> tuple[FloatArray, FloatArray]:
         """Return mean (D,) and precision (D, D)."""
@@ -202,6 +204,11 @@ class SaturatingUtility:
             if gained < ENOUGH:
                 break
         self._factor = np.asarray(cho_factor(precision, lower=True)[0])
+
+    def _factor_at(self, theta: FloatArray) -> FloatArray:
+        """Return the Cholesky factor of the precision at a mode that was found before."""
+        _, _, precision = self._linearised(theta, self._weights())
+        return np.asarray(cho_factor(precision, lower=True)[0])
 
     def _damped(
         self, step: FloatArray, weights: FloatArray, value: float
