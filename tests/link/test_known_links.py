@@ -9,8 +9,7 @@ import pytest
 
 from helpers.codec import packed, random_adapter
 from helpers.commands import Call
-from rankcast.errors import ConfigError, LinkError
-from rankcast.link.known import KNOWN, MessageLink, RadioLink, known_link, messages_for
+from rankcast.link.known import KNOWN, MessageLink, RadioLink
 
 PAGE = Path(__file__).parents[2] / "docs" / "links.md"
 
@@ -25,17 +24,12 @@ def test_a_radio_by_hand() -> None:
 def test_messages_by_hand() -> None:
     link = MessageLink("", "", 270)
     assert link.bytes_at([-5.0, 15.0]).tolist() == [270, 270]
-    assert [messages_for(n, link) for n in (1, 270, 271, 2000)] == [1, 1, 2, 8]
-    with pytest.raises(LinkError, match="at least one byte"):
-        messages_for(0, link)
 
 
-def test_links_are_in_order_and_unknown_ones_are_named() -> None:
+def test_links_are_in_order_and_say_where_their_numbers_come_from() -> None:
     at_15_db = [float(link.bytes_at(15.0)) for link in KNOWN.values()]
     assert at_15_db == sorted(at_15_db)
     assert all(link.source and link.what for link in KNOWN.values())
-    with pytest.raises(ConfigError, match="nb-iot"):
-        known_link("nb_iot")
 
 
 def test_the_page_has_the_numbers_of_the_command(call: Call) -> None:

@@ -187,7 +187,7 @@ def _thinned(hull: FloatArray, n_levels: int) -> FloatArray:
     """Return nothing and `n_levels` points of a hull; the last one again where there are fewer.
 
     Again and again the point is left out whose gain a mixture of its neighbours comes nearest to,
-    as a share of its own: so coarse levels stay as well told apart as fine ones.
+    as a share of its own, so that coarse levels are as dense as fine ones.
     """
     kept = list(hull)
     while len(kept) > n_levels + 1:

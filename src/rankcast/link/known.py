@@ -3,9 +3,8 @@
 Radios are counted by Shannon's rate over their band (Eq. 5), but no faster than their fastest
 scheme; services that carry messages by the message. Each entry says where its numbers come from.
 
-The arithmetic says where it matters what is sent. A coded adapter of a small encoder takes 2 to 16
-kB, one of a language model 100 kB to 1 MB: where a link carries more than that, everything fits and
-there is nothing to choose. At the paper's own 100 MHz and one second that is so at every SNR.
+The arithmetic says where it matters what is sent: where a link carries more than the whole coded
+adapter, there is nothing to choose (docs/links.md).
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankcast.errors import LinkError, check_choice
 from rankcast.link.capacity import Awgn
 from rankcast.records import FloatArray
 
@@ -83,27 +81,6 @@ KNOWN: Mapping[str, RadioLink | MessageLink] = {
         1.08e6, fastest_bps=1e6,
     ),
     "5g-5mhz": RadioLink("5 MHz of 5G for a second", "the demo of this project", 5e6),
-    "paper": RadioLink("100 MHz for a second", "arXiv 2507.11515, Table II", 100e6),
+    "paper": RadioLink("100 MHz for a second", "arXiv 2507.11515, Sec. V-A", 100e6),
 }  # fmt: skip
 """By the name that commands take, the narrowest first."""
-
-
-def known_link(name: str) -> RadioLink | MessageLink:
-    """Return a link by its name.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    check_choice("link", name, tuple(KNOWN))
-    return KNOWN[name]
-
-
-def messages_for(n_bytes: int, link: MessageLink) -> int:
-    """Return how many messages so many bytes take.
-
-    Raises:
-        LinkError: fewer than one byte.
-    """
-    if n_bytes < 1:
-        raise LinkError(f"A delivery has at least one byte, got {n_bytes}.")
-    return -(-n_bytes // link.message_bytes)
