@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -296,12 +296,7 @@ class AdaLoraFinetuner(PeftFinetuner):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue bit-exactly."""
-        allocator = self.model.base_model.rankallocator
-        importance = {name: dict(getattr(allocator, name)) for name in _IMPORTANCE}
-        return super().state_dict() | {
-            "importance": importance,
-            "rank_pattern": self.model.peft_config[ADAPTER].rank_pattern,
-        }
+        return super().state_dict() | allocation_state(self.model)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`.
@@ -310,9 +305,7 @@ class AdaLoraFinetuner(PeftFinetuner):
             CheckpointError: the state is of another model or schedule.
         """
         super().load_state_dict(state)
-        for name in _IMPORTANCE:
-            setattr(self.model.base_model.rankallocator, name, dict(state["importance"][name]))
-        self.model.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
+        load_allocation_state(self.model, state)
 
     def _after_step(self) -> None:
         self.model.base_model.update_and_allocate(self.n_steps)
@@ -342,6 +335,32 @@ class AdaLoraFinetuner(PeftFinetuner):
         wrapped = super()._wrap(model, head)
         wrapped.base_model.rankallocator.target_bgt = self.schedule.total_ranks
         return wrapped
+
+
+def allocation_state(model: Any) -> dict[str, Any]:
+    """Return what PEFT's AdaLoRA has learned of importance and decided so far."""
+    allocator = model.base_model.rankallocator
+    return {
+        "importance": {name: dict(getattr(allocator, name)) for name in _IMPORTANCE},
+        "rank_pattern": model.peft_config[ADAPTER].rank_pattern,
+    }
+
+
+def load_allocation_state(model: Any, state: Mapping[str, Any]) -> None:
+    """Continue from `allocation_state`."""
+    for name in _IMPORTANCE:
+        setattr(model.base_model.rankallocator, name, dict(state["importance"][name]))
+    model.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
+
+
+def orthogonality(model: Any) -> Tensor:
+    """Return AdaLoRA's regulariser, as PEFT adds it where it computes the loss itself."""
+    norms = []
+    for name, p in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            gram = p @ p.T if "lora_A" in name else p.T @ p
+            norms.append(torch.norm(gram - torch.eye(len(gram)), p="fro"))
+    return model.peft_config[ADAPTER].orth_reg_weight * torch.stack(norms).mean()
 
 
 def _check_budget(schedule: AdaLoraSchedule, layout: AdapterLayout) -> None:

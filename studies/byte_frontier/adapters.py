@@ -155,7 +155,7 @@ def read_trained(folder: Path, base: Weights, origin: Origin) -> Trained:
     """
     if origin.method == "lora_xs":
         return _read_lora_xs(folder, base)
-    if METHODS[origin.method].is_lora:
+    if METHODS[origin.method].is_lora or METHODS[origin.method].adaptive:
         return of_low_rank(read_peft(folder)[0], base)
     return _read_general(folder, base, origin)
 

@@ -102,10 +102,10 @@ def simple_codes(adapter: Trained) -> Iterator[Coded]:
         width = WIDTHS[name]
         symbols = round_strips(adapter.strips, width)
         yield _rounded(adapter, name, symbols, width)
-        yield _entropy_coded(adapter, f"{name} + entropy", ENTROPY, symbols)
+        yield code_at_step(adapter, f"{name} + entropy", ENTROPY, symbols)
     for relative in FEW_STEPS if few else LORA_STEPS:
         symbols = step_strips(adapter.strips, relative * rms(adapter.strips))
-        yield _entropy_coded(adapter, f"{relative:g} rms + entropy", STEPS, symbols)
+        yield code_at_step(adapter, f"{relative:g} rms + entropy", STEPS, symbols)
 
 
 def lora_codes(adapter: Trained, base: Weights, *, above_one: bool) -> Iterator[Coded]:
@@ -127,11 +127,16 @@ def lora_codes(adapter: Trained, base: Weights, *, above_one: bool) -> Iterator[
         yield Coded(f"{LORAQUANT}, {share:.0%}", LORAQUANT, size, weights, {})
 
 
-def nnc_codes(adapter: Trained) -> Iterator[Coded]:
-    """Yield the codes by MPEG NNC; none where it is not installed."""
+def nnc_codes(adapter: Trained, steps: Sequence[float] = NNC_STEPS) -> Iterator[Coded]:
+    """Yield the codes by MPEG NNC; none where it is not installed.
+
+    Args:
+        adapter: what is coded.
+        steps: as multiples of the root mean square.
+    """
     head, bits = _head(adapter.head, HEAD_WIDTH, entropy=True)
     size = rms(adapter.strips)
-    qps = {qp_near(relative * size): f"{NNC}, {relative:g} rms" for relative in NNC_STEPS}
+    qps = {qp_near(relative * size): f"{NNC}, {relative:g} rms" for relative in steps}
     for qp, (n_bytes, strips) in code_with_nnc(adapter.strips, list(qps)).items():
         size = n_bytes + (bits + adapter.exact_bits) / 8
         yield Coded(qps[qp], NNC, size, adapter.weights(strips, head), {"qp": qp})
@@ -212,7 +217,7 @@ def _rounded(adapter: Trained, name: str, symbols: Symbols, width: int) -> Coded
     return Coded(name, ROUNDED, bits / 8, adapter.weights(symbols.decoded, head), {})
 
 
-def _entropy_coded(adapter: Trained, name: str, family: str, symbols: Symbols) -> Coded:
+def code_at_step(adapter: Trained, name: str, family: str, symbols: Symbols) -> Coded:
     """Return the adapter with its symbols entropy coded."""
     head, bits = _head(adapter.head, HEAD_WIDTH, entropy=True)
     bits += symbols.coded_bits + adapter.exact_bits

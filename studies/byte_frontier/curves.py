@@ -82,7 +82,7 @@ class Curve:
 
 def method_label(method: str, size: str) -> str:
     """Return what readers call a method at a size."""
-    return f"{METHODS[method].label} {'r ' if method.startswith('lora') else ''}{size}"
+    return f"{METHODS[method].label} {'r ' if method.startswith(('lora', 'adalora')) else ''}{size}"
 
 
 def curves_of(result: Result, task: str) -> list[Curve]:

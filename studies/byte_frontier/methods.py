@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rankcast.adapters.projections import find_projections
+from studies.baselines.adalora import AdaLoraSchedule
 from studies.baselines.fourierft import sum_waves
 from studies.baselines.lora_xs import freeze_into_lora_xs
 
@@ -33,11 +34,13 @@ class Target:
         model: the base model with its classifier.
         head: names of the modules that train in full.
         seed: of what the method draws.
+        steps: of the training; 0 where nothing is trained.
     """
 
     model: Any
     head: tuple[str, ...]
     seed: int
+    steps: int = 0
 
     def named(self, kinds: str | None = None) -> list[str]:
         """Return the names of the linear maps of some kinds, such as `q v`; of all for None."""
@@ -67,6 +70,7 @@ class Method:
         finish: changes PEFT's model after it was made; None for nothing.
         faster: what the learning rate of parameters is multiplied with, by a part of their name.
         times_steps: training steps as a multiple of the budget of all.
+        adaptive: whether it prunes ranks while it trains (AdaLoRA).
     """
 
     label: str
@@ -78,6 +82,7 @@ class Method:
     finish: Callable[[Any, int], None] | None = None
     faster: Mapping[str, float] = field(default_factory=dict)
     times_steps: int = 1
+    adaptive: bool = False
 
     @property
     def is_lora(self) -> bool:
@@ -107,6 +112,18 @@ def _peft(name: str, target: Target, kinds: str | None = None, **more: Any) -> A
 def _lora(target: Target, size: Size, settings: Settings) -> Any:
     alpha = settings["scale"] * size["r"]
     return _peft("LoraConfig", target, lora_alpha=alpha, lora_dropout=0.0, **size)
+
+
+def _adalora(target: Target, size: Size, settings: Settings) -> Any:
+    del settings
+    steps = max(target.steps, 4)  # whoever only reads an adapter trains for none
+    schedule = AdaLoraSchedule.derive(steps, size["r"], 1)
+    return _peft(
+        "AdaLoraConfig", target, lora_alpha=schedule.init_r, lora_dropout=0.0,
+        init_r=schedule.init_r, target_r=size["r"], tinit=schedule.t_init,
+        tfinal=schedule.t_final, deltaT=schedule.delta_t, total_step=steps,
+        orth_reg_weight=schedule.orthogonality_weight,
+    )  # fmt: skip
 
 
 def _lora_xs(target: Target, size: Size, settings: Settings) -> Any:
@@ -173,6 +190,10 @@ METHODS: Mapping[str, Method] = {
         "LoRA, three times the steps,", _lora, {str(r): {"r": r} for r in (1, 8)},
         (5e-4, 1e-3, 2e-3), ratio=2.0, scales=(2.0,), times_steps=3,
     ),
+    "adalora": Method(
+        "AdaLoRA", _adalora, {str(r): {"r": r} for r in (1, 2)},
+        (1e-3, 2e-3, 4e-3, 8e-3), ratio=2.0, adaptive=True,
+    ),
     "lora_xs": Method(
         "LoRA-XS", _lora_xs, {str(r): {"r": r} for r in (8, 4)},
         (1e-3, 3e-3, 1e-2, 3e-2), finish=_finish_lora_xs,
@@ -213,5 +234,5 @@ METHODS: Mapping[str, Method] = {
 """By the name that stands in settings of jobs. VB-LoRA's authors give the logits of its bank ten
 times the learning rate of its vectors."""
 
-FEW = tuple(name for name, method in METHODS.items() if not method.is_lora)
-"""The methods of few parameters."""
+OTHERS = tuple(name for name, method in METHODS.items() if not method.is_lora)
+"""What LoRA is compared with: AdaLoRA, and the methods of few parameters."""

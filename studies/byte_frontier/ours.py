@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from rankcast.adapters.arrays import balanced_tensors_of
-from rankcast.codec.container import read_container
+from rankcast.codec.container import Container, read_container
+from rankcast.codec.packing import Coding
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
@@ -101,7 +102,24 @@ class Way:
     more_sizes: tuple[tuple[int, ...], ...] = ()
 
 
-def trained_for_size(request: Request) -> Sequence[OurFile]:
+@dataclass(frozen=True)
+class TrainedFile:
+    """A training for given sizes that is over.
+
+    Attributes:
+        learner: has the adapter that a decoder makes of the file.
+        file: the file.
+        coding: its steps, and the ranks of its prefixes.
+        price: of a bit at the end [nats].
+    """
+
+    learner: TransformerLearner
+    file: Container
+    coding: Coding
+    price: float
+
+
+def train_for_sizes(request: Request) -> TrainedFile:
     """Train as `rankcast train --codec.target-bytes` does: a component more for each size."""
     *prefixes, target = request.sizes
     codec = CodecConfig(target, tuple(prefixes), rank=1, teachers=request.teachers)
@@ -116,13 +134,19 @@ def trained_for_size(request: Request) -> Sequence[OurFile]:
         training.step()
         if training.n_steps % CHECKPOINT_EVERY == 0:
             save_state(checkpoint, training.state_dict())
-    data, files = training.finish()[0].to_bytes(), []
+    return TrainedFile(learner, *training.finish(), training.price)
+
+
+def trained_for_size(request: Request) -> Sequence[OurFile]:
+    """Return the file that is trained for its size, and its beginnings of the other sizes."""
+    trained = train_for_sizes(request)
+    data, files = trained.file.to_bytes(), []
     ladder = [prefix.n_bytes for prefix in read_container(data).ladder]
     for size in request.sizes:
         cut = data[: max(n for n in ladder if n <= size)]
         tensors = read_container(cut, allow_prefix=True).tensors()
-        files.append(OurFile(cut, _weights(tensors, request.base)))
-    files[-1] = replace(files[-1], more={"price_nats_per_bit": training.price})
+        files.append(OurFile(cut, weights_of(tensors, request.base)))
+    files[-1] = replace(files[-1], more={"price_nats_per_bit": trained.price})
     return files
 
 
@@ -151,7 +175,7 @@ def trained_in_float32(request: Request) -> Sequence[OurFile]:
     tensors = balanced_tensors_of(learner.adapter)
     numbers = [array for f in tensors.factors for array in (f.left, f.right)]
     data = b"".join(array.tobytes() for array in (*numbers, *tensors.modules.values()))
-    return [OurFile(data, _weights(tensors, request.base))]
+    return [OurFile(data, weights_of(tensors, request.base))]
 
 
 def _config(request: Request) -> FinetuneConfig:
@@ -169,14 +193,16 @@ def _learner(config: FinetuneConfig, request: Request) -> TransformerLearner:
     return learner
 
 
-def _weights(tensors: AdapterTensors, base: Weights) -> Weights:
+def weights_of(tensors: AdapterTensors, base: Weights) -> Weights:
     """Return what replaces weights of the base model."""
     head = Head(*(np.asarray(tensors.modules[name], np.float32) for name in HEAD))
     return {**merged(tensors, base), **head.weights}
 
 
 _SMALL = ((FEW_PACKETS,), (ONE_PACKET,))
-STREAM = (ONE_PACKET, 4_000, 16_000, 64_000)
+MORE_PACKETS = 4_000
+"""Bytes of a whole file that the goal allows at most."""
+STREAM = (ONE_PACKET, MORE_PACKETS, 16_000, 64_000)
 """Beginnings of one file."""
 FEWEST = (700, 400)
 """Bytes of files below a packet."""
@@ -184,9 +210,9 @@ FLOAT32 = 180_000
 """Bytes that an adapter of rank 1 in float32 has at most."""
 WAYS: Mapping[str, Way] = {
     "taught": Way(
-        "ours with two teachers, five times the steps", trained_for_size, _SMALL,
-        times_steps=5, teachers=2,
-        more_sizes=tuple((size,) for size in (*STREAM[1:], *FEWEST)),
+        "ours with two teachers, five times the steps", trained_for_size,
+        (*_SMALL, (MORE_PACKETS,)), times_steps=5, teachers=2,
+        more_sizes=tuple((size,) for size in (*STREAM[2:], *FEWEST)),
     ),
     "trained": Way("ours", trained_for_size, _SMALL),
     "taught_in_float32": Way(

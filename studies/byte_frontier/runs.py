@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from rankcast.files import only_one, put_file
 from rankcast.learner.base_models import BaseModel
 from rankcast.learner.batching import TokenisedDataset
 from studies.byte_frontier.adapters import Origin, Trained, read_trained
+from studies.byte_frontier.codes import Training
 from studies.byte_frontier.judging import Judge, Weights
 from studies.byte_frontier.methods import Settings
 from studies.byte_frontier.training import AdapterTrainer, TaskTexts, base_model
@@ -34,6 +35,8 @@ from studies.shared.scratch import common_folder
 from studies.shared.tasks import QUICK_TEXTS, TASKS
 
 CHECKPOINT = "training.pt"
+COMPEFT_TEXTS = 500
+"""Texts on which ComPEFT's α is chosen."""
 
 
 @lru_cache(maxsize=2)
@@ -113,6 +116,19 @@ class Setup:
         """Return a trainer at its first step."""
         made = self.fresh(), self.method, self.size, settings
         return AdapterTrainer(*made, config=self.config, texts=self.texts.train)
+
+    def compeft_training(
+        self, settings: Settings, folder: Path, densities: Sequence[float]
+    ) -> Training:
+        """Return what ComPEFT knows beside the adapter in a folder."""
+        tokens = first_texts(self.texts.tuning, COMPEFT_TEXTS)
+        labels = torch.from_numpy(tokens.labels)
+
+        def loss(weights: Weights) -> float:
+            return float(F.cross_entropy(self.judge.logits(tokens, weights, again=0.0), labels))
+
+        before = self.trainer(settings).save(folder.with_name("before"))
+        return Training(before, folder, settings["scale"], densities, loss)
 
     def read(self, settings: Settings, folder: Path) -> Trained:
         """Return the adapter in a folder."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
 from rankcast.errors import CodecError
 from studies.byte_frontier.adapters import Trained
@@ -23,7 +22,6 @@ from studies.byte_frontier.codes import (
     NNC,
     SOME,
     Coded,
-    Training,
     compeft_codes,
     half_precision,
     lora_codes,
@@ -33,7 +31,7 @@ from studies.byte_frontier.codes import (
     simple_codes,
 )
 from studies.byte_frontier.judging import AGAIN, Weights, fast_type
-from studies.byte_frontier.methods import FEW, METHODS, Settings
+from studies.byte_frontier.methods import METHODS, OTHERS, Settings
 from studies.byte_frontier.ours import (
     CHOSEN,
     FEW_PACKETS,
@@ -49,7 +47,6 @@ from studies.byte_frontier.runs import (
     Setup,
     chosen_settings,
     common_folder,
-    first_texts,
     run_tuning,
     tuning_score,
 )
@@ -63,8 +60,6 @@ SST2, AGNEWS = "sst2-frontier", "agnews-frontier"
 FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 ADAPTER_FOLDER = "adapter"
 SOME_DENSITIES = (0.2,)
-COMPEFT_TEXTS = 500
-"""Texts on which ComPEFT's α is chosen."""
 FURTHEST = (("lora", "4"), ("lora", "8"))
 """Methods and sizes that are sent in some codes only."""
 QUICK = {"steps": 4, "lrs": (1e-3, 2e-3)}
@@ -74,8 +69,8 @@ def jobs(scale: Scale) -> Sequence[Job]:
     """Return the jobs of both tasks: LoRA and ours first, smaller sizes of other methods last."""
     if scale == "quick":
         return list(_quick())
-    first = [(m, next(iter(METHODS[m].sizes))) for m in FEW]
-    second = [(m, size) for m in FEW for size in list(METHODS[m].sizes)[1:]]
+    first = [(m, next(iter(METHODS[m].sizes))) for m in OTHERS]
+    second = [(m, size) for m in OTHERS for size in list(METHODS[m].sizes)[1:]]
     every = [job for task in (SST2, AGNEWS) for job in _lora_and_ours(task)]
     for group, task in product((first, second), (SST2, AGNEWS)):
         every += _compared(task, group)
@@ -314,14 +309,7 @@ def _every_peer(
     if setup.method != "lora":
         return
     yield from lora_codes(adapter, base, above_one=setup.size != "1")
-    tokens = first_texts(setup.texts.tuning, COMPEFT_TEXTS)
-    labels = torch.from_numpy(tokens.labels)
-
-    def loss(weights: Weights) -> float:
-        return float(F.cross_entropy(setup.judge.logits(tokens, weights, again=0.0), labels))
-
-    before = setup.trainer(settings).save(folder.with_name("before"))
-    training = Training(before, folder, settings["scale"], densities, loss)
+    training = setup.compeft_training(settings, folder, densities)
     yield from compeft_codes(adapter, base, training)
     yield from nnc_codes(adapter)
 

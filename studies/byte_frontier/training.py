@@ -22,6 +22,7 @@ from rankcast.learner.batching import BucketedBatches, TokenisedDataset, tokenis
 from rankcast.learner.objectives import SequenceClassification
 from rankcast.learner.texts import DatasetSplits
 from rankcast.training.folder import load_state, save_state
+from studies.baselines.adalora import allocation_state, load_allocation_state, orthogonality
 from studies.baselines.lora_xs import cores
 from studies.byte_frontier.judging import fast_type
 from studies.byte_frontier.methods import ADAPTER, HEAD_LR, METHODS, Settings, Target
@@ -101,7 +102,9 @@ class AdapterTrainer:
     ) -> None:
         self.config, self._texts = config, texts
         chosen = METHODS[method]
-        self.model = chosen.wrap(Target(base.model, base.head, config.seed), size, settings)
+        self._adaptive = chosen.adaptive
+        target = Target(base.model, base.head, config.seed, config.total_steps)
+        self.model = chosen.wrap(target, size, settings)
         _round_frozen(self.model)
         self._batches = BucketedBatches(texts.lengths, config.batch_size, config.seed)
         self._trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -147,12 +150,16 @@ class AdapterTrainer:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RankcastError(f"The loss is {value} at step {self.n_steps}: training diverged.")
+        if self._adaptive:
+            loss = loss + orthogonality(self.model)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self._trained.values(), self.config.max_grad_norm)
         self._optimizer.step()
         self._batches.advance()
         self.n_steps += 1
+        if self._adaptive:
+            self.model.base_model.update_and_allocate(self.n_steps)
         return value
 
     def save(self, folder: Path) -> Path:
@@ -173,6 +180,7 @@ class AdapterTrainer:
             "trained": {name: p.detach().clone() for name, p in self._trained.items()},
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "batches": self._batches.state_dict(),
+            **(allocation_state(self.model) if self._adaptive else {}),
         }
 
     @torch.no_grad()
@@ -190,6 +198,8 @@ class AdapterTrainer:
             self._trained[name].copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
         self._batches.load_state_dict(state["batches"])
+        if self._adaptive:
+            load_allocation_state(self.model, state)
         self.n_steps = int(state["n_steps"])
 
 

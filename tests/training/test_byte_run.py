@@ -14,6 +14,7 @@ from helpers.commands import Call
 from rankcast.codec.container import load
 from rankcast.config.run import RunConfig
 from rankcast.errors import CheckpointError, ConfigError
+from rankcast.packaging.planned import planned_files
 from rankcast.presets import load_preset
 from rankcast.training.byte_run import SizeResult, train_to_size
 from rankcast.training.journal import read_log
@@ -134,3 +135,78 @@ def test_train_by_command(tmp_path: Path, call: Call) -> None:
     assert (tmp_path / "again.rcast").read_bytes() == (tmp_path / "a/adapter.rcast").read_bytes()
     message = call.refused("train", "tiny", "--codec.target-bytes", "20")
     assert "at least 200" in message
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: Any) -> SizeResult:
+    """A run whose policy plans the levels of one file."""
+    return train_to_size(planned_config(tmp_path_factory.mktemp("planned") / "run"))
+
+
+def planned_config(output: Path) -> RunConfig:
+    changes = {
+        "steps": 24, "codec.rank": 1, "codec.prefix_bytes": (600, 900), "codec.target_bytes": 1500,
+        "codec.plan_episodes": 2, "link.bandwidth_hz": 5e3, "link.link_weight": 0.0,
+        "link.iid.values_db": (0.0, 5.0, 10.0),
+    }  # fmt: skip
+    return small(output, **changes)
+
+
+def test_a_policy_plans_the_levels_of_the_file(planned: SizeResult) -> None:
+    assert [link.snr_db for link in planned.links] == [0.0, 5.0, 10.0]
+    for link in planned.links:
+        budget = 5e3 * np.log2(1 + 10 ** (link.snr_db / 10)) / 8
+        assert link.budget_bytes == int(budget)
+        assert 0 < link.n_bytes <= budget
+        assert link.prefix_bytes <= budget
+    assert planned.links[0].prefix is not None  # 625 bytes carry the first one
+    stored = json.loads(planned.folder.result.read_text("utf-8"))["links"]
+    assert [row["bytes"] for row in stored] == [link.n_bytes for link in planned.links]
+
+
+def test_a_plan_of_levels_by_command(planned: SizeResult, tmp_path: Path, call: Call) -> None:
+    command = ("allocate", "--run", str(planned.folder.path), "--snr-db", "5")
+    output = tmp_path / "plan.rcast"
+    plain = json.loads(call.ok(*command, "-o", str(output), "--json"))
+    link = planned.links[1]
+    assert output.stat().st_size == plain["bytes"] == link.n_bytes
+    ranks = load(output).tensors().ranks.tolist()
+    assert sum(ranks) <= sum(plain["ranks"].values())  # less what did not fit by a few bytes
+    assert set(plain["levels"]) == set(plain["ranks"])
+    assert plain["payload_bits"] <= 8 * (link.budget_bytes + 1)
+    assert "bytes." in call.ok(*command, "-o", str(output))
+    said = call.refused("evaluate", "--run", str(planned.folder.path))
+    assert "levels" in said
+
+
+def test_files_for_links_as_the_policy_of_levels_plans_them(planned: SizeResult) -> None:
+    files = planned_files(planned.folder.path, "policy", [5.0, 10.0, -20.0])
+    assert files.left_out_db == (-20.0,)
+    assert [choice.snr_db for choice in files.choices] == [5.0, 10.0]
+    for choice in files.choices:
+        assert files.containers[choice.file_index].n_bits <= choice.rate_bps  # a second
+
+
+def test_a_policy_of_ranks_writes_no_file_of_levels(tmp_path: Path, call: Call) -> None:
+    call.ok("train", "tiny", "--steps", "3", "--horizon", "3", "--output", str(tmp_path / "run"))
+    command = ("allocate", "--run", str(tmp_path / "run"), "--snr-db", "5", "--bandwidth-hz", "1e8")
+    said = call.refused(*command, "-o", str(tmp_path / "x.rcast"))
+    assert "plans ranks" in said
+    assert not (tmp_path / "x.rcast").exists()
+
+
+def test_a_run_that_is_stopped_while_it_plans_plans_anew(
+    planned: SizeResult, tmp_path: Path
+) -> None:
+    config = planned_config(tmp_path / "run")
+    first = train_to_size(config, should_stop=stop_after(25))  # 24 steps, an episode
+    assert first.adapter is None
+    assert not first.folder.policy.exists()
+    second = train_to_size(config, resume=True)
+    assert [link.to_plain() for link in second.links] == [x.to_plain() for x in planned.links]
+    assert not planned_config(tmp_path / "x").codec.teachers
+
+
+def test_plans_need_prefixes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="prefix_bytes"):
+        small(tmp_path, **{"codec.plan_episodes": 3})

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from rankcast.records import AdapterLayout, LinkState, Plan
+from rankcast.records import AdapterLayout, IntArray, LinkState, Plan
 
 if TYPE_CHECKING:  # these need torch
     from rankcast.training.byte_run import SizeRow
     from rankcast.training.comparison import Comparison, ComparisonRow
     from rankcast.training.journal import EvaluationRow, StepRow
+    from rankcast.training.level_policy import PlannedLink
 
 SMOOTHING = 0.9
 
@@ -87,18 +95,21 @@ class SizeProgress:
     Args:
         console: where to draw.
         total: steps of the training.
+        episodes: in which a policy learns afterwards.
     """
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, total: int, episodes: int = 0) -> None:
         self._progress = Progress(
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[seen]}"),
             console=console,
         )
-        self._task = self._progress.add_task("", total=total, seen="")
+        self._task = self._progress.add_task("training", total=total, seen="")
+        self._episodes = episodes
+        self._planning: TaskID | None = None
         self._loss: float | None = None
         self.done = 0
 
@@ -115,6 +126,13 @@ class SizeProgress:
         self._loss = SMOOTHING * old + (1 - SMOOTHING) * row.loss
         size = "float32" if row.n_bytes is None else f"{row.n_bytes:,.0f} bytes"
         self._progress.update(self._task, completed=row.step, seen=f"loss {self._loss:.3f}  {size}")
+
+    def on_episode(self, done: int) -> None:
+        """Move the bar of the policy by one episode."""
+        self._progress.start()
+        if self._planning is None:
+            self._planning = self._progress.add_task("planning", total=self._episodes, seen="")
+        self._progress.update(self._planning, completed=done)
 
 
 def number_table(*columns: str, title: str | None = None, left: str = "") -> Table:
@@ -202,6 +220,23 @@ def result_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def planned_table(links: Sequence[PlannedLink]) -> Table:
+    """Return what each link gets of a file, in bytes as coded."""
+    columns = ("SNR [dB]", "bytes that arrive", "sent", "accuracy", "largest prefix", "accuracy")
+    table = number_table(*columns, title="What each link gets, on texts that were not trained on")
+    for link in links:
+        prefix = "–" if link.prefix is None else f"{link.prefix.accuracy:.1%}"
+        table.add_row(
+            f"{link.snr_db:g}",
+            f"{link.budget_bytes:,}",
+            f"{link.n_bytes:,}",
+            f"{link.planned.accuracy:.1%}",
+            f"{link.prefix_bytes:,}" if link.prefix_bytes else "–",
+            prefix,
+        )
+    return table
+
+
 def plan_words(plan: Plan, link: LinkState) -> str:
     """Say what a plan costs on its link."""
     return (
@@ -211,10 +246,10 @@ def plan_words(plan: Plan, link: LinkState) -> str:
     )
 
 
-def plan_table(layout: AdapterLayout, plan: Plan) -> Table:
-    """Return a plan as layers × kinds of projection."""
+def plan_table(layout: AdapterLayout, chosen: IntArray) -> Table:
+    """Return (N,) ranks as layers × kinds of projection."""
     table = number_table("layer", *layout.kinds)
-    ranks = {(p.layer, p.kind): r for p, r in zip(layout.projections, plan.ranks, strict=True)}
+    ranks = {(p.layer, p.kind): r for p, r in zip(layout.projections, chosen, strict=True)}
     for layer in sorted({p.layer for p in layout.projections}):
         table.add_row(str(layer), *(str(ranks.get((layer, k), "–")) for k in layout.kinds))
     return table

@@ -39,7 +39,8 @@ class Train:
     rankcast train gemma3-270m --data.source chats.jsonl --data.messages-column messages
 
     With --codec.target-bytes one adapter is trained whose whole file has at most so many bytes;
-    without, a policy that chooses what to send over every link.
+    without, a policy that chooses ranks for every link. With --codec.prefix-bytes and
+    --codec.plan-episodes, too, a policy chooses what of that file each link gets.
 
     Defaults are shown as the preset sets them: see rankcast train demo --help.
     """
@@ -112,13 +113,17 @@ class Train:
 
         config = self.settings
         print(f"Loading {config.finetune.model} and {config.data.source} …", file=sys.stderr)
-        with stop_on_signal() as stopping, closing(SizeProgress(stderr(), config.steps)) as bar:
+        with (
+            stop_on_signal() as stopping,
+            closing(SizeProgress(stderr(), config.steps, config.codec.plan_episodes)) as bar,
+        ):
             outcome = train_to_size(
                 config,
                 resume=self.resume,
                 overwrite=self.overwrite,
                 command=[shlex.join(argv)],
                 on_step=bar.on_step,
+                on_episode=bar.on_episode,
                 should_stop=stopping,
             )
         if not outcome.is_main:
@@ -129,6 +134,10 @@ class Train:
             print_json(outcome.result)
             return 0
         print(f"{outcome.folder.file}: {sized_words(outcome.adapter)}")
+        if outcome.links:
+            from rankcast.cli.console import planned_table, stdout
+
+            stdout().print(planned_table(outcome.links))
         print(f"Everything is in {outcome.folder.path}. See rankcast info {outcome.folder.file}")
         return 0
 

@@ -30,6 +30,8 @@ class CodecConfig:
             answers the small one then learns beside the labels.
         teacher_share: share of the training steps that they have together.
         answer_weight: of their answers; the rest is that of the labels.
+        plan_episodes: episodes after training in which a policy learns which components of the
+            file each link is to get; needs `prefix_bytes`.
         relative_step: quantiser step as a multiple of the root mean square of the weights, at
             their beginning; by default one at which the file is somewhat too large.
 
@@ -46,6 +48,7 @@ class CodecConfig:
     teacher_share: float = 0.4
     answer_weight: float = 0.7
     relative_step: float | None = None
+    plan_episodes: int = 0
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -78,6 +81,11 @@ class CodecConfig:
             raise ConfigError(
                 f"teachers must be at least 0, teacher_share between 0 and 1, answer_weight from 0 "
                 f"to 1, got {self.teachers}, {self.teacher_share} and {self.answer_weight}."
+            )
+        if self.plan_episodes < 0 or (self.plan_episodes and not self.prefix_bytes):
+            raise ConfigError(
+                f"codec.plan_episodes must be at least 0 and needs codec.prefix_bytes: a file that "
+                f"was trained for one size leaves nothing to choose; got {self.plan_episodes}."
             )
         for name in ("lr", "relative_step"):
             value = getattr(self, name)

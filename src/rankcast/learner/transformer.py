@@ -286,6 +286,14 @@ class TransformerLearner:
         with self.adapter.at_steps(self._rounding_steps()):
             return self._mean_loss(self._next_parts(), self.adapter.ranks)
 
+    def losses_at(self, plans: Sequence[IntArray]) -> list[float]:
+        """Return the next batch's loss under each of some (N,) ranks, and move on untrained."""
+        parts = self._next_parts()
+        with self.adapter.at_steps(self._rounding_steps()):
+            losses = [self._mean_loss(parts, ranks) for ranks in plans]
+        self._batches.advance()
+        return losses
+
     def learn_from(self, teachers: Sequence[AdapterSnapshot], weight: float = 1.0) -> None:
         """Train towards what adapters answer on average, from the next step on.
 

@@ -78,8 +78,11 @@ def planned_files(
         link = planner.link(value, bandwidth_hz, deadline_s)
         rate = float(planner.problem.link_costs.rate_bps(link)[0])
         try:
-            ranks = planner.plan(link, own).ranks if by == "policy" else None
-            fit = partial(_packed, source, ranks)
+            plan = planner.plan(link, own) if by == "policy" else None
+            if plan is not None and planner.plans_levels:
+                fit = partial(planner.file, plan, source)
+            else:
+                fit = partial(_packed, source, None if plan is None else plan.ranks)
             file = measured_within(fit, learner, float(budget_bits(rate, link.deadline_s[0])))
         except InfeasibleDeadlineError as error:
             refused = error

@@ -17,6 +17,7 @@ import torch
 from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.export import save_adapter
 from rankcast.codec.container import Container
+from rankcast.codec.packing import Coding
 from rankcast.config.plain import to_plain
 from rankcast.config.run import RunConfig
 from rankcast.files import put_file
@@ -33,6 +34,7 @@ from rankcast.learner.transformer import TransformerLearner
 from rankcast.provenance import describe_device, package_versions
 from rankcast.training.folder import RunFolder, load_state, save_state
 from rankcast.training.journal import Journal
+from rankcast.training.level_policy import PlannedLink, judge_plans, learn_plans, source_of
 from rankcast.training.run import any_process, check_same
 
 CHECKPOINT_EVERY = 50
@@ -64,6 +66,7 @@ class SizedAdapter:
         price: what one more bit would gain, by the price at the end of training [nats].
         prefixes: as decoded from each prefix of the file, the whole last. All on the validation
             texts.
+        coding: steps and prefixes for which it was trained.
     """
 
     file: Container
@@ -71,6 +74,7 @@ class SizedAdapter:
     before: Evaluation
     price: float
     prefixes: tuple[Evaluation, ...]
+    coding: Coding
 
     @property
     def after(self) -> Evaluation:
@@ -146,7 +150,7 @@ class SizedTraining:
             load_tensors(learner.adapter, tensors)
             prefixes.append(learner.evaluate("validation"))
         before = self._before or prefixes[-1]
-        return SizedAdapter(file, rank, before, training.price, tuple(prefixes))
+        return SizedAdapter(file, rank, before, training.price, tuple(prefixes), coding)
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class SizeResult:
         adapter: what it came to; None if it was stopped, and can be resumed.
         result: what `result.json` holds; empty if it did not finish.
         is_main: whether this process writes files and talks to people.
+        links: what each link gets by the policy, if one was asked for.
     """
 
     folder: RunFolder
@@ -166,6 +171,7 @@ class SizeResult:
     adapter: SizedAdapter | None
     result: dict[str, Any]
     is_main: bool
+    links: tuple[PlannedLink, ...] = ()
 
 
 def train_to_size(
@@ -175,24 +181,29 @@ def train_to_size(
     overwrite: bool = False,
     command: Sequence[str] = (),
     on_step: Callable[[SizeRow], None] | None = None,
+    on_episode: Callable[[int], None] = lambda done: None,  # noqa: ARG005
     should_stop: Callable[[], bool] = lambda: False,
 ) -> SizeResult:
     """Train an adapter whose file has at most `config.codec.target_bytes`.
 
-    Leaves `adapter.rcast`, `adapter/` and `result.json` in the run's folder.
+    Leaves `adapter.rcast`, `adapter/` and `result.json` in the run's folder. With
+    `codec.plan_episodes` a policy then learns which levels of the file each link is to get, and
+    `policy.pt` is left, too; a run that is stopped while it learns begins to learn anew.
 
     Args:
-        config: the run; nothing of its link and its policy is used.
+        config: the run; its link and its policy matter for `codec.plan_episodes` alone.
         resume: continue from the checkpoint in the run's folder.
         overwrite: replace a run that is in the folder.
         command: what the person typed, for `result.json`.
         on_step: sees every training step.
+        on_episode: called with the number of episodes that the policy has had.
         should_stop: asked after each step; True ends the run with a checkpoint.
 
     Raises:
         ConfigError: no size; or the folder holds another run, and neither of the two is asked for.
         CheckpointError: there is nothing to resume, or it is of another configuration.
         InfeasibleSizeError: even a file without any weights is larger.
+        InfeasibleDeadlineError: nothing arrives over a link that is to be planned for.
         RankcastError: data or model cannot be had as configured, or training diverged.
     """
     folder = RunFolder(Path(config.output))
@@ -213,26 +224,86 @@ def train_to_size(
     if is_main and not resume:
         folder.begin(config)
     started = time.monotonic() - elapsed_s
-    board = folder.tensorboard if config.tensorboard and is_main else None
-    interrupted = False
-    with closing(Journal(folder.log if is_main else None, n_rows, board, training.n_steps)) as log:
-        while training.n_steps < config.steps and not interrupted:
-            row = run.step()
-            log.write("step", [row])
-            if on_step is not None and is_main:
-                on_step(row)
-            interrupted = any_process(learner, should_stop())
-            due = training.n_steps % CHECKPOINT_EVERY == 0
-            if is_main and (due or interrupted):
-                run.save(n_rows=log.n_rows, elapsed_s=time.monotonic() - started)
+    journal = Journal(
+        folder.log if is_main else None,
+        n_rows,
+        folder.tensorboard if config.tensorboard and is_main else None,
+        training.n_steps,
+    )
+
+    def keep(n_rows: int) -> None:
+        if is_main:
+            run.save(n_rows=n_rows, elapsed_s=time.monotonic() - started)
+
+    with closing(journal):
+        seen = on_step if is_main else None
+        _train(run, config, journal, on_step=seen, keep=keep, should_stop=should_stop)
+    stopped = SizeResult(folder, training.n_steps, None, {}, is_main)
     if training.n_steps < config.steps:
-        return SizeResult(folder, training.n_steps, None, {}, is_main)
+        return stopped
     adapter = run.finish(folder.adapter)
-    result = adapter.to_plain() | _provenance(config, command, time.monotonic() - started)
     if is_main:
         put_file(folder.file, adapter.file.to_bytes())
+    links = _plan(learner, adapter, config, folder, on_episode=on_episode, should_stop=should_stop)
+    if links is None:
+        return stopped
+    result = adapter.to_plain() | _provenance(config, command, time.monotonic() - started)
+    result |= {"links": [link.to_plain() for link in links]} if links else {}
+    if is_main:
         folder.write_json(folder.result, result)
-    return SizeResult(folder, training.n_steps, adapter, result, is_main)
+    return replace(stopped, adapter=adapter, result=result, links=links)
+
+
+def _train(
+    run: SizedTraining,
+    config: RunConfig,
+    journal: Journal,
+    *,
+    on_step: Callable[[SizeRow], None] | None,
+    keep: Callable[[int], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Train to the end, or to the moment it is asked to stop.
+
+    Args:
+        run: the training.
+        config: the run.
+        journal: takes the row of each step.
+        on_step: sees it, too.
+        keep: writes a checkpoint after which the journal had so many rows.
+        should_stop: asked after each step.
+    """
+    training, interrupted = run.training, False
+    while training.n_steps < config.steps and not interrupted:
+        row = run.step()
+        journal.write("step", [row])
+        if on_step is not None:
+            on_step(row)
+        interrupted = any_process(training.learner, should_stop())
+        over = training.n_steps == config.steps and config.codec.plan_episodes > 0
+        if training.n_steps % CHECKPOINT_EVERY == 0 or interrupted or over:
+            keep(journal.n_rows)
+
+
+def _plan(
+    learner: TransformerLearner,
+    adapter: SizedAdapter,
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    on_episode: Callable[[int], None],
+    should_stop: Callable[[], bool],
+) -> tuple[PlannedLink, ...] | None:
+    """Let a policy learn what each link is to get, if that is asked for; None if it was stopped."""
+    if not config.codec.plan_episodes:
+        return ()
+    source = source_of(adapter.file, adapter.coding)
+    planner = learn_plans(learner, source, config, on_episode=on_episode, should_stop=should_stop)
+    if planner is None:
+        return None
+    if learner.accelerator.is_main_process:
+        planner.save(folder)
+    return tuple(judge_plans(planner, learner, source, adapter.file))
 
 
 def _learner(config: RunConfig) -> TransformerLearner:

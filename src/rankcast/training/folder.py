@@ -7,7 +7,7 @@
 | `checkpoint.pt` | all that continuing needs |
 | `policy.pt` | all that `rankcast allocate` needs: policy, belief, layout |
 | `adapter/` | the adapter at full rank, for `rankcast.adapters.export.load_adapter` |
-| `adapter.rcast` | its file, of a run for a file of a given size |
+| `adapter.rcast` | its file, of a run for a file of given sizes, whose levels `policy.pt` plans |
 | `tensorboard/` | the rows as events for TensorBoard |
 | `result.json` | the results, with versions, seeds, command and times |
 | `comparison.json`, `ranks.png`, `learning.png` | allocators beside each other |
@@ -76,11 +76,15 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
         put_file(self.config, to_yaml(config).encode())
 
-    def load_config(self) -> RunConfig:
+    def load_config(self, *, of_levels: bool = False) -> RunConfig:
         """Return the configuration of the run in this folder, which trained a policy.
 
+        Args:
+            of_levels: also take a run whose policy plans the levels of one file
+                (`codec.plan_episodes`).
+
         Raises:
-            CheckpointError: there is none, or it trained one file and no policy.
+            CheckpointError: there is none, or it trained one file and no such policy.
         """
         if not self.config.is_file():
             raise CheckpointError(
@@ -88,10 +92,12 @@ class RunFolder:
                 f"`rankcast train … --output {self.path}`, or name another folder."
             )
         config = load_preset(str(self.config))
-        if config.codec.target_bytes is not None:
+        if config.codec.target_bytes is not None and not (of_levels and config.codec.plan_episodes):
+            trained = "a policy of its levels" if config.codec.plan_episodes else "no policy"
             raise CheckpointError(
-                f"The run in {self.path} trained one file of a given size and no policy. Use "
-                f"{self.file}: see rankcast info, export and publish."
+                f"The run in {self.path} trained one file of given sizes and {trained}. Use "
+                f"{self.file}: see rankcast info, export and publish; rankcast allocate --output "
+                f"writes what a policy of levels plans."
             )
         return replace(config, output=str(self.path))
 

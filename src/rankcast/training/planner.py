@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rankcast.allocation.beliefs import LearnedUtility
-from rankcast.allocation.problem import AllocationProblem, Allocator
+from rankcast.allocation.level_problem import LevelProblem
+from rankcast.allocation.problem import AllocationProblem, Allocator, per_bit
 from rankcast.allocation.saturating import make_utility
+from rankcast.codec.container import Container
+from rankcast.codec.levels import Levels
+from rankcast.codec.packing import Source
+from rankcast.codec.trained_levels import file_within
 from rankcast.config.run import RunConfig
-from rankcast.errors import CheckpointError
+from rankcast.errors import CheckpointError, ConfigError
+from rankcast.link.rate_models import rate_model_of
 from rankcast.policy.airllm import AirLLM
 from rankcast.records import (
     AdapterLayout,
+    IntArray,
     LinkState,
     Observation,
     Plan,
@@ -51,6 +60,9 @@ class Planner:
             "layout": [asdict(p) for p in self.problem.layout.projections],
             "text": [float(self.text.lexical_entropy[0]), float(self.text.oov_rate[0])],
         }
+        if isinstance(self.problem, LevelProblem):
+            levels = self.problem.levels
+            state["levels"] = {f.name: getattr(levels, f.name) for f in fields(levels)}
         save_state(folder.policy, state)
 
     def plan(self, link: LinkState, allocator: Allocator | None = None) -> Plan:
@@ -65,6 +77,34 @@ class Planner:
             observation, np.random.default_rng(self.config.seed)
         )
         return self.problem.link_costs.plan(chosen[0], link)
+
+    @property
+    def plans_levels(self) -> bool:
+        """Whether it plans levels of a coded file, and not ranks."""
+        return isinstance(self.problem, LevelProblem)
+
+    def file(self, plan: Plan, source: Source, budget_bits: float) -> Container:
+        """Return the file of a plan of levels.
+
+        Args:
+            plan: for a link.
+            source: the adapter of the run.
+            budget_bits: that the file may have.
+
+        Raises:
+            ConfigError: a policy of ranks; `rankcast.packaging.planned` packs those.
+            CodecError: another adapter than the one that was planned for.
+        """
+        if not isinstance(self.problem, LevelProblem):
+            raise ConfigError("This policy plans ranks, not levels: pack them with --planned.")
+        worth = per_bit(self.utility.mean_gains(), self.problem.link_costs)
+        return file_within(source, self.problem.levels, plan.ranks, worth, budget_bits)
+
+    def ranks(self, plan: Plan) -> IntArray:
+        """Return the (N,) ranks of a plan, which may be of levels."""
+        if isinstance(self.problem, LevelProblem):
+            return self.problem.levels.chosen(plan.ranks)[0]
+        return plan.ranks
 
     def link(
         self, snr_db: float, bandwidth_hz: float | None = None, deadline_s: float | None = None
@@ -91,7 +131,12 @@ class Planner:
             "rate_bps": plan.rate_bps,
             "arrives": plan.arrives,
             **cost_of(plan),
-            "ranks": dict(zip(names, plan.ranks.tolist(), strict=True)),
+            "ranks": dict(zip(names, self.ranks(plan).tolist(), strict=True)),
+            **(
+                {"levels": dict(zip(names, plan.ranks.tolist(), strict=True))}
+                if isinstance(self.problem, LevelProblem)
+                else {}
+            ),
         }
 
 
@@ -115,10 +160,11 @@ def load_policy(run: Path | RunFolder) -> Planner:
         CheckpointError: no run, no policy in it yet, or one of another configuration.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    config, state = folder.load_config(), load_state(folder.policy)
+    config, state = folder.load_config(of_levels=True), load_state(folder.policy)
     projections = tuple(Projection(**plain) for plain in state["layout"])
     layout = AdapterLayout(projections, config.finetune.r_max)
-    problem = AllocationProblem.from_config(config.link, layout)
+    problem = _problem(config, layout, state.get("levels"))
+    layout = problem.layout
     policy = AirLLM(problem, config.policy, config.seed)
     utility = make_utility(layout, config.training.utility, problem.component_weights)
     utility.load_state_dict(state["utility"])
@@ -131,3 +177,16 @@ def load_policy(run: Path | RunFolder) -> Planner:
         ) from error
     text = TextStats(*(np.array([value]) for value in state["text"]))
     return Planner(problem, policy, utility, text, config)
+
+
+def _problem(
+    config: RunConfig, layout: AdapterLayout, saved: Mapping[str, Any] | None
+) -> AllocationProblem:
+    """Return what the policy of a run decides: ranks, or the levels that were saved with it."""
+    if saved is None:
+        return AllocationProblem.from_config(config.link, layout)
+    overhead_bits = float(saved["overhead_bits"])
+    tables = {name: np.array(saved[name]) for name in ("ranks", "exponents", "bits", "gains")}
+    levels, link = Levels(**tables, overhead_bits=overhead_bits), config.link
+    rate_model = rate_model_of(link)
+    return LevelProblem.of(levels, layout, rate_model, link.link_weight, link.deadline)

@@ -1,0 +1,148 @@
+"""One training of ours, and what several choosers send of it over each link.
+
+An adapter is trained for prefixes of three sizes: those of the worst link, of the best one, and
+their geometric mean. Then nothing trains any more. A policy learns which levels are worth their
+bits; solvers and simple rules choose levels of the same adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankcast.allocation.level_problem import LevelProblem
+from rankcast.allocation.problem import per_bit
+from rankcast.allocation.waterfilling import plan_at_price
+from rankcast.codec.container import Container, read_container
+from rankcast.codec.packing import Source
+from rankcast.codec.target import pack_into
+from rankcast.codec.trained_levels import file_of_ranks, file_within, trained_levels
+from rankcast.config.policy import PolicyConfig, TrainingConfig, UtilityConfig
+from rankcast.config.run import EnvConfig
+from rankcast.env.mdp import AllocationMdp
+from rankcast.learner.fixed_learner import FixedLearner
+from rankcast.link.capacity import Awgn
+from rankcast.link.processes import IidSnr
+from rankcast.policy.airllm import AirLLM
+from rankcast.policy.algorithm1 import AirLLMTrainer
+from rankcast.records import FloatArray, IntArray, LinkState, Observation
+from rankcast.training.level_policy import source_of
+from studies.byte_frontier.ours import TrainedFile
+
+BANDWIDTH_HZ, DEADLINE_S = 1e4, 1.0
+LINKS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
+"""The paper's."""
+BETWEEN_DB = (-2.5, 2.5, 7.5, 12.5)
+"""Links that no size was trained for."""
+POLICY, SOLVER, ENERGY = "AirLLM", "exact solver", "energy"
+UNIFORM, PREFIX, ONE_STEP = "uniform levels", "largest prefix", "one step for all"
+CHOOSERS = (POLICY, SOLVER, ENERGY, UNIFORM, PREFIX, ONE_STEP)
+LEARNING = UtilityConfig(total_gain=0.4, noise_std=0.1, paired_noise_std=0.02)
+"""What is known beforehand: a classifier of two classes that has been trained loses about .3."""
+
+
+def links(snrs_db: tuple[float, ...] = (*LINKS_DB, *BETWEEN_DB)) -> LinkState:
+    """Return links over 10 kHz with a deadline of one second."""
+    n = len(snrs_db)
+    return LinkState(np.array(snrs_db), np.full(n, BANDWIDTH_HZ), np.full(n, DEADLINE_S))
+
+
+def budgets_bits(snrs_db: tuple[float, ...] = (*LINKS_DB, *BETWEEN_DB)) -> FloatArray:
+    """Return what arrives over each link in time, by Shannon's formula [bits]."""
+    rates = BANDWIDTH_HZ * Awgn().spectral_efficiency(np.array(snrs_db))
+    return rates * DEADLINE_S
+
+
+def trained_sizes() -> tuple[int, int, int]:
+    """Return the sizes that are trained for [bytes]."""
+    least, most = (int(bits // 8) for bits in budgets_bits((LINKS_DB[0], LINKS_DB[-1])))
+    return least, round((least * most) ** 0.5), most
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a chooser sends over a link.
+
+    Attributes:
+        chooser: its name.
+        snr_db: of the link [dB].
+        file: what is sent.
+    """
+
+    chooser: str
+    snr_db: float
+    file: Container
+
+
+def sent_over_links(trained: TrainedFile, episodes: int, seed: int) -> Iterator[Sent]:
+    """Yield what every chooser sends over every link.
+
+    Args:
+        trained: the training that is over; the learner is used to measure plans.
+        episodes: of 15 steps in which the policy learns.
+        seed: of the policy.
+    """
+    learner, source = trained.learner, source_of(trained.file, trained.coding)
+    levels = trained_levels(source)
+    problem = LevelProblem.of(levels, learner.layout, Awgn(), link_weight=0.0)
+    trainer = _learned(FixedLearner(learner, problem), problem, episodes, seed)
+    worth = {
+        POLICY: per_bit(trainer.utility.mean_gains(), problem.link_costs),
+        ENERGY: per_bit(levels.step_gains, problem.link_costs),
+    }
+    plans = _plans(trainer, problem, seed)
+    for i, (snr_db, budget) in enumerate(
+        zip((*LINKS_DB, *BETWEEN_DB), budgets_bits(), strict=True)
+    ):
+        for chooser, chosen in plans.items():
+            order = worth[ENERGY if chooser in (ENERGY, UNIFORM) else POLICY]
+            yield Sent(chooser, snr_db, file_within(source, levels, chosen[i], order, budget))
+        yield Sent(PREFIX, snr_db, _largest_prefix(source, budget))
+        yield Sent(ONE_STEP, snr_db, pack_into(source, budget / 8))
+
+
+def _learned(
+    learner: FixedLearner, problem: LevelProblem, episodes: int, seed: int
+) -> AirLLMTrainer:
+    """Return a trainer whose policy and belief have learned what levels are worth."""
+    config = EnvConfig(BANDWIDTH_HZ, DEADLINE_S)
+    env = AllocationMdp(learner, IidSnr((*LINKS_DB, *BETWEEN_DB)), problem, config)
+    policy = AirLLM(problem, PolicyConfig(), seed)
+    trainer = AirLLMTrainer(env, policy, TrainingConfig(utility=LEARNING), seed)
+    for _ in range(episodes):
+        trainer.run_episode()
+    return trainer
+
+
+def _plans(trainer: AirLLMTrainer, problem: LevelProblem, seed: int) -> Mapping[str, IntArray]:
+    """Return the (links, N) plans of those that choose levels."""
+    link = links()
+    text = trainer.teacher.mean_text()
+    nothing = np.zeros((link.size, problem.layout.n_projections), dtype=np.int64)
+    repeated = type(text)(*(np.repeat(x, link.size) for x in (text.lexical_entropy, text.oov_rate)))
+    observation = Observation(link, repeated, nothing)
+    gains = trainer.utility.gains_at(problem, link)
+    policy = trainer.policy.allocate(observation, np.random.default_rng(seed))
+    return {
+        POLICY: policy,
+        SOLVER: plan_at_price(gains, problem, observation),
+        ENERGY: problem.plans_within(problem.link_costs.budget_bits(link)),
+        UNIFORM: problem.feasible(np.full_like(nothing, problem.layout.r_max), link),
+    }
+
+
+def _largest_prefix(source: Source, budget_bits: float) -> Container:
+    """Return the largest prefix that fits, as a file by itself; the smallest file if none does."""
+    assert source.coding is not None
+    files = [file_of_ranks(source, np.array(r)) for r in reversed(source.coding.prefix_ranks)]
+    fitting = [file for file in files if file.n_bits <= budget_bits]
+    return (
+        fitting[0] if fitting else file_of_ranks(source, np.zeros(len(source.tensors.ranks), int))
+    )
+
+
+def decoded(file: Container) -> Container:
+    """Return what a device reads of the bytes that were sent."""
+    return read_container(file.to_bytes())
