@@ -142,7 +142,9 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     Q, lam, P = self.lora_A[name], self.lora_E[name], self.lora_B[name]
     if rank < Q.shape[0]:
         Q, lam, P = Q[:rank], lam[:rank], P[:, :rank]
-    x = self.lora_dropout[name](self._cast_input_dtype(x, Q.dtype))
+    if not torch.is_autocast_enabled(x.device.type):  # which would cast it back: two large copies
+        x = self._cast_input_dtype(x, Q.dtype)
+    x = self.lora_dropout[name](x)
     if state.step is not None:
         update = linear(linear(x, rounded(Q, state.step)), rounded(P, state.step))
         return result + update.to(result.dtype)

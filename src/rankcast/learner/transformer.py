@@ -18,8 +18,10 @@ from rankcast.adapters.rate import coded_bits
 from rankcast.config.learner import FinetuneConfig
 from rankcast.errors import CheckpointError, ConfigError, DataError, ModelError, RankcastError
 from rankcast.learner.answer_head import answering_for
+from rankcast.learner.answer_memory import AnswerMemory
 from rankcast.learner.base_models import load_model
 from rankcast.learner.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
+from rankcast.learner.frozen_weights import cast_frozen_once
 from rankcast.learner.memory import shortage_told
 from rankcast.learner.objectives import (
     AdapterSnapshot,
@@ -27,6 +29,7 @@ from rankcast.learner.objectives import (
     Judged,
     Objective,
     SequenceClassification,
+    mean_logits,
 )
 from rankcast.learner.optimisation import Optimisation, make_accelerator
 from rankcast.learner.precision import precision_for
@@ -88,6 +91,9 @@ class TransformerLearner:
             seed=config.seed,
         )
         self.adapter.model.to(device)
+        low = self._precision.training
+        if device.type == "cpu" and low is not None and not self.is_causal:
+            cast_frozen_once(self.adapter.model, low)
         self._answering = answering_for(
             self._objective, self.adapter.model, self._autocast, is_causal=self.is_causal
         )
@@ -104,6 +110,7 @@ class TransformerLearner:
         self._rounding: Rounding | None = None
         self._teachers: Sequence[AdapterSnapshot] = ()
         self._answer_weight = 1.0
+        self._remembered: AnswerMemory | None = None
         self._weights: Mapping[str, Tensor] = {}
 
     @property
@@ -302,6 +309,9 @@ class TransformerLearner:
             weight: of the divergence from their answers; the rest is that of the loss.
         """
         self._teachers, self._answer_weight = teachers, weight
+        self._remembered = None
+        if teachers and not self.is_causal:  # whose answers would be a vocabulary for each token
+            self._remembered = AnswerMemory(len(self._tokenised("train")))
 
     def evaluate(
         self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
@@ -400,6 +410,7 @@ class TransformerLearner:
             "optimisation": self.optimisation.state_dict(),
             "batches": self._batches.state_dict(),
             "ranks": self.adapter.ranks.tolist(),
+            "answers": None if self._remembered is None else self._remembered.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -415,6 +426,9 @@ class TransformerLearner:
         self.adapter.load_state_dict(state["adapter"])
         self.optimisation.load_state_dict(state["optimisation"])
         self.adapter.set_ranks(np.array(state["ranks"], dtype=np.int64))
+        answers = state.get("answers")  # earlier checkpoints have none
+        if self._remembered is not None and answers is not None:
+            self._remembered.load_state_dict(answers, self.accelerator.device)
 
     @property
     def _has_dropout(self) -> bool:
@@ -523,16 +537,26 @@ class TransformerLearner:
         """Return (B,) what is minimised: losses, or divergences from earlier answers."""
         if not self._teachers:
             return self._judge(batch).loss
-        return self._towards(self._teachers, self._answer_weight, batch)
+        if self._remembered is None:
+            return self._towards(self._teachers, self._answer_weight, batch)
+        wanted = self._remembered.answers(
+            batch, lambda new: mean_logits(self._asked(self._teachers, new))
+        )
+        return self._answering.towards(self._states(batch), [wanted], self._answer_weight, batch)
 
     def _towards(self, teachers: Sequence[AdapterSnapshot], weight: float, batch: Batch) -> Tensor:
         """Return (B,) divergences from the mean answers of adapters; see `learn_from`."""
-        wanted = []
+        wanted = self._asked(teachers, batch)
+        return self._answering.towards(self._states(batch), wanted, weight, batch)
+
+    def _asked(self, teachers: Sequence[AdapterSnapshot], batch: Batch) -> list[Tensor]:
+        """Return what each of some adapters answers, as the way of answering keeps it."""
+        found = []
         for teacher in teachers:
             with teacher.answering(), self._autocast():
                 run = partial(self.adapter.model, **_tokens_of(batch))
-                wanted.append(self._answering.states(run, batch))
-        return self._answering.towards(self._states(batch), wanted, weight, batch)
+                found.append(self._answering.states(run, batch))
+        return found
 
     def _judge(self, batch: Batch) -> Judged:
         return self._answering.judge(self._states(batch), batch)
