@@ -16,6 +16,10 @@ from rankcast.cli.train import Settings, stopped, train_with_progress
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from rankcast.training.run import Session
+
+_NARROW_HZ = 1e5
+"""Of links on which bytes as coded matter: at 5 MHz the whole coded adapter always arrives."""
 _BANDWIDTH_HZ = 5e6
 _SIMULATED_DB = 5.0
 """The link over which the demo's adapter really passes the simulated air interface."""
@@ -56,6 +60,11 @@ class Demo:
             return stopped(outcome)
         print("Comparing on the test split …", file=sys.stderr)
         print_comparison(outcome.session, outcome.folder, as_json=self.json)
+        if not self.json:
+            from rankcast.cli.console import stdout
+
+            snrs_db = config.link.iid.values_db
+            stdout().print(narrow_table(outcome.session, outcome.folder.path, snrs_db))
         if not self.json and find_spec("sionna") is not None:
             from rankcast.cli.console import stdout
 
@@ -66,6 +75,40 @@ class Demo:
                 f"on this machine."
             )
         return 0
+
+
+def narrow_table(session: Session, run: Path, snrs_db: tuple[float, ...]) -> Table:
+    """Return what narrow links carry: ranks at 32 bits a number beside bytes as coded.
+
+    Args:
+        session: the run in memory; its model does not have the run's adapter afterwards.
+        run: its folder.
+        snrs_db: Es/N0 [dB].
+    """
+    from rankcast.cli.console import number_table
+    from rankcast.packaging.coded_links import coded_links
+    from rankcast.packaging.pack import read_adapter
+
+    table = number_table(
+        "dB",
+        "bytes that arrive",
+        "ranks, 32 bits a number",
+        "sent, as coded",
+        "ranks and steps",
+        "one step",
+        title=f"Accuracy over {_NARROW_HZ / 1e3:g} kHz, test texts",
+    )
+    source = read_adapter(run)
+    for link in coded_links(session.planner, session.learner, source, snrs_db, _NARROW_HZ):
+        table.add_row(
+            f"{link.snr_db:g}",
+            f"{link.budget_bytes:,}",
+            f"{link.ranks.accuracy:.1%}",
+            f"{link.n_bytes:,}",
+            f"{link.planned.accuracy:.1%}",
+            f"{link.one_step.accuracy:.1%}",
+        )
+    return table
 
 
 def air_table(run: Path, snrs_db: tuple[float, ...], seed: int = 0) -> Table:
