@@ -66,7 +66,7 @@ def install() -> None:
     run(
         *("python", "-m", "pip", "install", "--quiet", "--no-compile", "-c", "constraints.txt"),
         *("--group", "test", "--group", "lint", "--group", "docs"),
-        *("--editable", ".[demo,data,mqtt,phy,postgres,ray,serve]"),
+        *("--editable", ".[band,demo,data,mqtt,phy,postgres,ray,serve]"),
     )
     STAMP.write_text(wanted)
 

@@ -39,6 +39,7 @@ LIGHT = {
     "signing, publishing and trust": (
         "import rankcast.release.publish, rankcast.release.verify, rankcast.cli.publish"
     ),
+    "many devices on one band": "import rankcast.band.schedulers, rankcast.band.lagrangian",
     "the command line": (
         "import contextlib, io\n"
         "from rankcast.cli.main import main\n"

@@ -1,0 +1,258 @@
+"""Many devices on one band: how much worth arrives by the deadlines, and how near to foresight?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankcast.band.cell import Cell, DemandConfig, draw_demands
+from rankcast.band.clairvoyant import clairvoyant_bound
+from rankcast.band.delivery import Delivery, Scheduler
+from rankcast.band.ladder import Ladder
+from rankcast.band.lagrangian import Lagrangian
+from rankcast.band.schedulers import EarliestDeadlineFirst, GreedyGain, ProportionalFair
+from rankcast.link.processes import StaticSnr
+from studies.harness.spec import (
+    Claim,
+    Job,
+    Presentation,
+    Result,
+    RunContext,
+    Scale,
+    Study,
+    Table,
+    Verdict,
+)
+from studies.report.statistics import Estimate, t_interval
+
+STUDIES = Path(__file__).parents[1]
+SEEDS = (3001, 3002, 3003, 3004, 3005)
+"""Draws of demands and fading on which nothing was tuned."""
+N_DEVICES = (10, 50)
+HZ_PER_DEVICE = (800.0, 1800.0, 3600.0)
+"""Bandwidth for each device, from a crowded band to one with room."""
+N_CELLS = 20
+REFERENCE, OURS, BOUND = "proportional fair", "Lagrangian", "bound"
+SCHEDULERS: tuple[Scheduler, ...] = (
+    EarliestDeadlineFirst(),
+    ProportionalFair(),
+    GreedyGain(),
+    Lagrangian(),
+)
+MORE_THAN_REFERENCE, OF_THE_WAY = 0.20, 0.90  # what was hoped for
+
+
+def jobs(scale: Scale) -> Sequence[Job]:
+    """Return every band on every seed, and the ladders, which are kept beside the rows."""
+    quick = scale == "quick"
+    found = [Job("ladders", 0, {"kind": "ladders"})]
+    for seed in SEEDS[:1] if quick else SEEDS:
+        for n_devices in N_DEVICES[:1] if quick else N_DEVICES:
+            common = {"n_devices": n_devices, "n_cells": 2 if quick else N_CELLS}
+            for hz in HZ_PER_DEVICE:
+                settings = {"kind": "cells", "hz_per_device": hz, **common}
+                found.append(Job(f"{n_devices}-{hz:g}-{seed}", seed, settings))
+            crowded = {"kind": "known", "hz_per_device": HZ_PER_DEVICE[0], **common}
+            found.append(Job(f"{n_devices}-known-{seed}", seed, crowded))
+    return found
+
+
+def run(job: Job, context: RunContext) -> Mapping[str, Any]:
+    """Deliver to the same cells under every scheduler."""
+    del context
+    ladders = measured_ladders()
+    if job.settings["kind"] == "ladders":
+        return {
+            name: {"kilobytes": (x.prefix_bits / 8e3).tolist(), "worth": x.worth.tolist()}
+            for name, x in ladders.items()
+        }
+    n_devices = job.settings["n_devices"]
+    cell = Cell(bandwidth_hz=n_devices * job.settings["hz_per_device"])
+    rng = np.random.default_rng(job.seed)
+    demands = draw_demands(
+        cell, tuple(ladders.values()), DemandConfig(n_devices), rng, job.settings["n_cells"]
+    )
+    if job.settings["kind"] == "known":
+        cell = replace(cell, fading=StaticSnr(0.0))
+        window = demands.deadline - demands.arrival
+        demands = replace(demands, arrival=np.zeros_like(window), deadline=window)
+    rates_bps = cell.rates_of(demands.mean_snr_db, rng)
+    carried_bits = rates_bps.mean() * cell.slot_s * cell.n_slots
+    return {
+        "load": float(demands.file_bits.sum(axis=1).mean() / carried_bits),
+        "all": float(demands.worth[..., -1].sum(axis=1).mean()),
+        BOUND: float(clairvoyant_bound(cell, demands, rates_bps).mean()),
+        **{
+            s.name: float(Delivery(cell, demands, rates_bps).run(s).sum(axis=1).mean())
+            for s in SCHEDULERS
+        },
+    }
+
+
+def measured_ladders() -> dict[str, Ladder]:
+    """Return the ladders of three adapters, from committed results.
+
+    Bits and losses of the prefixes are those of `precision`; the loss of the same three models
+    without an adapter is `calibration`'s, on other texts of the same task.
+    """
+    without = {row["job"]: row["values"]["rank_0_loss"] for row in _rows("calibration")}
+    return {
+        row["job"]: Ladder.of_losses(
+            [p["bits"] for p in row["values"]["prefixes"]],
+            [p["loss"] for p in row["values"]["prefixes"]],
+            without[row["job"]],
+        )
+        for row in _rows("precision")
+    }
+
+
+def _rows(study: str) -> list[dict[str, Any]]:
+    return json.loads((STUDIES / study / "result.json").read_text("utf-8"))["rows"]
+
+
+def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
+    """Return what each scheduler delivers, beside the reference and the bound."""
+    del inputs
+    tables = [_table(result, n) for n in N_DEVICES]
+    tables.append(_known_table(result))
+    claims = [claim for n in N_DEVICES for claim in _claims(result, n)]
+    return Presentation(tuple(claims), tuple(table for table in tables if table.rows))
+
+
+def values_of(
+    result: Result, n_devices: int, hz: float, name: str, kind: str = "cells"
+) -> dict[int, float]:
+    """Return a number of each seed."""
+    rows = result.select(kind=kind, n_devices=n_devices, hz_per_device=hz)
+    return {row.job.seed: row.values[name] for row in rows}
+
+
+def more_than(result: Result, n_devices: int, hz: float, name: str, other: str) -> Estimate | None:
+    """Return by what share more arrives than under another scheduler, over seeds."""
+    ours, theirs = (values_of(result, n_devices, hz, x) for x in (name, other))
+    return t_interval([ours[s] / theirs[s] - 1.0 for s in ours]) if ours else None
+
+
+def of_the_way(result: Result, n_devices: int, hz: float, name: str) -> Estimate | None:
+    """Return the share of the way from the reference to the bound, over seeds."""
+    ours, low, high = (values_of(result, n_devices, hz, x) for x in (name, REFERENCE, BOUND))
+    return t_interval([(ours[s] - low[s]) / (high[s] - low[s]) for s in ours]) if ours else None
+
+
+def _claims(result: Result, n_devices: int) -> list[Claim]:
+    """Return whether the goals are met: on the most crowded band, and where it is nearest."""
+    claims, seeds = [], _seeds(result, n_devices)
+    more = more_than(result, n_devices, HZ_PER_DEVICE[0], OURS, REFERENCE)
+    if more is not None:
+        claim = (
+            f"{n_devices} devices, most crowded band: the Lagrangian delivers at least "
+            f"{MORE_THAN_REFERENCE:.0%} more than {REFERENCE}."
+        )
+        ours, interval = f"{100 * more.value:+.1f} %", more.scaled(100.0).interval
+        claims.append(Claim(claim, "", ours, interval, _goal(more, MORE_THAN_REFERENCE), seeds))
+    ways = [of_the_way(result, n_devices, hz, OURS) for hz in HZ_PER_DEVICE]
+    nearest = max((way for way in ways if way), key=lambda way: way.value, default=None)
+    if nearest is not None:
+        claim = (
+            f"{n_devices} devices, the band where it is nearest: it goes at least "
+            f"{OF_THE_WAY:.0%} of the way from {REFERENCE} to the bound."
+        )
+        ours, interval = f"{100 * nearest.value:.1f} %", nearest.scaled(100.0).interval
+        claims.append(Claim(claim, "", ours, interval, _goal(nearest, OF_THE_WAY), seeds))
+    return claims
+
+
+def _seeds(result: Result, n_devices: int) -> tuple[int, ...]:
+    rows = result.select(kind="cells", n_devices=n_devices)
+    return tuple(sorted({row.job.seed for row in rows}))
+
+
+def _goal(ours: Estimate, goal: float) -> Verdict:
+    """Return whether the whole interval reaches a goal, or stays below it."""
+    if ours.interval is None:
+        return "not distinguishable"
+    if ours.low >= goal:
+        return "reproduced"
+    return "not met" if ours.high < goal else "not distinguishable"
+
+
+def _table(result: Result, n_devices: int) -> Table:
+    """Return worth, difference to the reference and share of the way on each band."""
+    rows, loads = [], []
+    for hz in HZ_PER_DEVICE:
+        bound, everything, load = (
+            values_of(result, n_devices, hz, x) for x in (BOUND, "all", "load")
+        )
+        for scheduler in SCHEDULERS:
+            worth = values_of(result, n_devices, hz, scheduler.name)
+            more = more_than(result, n_devices, hz, scheduler.name, REFERENCE)
+            way = of_the_way(result, n_devices, hz, scheduler.name)
+            if more is None or way is None:
+                continue
+            share = t_interval([worth[s] / everything[s] for s in worth]).scaled(100.0)
+            itself = scheduler.name == REFERENCE
+            cells = (
+                f"{n_devices * hz / 1e3:g}",
+                f"{share:.1f}",
+                "–" if itself else f"{more.scaled(100.0):+.1f}",
+                "–" if itself else f"{way.scaled(100.0):.1f}",
+            )
+            rows.append((scheduler.name, *cells))
+        if bound:
+            share = t_interval([bound[s] / everything[s] for s in bound]).scaled(100.0)
+            more = more_than(result, n_devices, hz, BOUND, REFERENCE)
+            assert more is not None  # there are rows
+            cells = (f"{n_devices * hz / 1e3:g}", f"{share:.1f}", f"{more.scaled(100.0):+.1f}")
+            rows.append((BOUND, *cells, "100"))
+            loads.append(f"{np.mean(list(load.values())):.1f}")
+    return Table(
+        f"{n_devices} devices on one band",
+        (
+            "scheduler", "band [kHz]", "worth delivered [% of all files]",
+            "more than proportional fair [%]", "of the way to the bound [%]",
+        ),
+        tuple(rows),
+        f"Load (bits of whole files over bits carried at the mean rate): {', '.join(loads)}. "
+        "Mean ± 95 % t interval over seeds.",
+    )  # fmt: skip
+
+
+def _known_table(result: Result) -> Table:
+    """Return the share of the bound where nothing is left to foresee."""
+    rows = []
+    for scheduler in SCHEDULERS:
+        shares = []
+        for n_devices in N_DEVICES:
+            ours, bound = (
+                values_of(result, n_devices, HZ_PER_DEVICE[0], name, "known")
+                for name in (scheduler.name, BOUND)
+            )
+            found = t_interval([100.0 * ours[s] / bound[s] for s in ours]) if ours else None
+            shares.append("–" if found is None else f"{found:.1f}")
+        rows.append((scheduler.name, *shares))
+    found = bool(result.select(kind="known"))
+    return Table(
+        "Nothing to foresee: share of the bound [%]",
+        ("scheduler", *(f"{n} devices" for n in N_DEVICES)),
+        tuple(rows) if found else (),
+        f"No fading, all devices there from the start, {HZ_PER_DEVICE[0] / 1e3:g} kHz each.",
+    )
+
+
+STUDY = Study(
+    name="shared_band",
+    title="Many devices on one band",
+    question=(
+        "When many devices share a band, how much of what foresight could deliver by their "
+        "deadlines does each scheduler deliver?"
+    ),
+    source="ours",
+    jobs=jobs,
+    run=run,
+    present=present,
+)
