@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankcast.errors import ConfigError
 from studies.harness.spec import (
@@ -25,6 +25,8 @@ _ORDER = ("Table", "Fig.", "baseline")
 """How the sources of the paper's sections begin, in the order of the page; ours come after."""
 MOST_NAMED = 3
 """Missing jobs that are named; of more there is the number."""
+MOST_ROWS = 24
+"""Of a table on a page of several studies; a page of one study has all."""
 
 CLAIM_COLUMNS = ("Claim", "Paper", "Ours (95 % interval)", "Verdict", "Seeds", "Note")
 
@@ -136,7 +138,8 @@ def make_page(presented: Sequence[Presented]) -> Page:
     if twice:
         raise ConfigError(f"The report was given {', '.join(twice)} more than once.")
     ordered = sorted(presented, key=lambda one: _rank(one.study.source))
-    sections = tuple(_section(one) for one in ordered)
+    most = None if len(ordered) == 1 else MOST_ROWS
+    sections = tuple(_section(one, most) for one in ordered)
     return Page("rankcast: the scoreboard", sections, _effort(ordered))
 
 
@@ -156,7 +159,7 @@ def _effort(presented: Sequence[Presented]) -> str:
     return f"All of this took {total} of processor time in {len(rows)} jobs.{left}"
 
 
-def _section(one: Presented) -> Section:
+def _section(one: Presented, most_rows: int | None) -> Section:
     study, presentation = one.study, one.presentation
     figures = tuple(
         _figure(chart, f"{slug(study.name)}-{number}")
@@ -168,13 +171,23 @@ def _section(one: Presented) -> Section:
         study.question,
         study.source,
         presentation.claims,
-        presentation.tables,
+        tuple(_shortened(table, study.name, most_rows) for table in presentation.tables),
         figures,
         paragraphs(presentation.text),
         presentation.summary,
         _facts(one.result),
         one.result.missing,
     )
+
+
+def _shortened(table: Table, study: str, most_rows: int | None) -> Table:
+    """Return a table of at most so many rows, which says where the others are."""
+    if most_rows is None or len(table.rows) <= most_rows:
+        return table
+    left = len(table.rows) - most_rows
+    where = f"{left} more rows: `python3 dev.py study report {study}`."
+    note = f"{table.note} {where}".strip()
+    return replace(table, rows=table.rows[:most_rows], note=note)
 
 
 def _figure(chart: Chart, name: str) -> Figure:

@@ -17,7 +17,13 @@ from studies.report import make_page, write_report
 from studies.report.blocks import blocks_of, rendered_blocks, stale_blocks, update_document
 from studies.report.charts import chart_svg
 from studies.report.html import render_html
-from studies.report.page import duration, ours_with_interval, words_of_missing, words_of_seeds
+from studies.report.page import (
+    MOST_ROWS,
+    duration,
+    ours_with_interval,
+    words_of_missing,
+    words_of_seeds,
+)
 
 
 class Text(HTMLParser):
@@ -275,3 +281,13 @@ def test_blocks_without_a_result_or_an_end_are_refused(tmp_path: Path) -> None:
     document.write_text("<!-- results:one -->\nold\n", "utf-8")
     with pytest.raises(ConfigError, match="one is not closed"):
         stale_blocks(document, blocks)
+
+
+def test_a_page_of_several_studies_has_the_first_rows_of_a_long_table() -> None:
+    rows = tuple((str(i), "1") for i in range(MOST_ROWS + 3))
+    long = presented("long", Presentation((), (Table("T", ("a", "b"), rows, "All of them."),)))
+    (whole,) = make_page([long]).sections[0].tables
+    assert whole.rows == rows
+    (cut,) = make_page([long, presented("other", Presentation(()))]).sections[0].tables
+    assert cut.rows == rows[:MOST_ROWS]
+    assert cut.note == "All of them. 3 more rows: `python3 dev.py study report long`."
