@@ -239,7 +239,8 @@ def test_a_server_that_is_busy_is_asked_again(status: int, server: Site, tmp_pat
 
     server.habit = habit
     assert sync(server, tmp_path / "device").outcome == "activated"
-    assert [path.split("/")[1] for path in refused[:5]] == [*["metadata"] * 3, "targets", "blobs"]
+    kinds = [path.split("/")[1] for path in refused[:6]]
+    assert kinds == [*["metadata"] * 3, "targets", "v1", "blobs"]
 
 
 @pytest.mark.parametrize("status", [429, 502])

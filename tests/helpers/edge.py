@@ -72,6 +72,8 @@ class EdgeServer(ThreadingHTTPServer):
         sent: how often each byte of each blob went out.
         reports: bodies of `/v1/report`.
         asked: bodies of `/v1/plan`.
+        assigned: what it answers of the version, a status or a body; 404 as by a plain server.
+        questions: of the version.
     """
 
     daemon_threads = True
@@ -84,6 +86,8 @@ class EdgeServer(ThreadingHTTPServer):
         self.sent: Counter[str] = Counter()
         self.reports: list[dict[str, Any]] = []
         self.asked: list[dict[str, Any]] = []
+        self.assigned: int | dict[str, Any] = 404
+        self.questions: list[str] = []
         self.tokens: set[str | None] = set()
         self.stopping = threading.Event()
 
@@ -121,6 +125,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server, faults = self.server, self.server.faults
+        if self.path.startswith("/v1/"):
+            server.questions.append(self.path)
+            told = server.assigned
+            body = b"{}" if isinstance(told, int) else json.dumps(told).encode()
+            self._answer(told if isinstance(told, int) else 200, body)
+            return
         sha256 = self.path.rpartition("/")[2]
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(asked[1]) if asked and not faults.no_range else 0

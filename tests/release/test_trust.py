@@ -149,7 +149,7 @@ def test_releases_seen_by_an_older_rankcast_are_remembered(
     file.write_text(json.dumps({"keys": ["a"], "versions": {"sst2": 2, "other": 7}}))
     seen = SeenReleases(file)
     with pytest.raises(TrustError, match="older than version 2"):
-        seen.check(replace(manifest, version=1), ["a"])
+        seen.check(replace(manifest, version=1, older=()), ["a"])
     seen.check(manifest, ["a"])
     with pytest.raises(TrustError, match="not the one"):
         seen.check(replace(manifest, task={}), ["a"])

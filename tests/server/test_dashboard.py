@@ -482,6 +482,36 @@ def test_the_page_does_not_scroll_sideways(browser: Any, server: Server, width: 
         assert page.tab.evaluate(right) <= width
 
 
+def test_rollouts_show_their_stages_their_failures_and_why_they_were_halted(
+    browser: Any, server: Server
+) -> None:
+    rollout = {
+        "number": 7, "adapter": "sst2", "version": 2, "before": 1, "state": "halted", "stage": 1,
+        "reason": "Stage 1: 2 of 20 devices failed.", "target": "group eu", "changed_s": 1.9e9,
+        "stages": [{"share": 0.1, "n_devices": 20, "states": {"activated": 3}, "n_failed": 2},
+                   {"share": 1.0, "n_devices": 180, "states": {"waiting": 180}, "n_failed": 0}],
+        "failures_by_group": {"eu": 2, "": 1},
+        "failed": [{"device": "pi-1", "stage": 1, "state": "rolled-back", "message": "<b>NaN</b>"}],
+    }  # fmt: skip
+    with opened(browser, server) as page:
+        card = page.tab.get_by_role("region", name="Rollouts", exact=True)
+        expect(card).to_be_hidden()
+        draw = """async (rollout) => {
+          const { drawRollouts } = await import('/dashboard/rollouts.js');
+          drawRollouts(rollout ? [rollout] : [], 1.9e9);
+        }"""
+        page.tab.evaluate(draw, rollout)
+        for words in ("version 1 to 2, group eu", "halted", "Stage 1: 2 of 20 devices failed.",
+                      "Failed by group: eu: 2, no group: 1.", "<b>NaN</b>"):  # fmt: skip
+            expect(card).to_contain_text(words)
+        rows = card.locator("tbody tr").all_inner_texts()
+        assert [row.split("\t") for row in rows] == [
+            ["1 (now)", "10.0 %", "20", "3", "2"], ["2", "100.0 %", "180", "0", "0"],
+        ]  # fmt: skip
+        page.tab.evaluate(draw, None)
+        expect(card).to_be_hidden()
+
+
 # Many devices
 
 

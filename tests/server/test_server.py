@@ -485,7 +485,8 @@ def test_the_description_names_every_route_with_its_errors(client: TestClient) -
     assert set(schema["paths"]) == {
         "/blobs/{prefix}/{sha256}", "/metadata/{name}", "/targets/adapters/{name}", "/v1/plan",
         "/v1/report", "/v1/adapters", "/v1/adapters/{name}", "/v1/allowed", "/v1/devices",
-        "/v1/events", "/healthz", "/readyz", "/metrics",
+        "/v1/events", "/healthz", "/readyz", "/metrics", "/v1/adapters/{name}/assigned",
+        "/v1/rollouts", "/v1/rollouts/{number}", "/v1/rollouts/{number}/{action}",
     }  # fmt: skip
     plan = schema["paths"]["/v1/plan"]["post"]
     assert {"200", "401", "404", "409", "413", "422", "429"} <= set(plan["responses"])

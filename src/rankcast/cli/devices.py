@@ -1,4 +1,4 @@
-"""`rankcast devices`: who may ask a server."""
+"""`rankcast devices`: who may ask a server, and which groups they are in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
@@ -17,7 +18,10 @@ from rankcast.server import DEFAULT_DATABASE
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from rankcast.server.provisioning import Selection
     from rankcast.server.registry import Device, Registry
+
+TokenFile = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +40,24 @@ class DevicesAdd(_OnDatabase):
     """Let a device in: print its token, which is kept nowhere.
 
     rankcast devices add pi-7
+
+    rankcast devices add pi-7 --group eu canary --time-zone Europe/Berlin
     """
 
     name: tyro.conf.Positional[str]
     """Name of the device."""
     operator: bool = False
-    """Let it see the events of all devices, as a dashboard needs."""
+    """Let it see the events of all devices and order rollouts, as a dashboard needs."""
+    group: tuple[str, ...] = ()
+    """Groups that rollouts may be for."""
+    time_zone: str = "UTC"
+    """Time zone of its maintenance windows, such as Europe/Berlin."""
 
     def run(self, argv: Sequence[str]) -> int:
         """Print the token and return the exit status."""
         with closing(self._registry()) as registry:
-            print(registry.add(self.name, "operator" if self.operator else "device"))
+            role = "operator" if self.operator else "device"
+            print(registry.add(self.name, role, self.group, self.time_zone))
         use = "type it into the dashboard" if self.operator else "give it by --token-file FILE"
         if sys.stdout.isatty():
             print(f"rankcast: this token is shown once; {use}.", file=sys.stderr)
@@ -77,20 +88,107 @@ class DevicesList(_OnDatabase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DevicesRevoke(_OnDatabase):
-    """Let a device in no longer: no call from now on, and no file a few seconds later.
+class DevicesImport(_OnDatabase):
+    """Let many devices in at once, from a table: all of them or none.
 
-    rankcast devices revoke pi-7
+    rankcast devices import devices.csv -o tokens.csv
+
+    The table is CSV with the columns name, groups and time_zone; the last two may be missing or
+    empty. Several groups stand in one field, with spaces between them.
     """
 
-    name: tyro.conf.Positional[str]
-    """Name of the device."""
+    file: tyro.conf.Positional[Path]
+    """Table of devices."""
+    output: TokenFile
+    """New file of names and tokens, for you alone to read: they are kept nowhere else."""
 
     def run(self, argv: Sequence[str]) -> int:
-        """End the token and return the exit status."""
+        """Write the tokens and return the exit status."""
+        from rankcast.server.provisioning import import_devices, read_devices
+
+        devices = read_devices(self.file)
         with closing(self._registry()) as registry:
-            registry.revoke(self.name)
-        print(f"{self.name} is let in no longer.")
+            import_devices(registry, devices, self.output)
+        print(f"{len(devices):,} devices are let in; {self.output} has their tokens.")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfSome(_OnDatabase):
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Names of devices."""
+    group: tuple[str, ...] = ()
+    """Groups, of which every device that has a token is meant."""
+
+    def _selection(self) -> Selection:
+        from rankcast.server.provisioning import Selection
+
+        return Selection(self.names, self.group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesRotate(_OfSome):
+    """Give devices new tokens; the old ones end at once.
+
+    rankcast devices rotate pi-7 pi-8 -o tokens.csv
+
+    rankcast devices rotate --group eu -o tokens.csv
+    """
+
+    output: TokenFile
+    """New file of names and tokens, for you alone to read: they are kept nowhere else."""
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Write the tokens and return the exit status."""
+        from rankcast.server.provisioning import rotate
+
+        with closing(self._registry()) as registry:
+            n = rotate(registry, self._selection(), self.output)
+        print(f"{n:,} devices have new tokens, in {self.output}.")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesRevoke(_OfSome):
+    """Let devices in no longer: no call from now on, and no file a few seconds later.
+
+    rankcast devices revoke pi-7
+
+    rankcast devices revoke --group stolen
+    """
+
+    def run(self, argv: Sequence[str]) -> int:
+        """End the tokens and return the exit status."""
+        from rankcast.server.provisioning import revoke
+
+        with closing(self._registry()) as registry:
+            n = revoke(registry, self._selection())
+        is_one = n == 1 and len(self.names) == 1
+        print(f"{self.names[0]} is let in no longer." if is_one else f"{n:,} are let in no longer.")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesLabel(_OfSome):
+    """Put devices into groups instead of those they were in, or set their time zone.
+
+    rankcast devices label pi-7 pi-8 --groups eu canary
+
+    rankcast devices label --group berlin --time-zone Europe/Berlin
+    """
+
+    groups: tuple[str, ...] | None = None
+    """New groups."""
+    time_zone: str | None = None
+    """Time zone of maintenance windows, such as Europe/Berlin."""
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Change the devices and return the exit status."""
+        from rankcast.server.provisioning import label
+
+        with closing(self._registry()) as registry:
+            n = label(registry, self._selection(), self.groups, self.time_zone)
+        print(f"{n:,} devices changed.")
         return 0
 
 
@@ -99,21 +197,27 @@ class Devices:
 
     rankcast devices add pi-7
 
+    rankcast devices import devices.csv -o tokens.csv
+
     rankcast devices list
 
     rankcast devices revoke pi-7
     """
 
-    COMMANDS: ClassVar = {"add": DevicesAdd, "list": DevicesList, "revoke": DevicesRevoke}
+    COMMANDS: ClassVar = {
+        "add": DevicesAdd, "import": DevicesImport, "list": DevicesList, "label": DevicesLabel,
+        "rotate": DevicesRotate, "revoke": DevicesRevoke,
+    }  # fmt: skip
 
 
 def _table(devices: Sequence[Device]) -> Table:
     from rich.table import Table
 
-    table = Table("device", "role", "since", "revoked")
+    table = Table("device", "role", "groups", "since", "revoked")
     for device in devices:
         revoked = "" if device.revoked_s is None else _date(device.revoked_s)
-        table.add_row(device.name, device.role, _date(device.created_s), revoked)
+        groups = " ".join(device.groups)
+        table.add_row(device.name, device.role, groups, _date(device.created_s), revoked)
     return table
 
 

@@ -25,7 +25,7 @@ GROUPS = {
     "Try it": ("quickstart", "demo"),
     "Train a policy": ("train", "evaluate", "allocate", "presets"),
     "Package an adapter": ("pack", "unpack", "export", "info", "verify", "qat"),
-    "Deliver it": ("keys", "publish", "serve", "devices", "edge"),
+    "Deliver it": ("keys", "publish", "serve", "devices", "rollout", "edge"),
     "Simulate": ("link", "simulate"),
 }
 """Every command, by what it is for, in the order of `rankcast --help`."""

@@ -77,6 +77,9 @@ def _print_help(cls: type[Any], text: str) -> None:
         return
     usage, _, options = text.partition("\n")
     options = options.replace("show this help message and exit", "Show this help.")
+    if len(usage) > shutil.get_terminal_size().columns:
+        head, helps, rest = usage.partition("[-h]")
+        usage = head + helps + re.sub(r" \[?--?[a-z].*", " [OPTIONS]", rest)
     for line in (usage, "", _described(cls), *options.splitlines()):
         print(line.rstrip())
 

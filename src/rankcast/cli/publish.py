@@ -79,6 +79,12 @@ class Publish(SigningOptions):
     """Whether to make such differences."""
     allow_new_base: bool = False
     """Accept another base model than that of the release before."""
+    older: tuple[int, ...] | None = None
+    """Versions that devices may go back to, of those that the release before allows and itself; the
+    newest four if left out."""
+    divide: Literal["auto", "always", "never"] = "auto"
+    """Whether the signed list of a store's releases is divided, so that a device fetches the part
+    with its adapter; auto divides it once it has more than 32 adapters."""
     mqtt: str | None = None
     """Broker to tell once the release is active, mqtt://HOST:PORT or mqtts:// for TLS; user and
     password in the address, or in RANKCAST_MQTT_USER and RANKCAST_MQTT_PASSWORD."""
@@ -102,6 +108,7 @@ class Publish(SigningOptions):
             source, self.name, store, keys, datetime.now(UTC), choices=choices,
             allow_new_base=self.allow_new_base,
             update_from=self.update_from if self.updates else (), runs_on=copies, proof=proof,
+            divide=self.divide, older=self.older,
         )  # fmt: skip
         n_bytes, was_announced = sum(blob.n_bytes for blob in manifest.blobs), announce(manifest)
         if self.json:

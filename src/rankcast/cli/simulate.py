@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,17 @@ from rankcast.config.link import (
 from rankcast.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from rankcast.codec.container import Container
+    from rankcast.release.manifest import Manifest
+    from rankcast.simulation.fleet import FleetResult
     from rankcast.simulation.links import Links
+    from rankcast.simulation.settings import SimulationSettings
 
 _RESTART_AT = 0.75
+_SAMPLE = 256
+"""Devices by whose links the bandwidth is chosen, with --virtual."""
 _LINKS, _RELEASES = 1, 2
 """Streams of chance that follow from the seed."""
 
@@ -53,6 +60,11 @@ class Simulate:
     carries them at that moment. Half-way a second version is published. Everything is signed with
     keys made for the simulation. The exit status is 1 if a device ended without an adapter although
     its link carried twice what the smallest prefix needs. Needs pip install 'rankcast[serve]'.
+
+    rankcast simulate --devices 100000 --virtual
+
+    With --virtual nothing is real but the rules of a device and the links, so that a hundred
+    thousand devices take seconds.
     """
 
     adapter: tyro.conf.Positional[Path | None] = None
@@ -113,6 +125,8 @@ class Simulate:
     """Probability that a connection is reset, somewhere in its first 20 kB."""
     restart_server: bool = False
     """Kill the server after three quarters of the time and start it again."""
+    virtual: bool = False
+    """Compute the devices in simulated time, without server, sockets and signatures."""
     seed: int = 0
     """Seed of links, pauses and faults; threads and sockets add chance of their own."""
     work: Path | None = None
@@ -128,6 +142,8 @@ class Simulate:
         """Simulate, print what came out, and return the exit status."""
         import json
 
+        if self.virtual:
+            return self._run_virtual()
         import fastapi  # noqa: F401 the server needs it, and here its absence is told at once
 
         from rankcast.files import put_file
@@ -161,6 +177,84 @@ class Simulate:
             return INTERRUPTED
         return 0 if result.succeeded else 1
 
+    def _run_virtual(self) -> int:
+        import json
+
+        from rankcast.files import put_file
+        from rankcast.simulation.report import csv_of_fleet, print_fleet
+
+        self._check()
+        manifests = self.manifests()
+        with stop_on_signal("the devices under way") as stopping:
+            settings, links, fleet = self.fleet(manifests, stopping)
+            interrupted = stopping()
+        plain = {
+            "settings": asdict(settings), "link": self._described(links),
+            "summary": fleet.summary(),
+        }  # fmt: skip
+        if self.output is not None:
+            put_file(self.output, (json.dumps(plain, indent=2) + "\n").encode())
+        if self.csv is not None:
+            put_file(self.csv, csv_of_fleet(fleet).encode())
+        if self.json:
+            print_json(plain)
+        else:
+            print_fleet(fleet, links, self._link_words(links))
+        return INTERRUPTED if interrupted else 0
+
+    def manifests(self) -> tuple[Manifest, Manifest]:
+        """Publish both releases in a folder of a moment, and return what devices would be told.
+
+        Raises:
+            CodecError: no adapter there.
+            DeliveryError: a store that lacks it, or a file without all its chunks.
+        """
+        from rankcast.simulation.cloud import Cloud
+
+        name, (first, second) = self.releases()
+        with self._folder() as folder:
+            cloud = Cloud(folder, name)
+            return cloud.publish(first), cloud.publish(second)
+
+    def fleet(
+        self,
+        manifests: tuple[Manifest, Manifest],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> tuple[SimulationSettings, Links, FleetResult]:
+        """Simulate in simulated time; return settings, the links of some devices, and results.
+
+        Args:
+            manifests: of the first release and of the second.
+            stopping: says whether to stop.
+
+        Raises:
+            ConfigError: a release of several files, or links that cannot be.
+            LinkError: an impossible link.
+        """
+        import numpy as np
+
+        from rankcast.simulation.fleet import simulate_fleet
+        from rankcast.simulation.settings import SimulationSettings
+
+        n_bytes = sum(chunk.blob.n_bytes for chunk in manifests[0].files[0].chunks)
+        sample = replace(self, devices=min(self.devices, _SAMPLE)).links(n_bytes)
+        settings = SimulationSettings(
+            adapter=manifests[0].name, duration_s=60.0 * self.minutes,
+            deadline_s=self.deadline_s, every_s=self.every_s, assumed_bps=sample.median_bps,
+            seed=self.seed,
+        )  # fmt: skip
+        means_db = np.linspace(*self.snr_range_db, self.devices)
+
+        def links(block: range, rng: np.random.Generator) -> Links:
+            ends = float(means_db[block.start]), float(means_db[block.stop - 1])
+            some = replace(
+                self, devices=len(block), snr_range_db=ends, bandwidth_hz=sample.bandwidth_hz
+            )
+            return some.links(n_bytes, rng, values_db=self.snr_range_db)
+
+        result = simulate_fleet(settings, self.devices, links, manifests, stopping)
+        return settings, sample, result
+
     def releases(self) -> tuple[str, tuple[Sequence[Container], Sequence[Container]]]:
         """Return a name, the files of the first release and those of the second.
 
@@ -189,11 +283,18 @@ class Simulate:
             second = [releases.next_adapter(container, seed + 1) for container in first]
         return name, (first, second)
 
-    def links(self, adapter_bytes: int) -> Links:
+    def links(
+        self,
+        adapter_bytes: int,
+        rng: np.random.Generator | None = None,
+        values_db: tuple[float, float] | None = None,
+    ) -> Links:
         """Return the links of all devices.
 
         Args:
             adapter_bytes: of the first release, to find a bandwidth that fits.
+            rng: draws them; follows from the seed if left out.
+            values_db: ends of the values of iid [dB]; `snr_range_db` if left out.
 
         Raises:
             ConfigError: a rate model that needs a bandwidth, or a modem without SNR.
@@ -204,8 +305,8 @@ class Simulate:
         from rankcast.simulation.links import simulated_links
 
         return simulated_links(
-            self._link_config(),
-            np.random.default_rng([self.seed, _LINKS]),
+            self._link_config(values_db or self.snr_range_db),
+            rng or np.random.default_rng([self.seed, _LINKS]),
             n_devices=self.devices,
             duration_s=60.0 * self.minutes,
             step_s=self.step_s,
@@ -215,11 +316,11 @@ class Simulate:
             radio=self.radio,
         )
 
-    def _link_config(self) -> LinkConfig:
+    def _link_config(self, values_db: tuple[float, float]) -> LinkConfig:
         """Return process and rate model, with a mean of 0 dB that each device moves."""
-        low, high = self.snr_range_db
+        low, high = values_db
         given_hz = self.bandwidth_hz
-        values_db = tuple(low + (high - low) * share for share in (0.0, 0.25, 0.5, 0.75, 1.0))
+        levels_db = tuple(low + (high - low) * share for share in (0.0, 0.25, 0.5, 0.75, 1.0))
         if self.process == "jakes" and self.fading == "nakagami":
             raise ConfigError("The process jakes has the fading rayleigh or rician.")
         return LinkConfig(
@@ -227,7 +328,7 @@ class Simulate:
             rate_model=self.rate_model,
             bandwidth_hz=LinkConfig.bandwidth_hz if given_hz is None else given_hz,
             deadline_s=self.deadline_s,
-            iid=IidConfig(values_db),
+            iid=IidConfig(levels_db),
             static=StaticConfig(0.0),
             block=BlockConfig(0.0, self.fading),
             gauss_markov=GaussMarkovConfig(0.0, self.std_db, self.correlation),
@@ -249,6 +350,11 @@ class Simulate:
     def _check(self) -> None:
         if self.devices < 1 or not self.minutes > 0:
             raise ConfigError("A simulation has at least one device and takes more than 0 minutes.")
+        if self.virtual and (self.resets or self.restart_server or self.work is not None):
+            raise ConfigError(
+                "--virtual has no connections to reset, no server to restart and no folders: leave "
+                "out --resets, --restart-server and --work."
+            )
         if self.adapter is not None and self.store is not None:
             raise ConfigError("Give a file or a --store, not both.")
         if self.process == "trace" and self.trace is None:

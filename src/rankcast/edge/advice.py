@@ -93,6 +93,8 @@ def advise(
     link: RadioLink | MeasuredLink,
     deadline_s: float,
     held: AbstractSet[str],
+    *,
+    names_version: bool = False,
 ) -> Advice:
     """Ask the server for a plan; make one if it gives none.
 
@@ -106,6 +108,7 @@ def advise(
         link: to plan for.
         deadline_s: time for the transfer [s].
         held: SHA-256 of the blobs that are here.
+        names_version: whether to ask for the manifest's version, since it is not the newest.
 
     Raises:
         TrustError: the plan names blobs that are no prefix of a file of the manifest.
@@ -114,7 +117,16 @@ def advise(
     """
     if not deadline_s > 0:
         raise ConfigError(f"A deadline is positive [s], got {deadline_s}.")
-    answer = _ask(http, manifest, link, deadline_s, held)
+    question: dict[str, Any] = {
+        "adapter": manifest.name,
+        "base_fingerprint": manifest.base.fingerprint,
+        "link": asdict(link) if isinstance(link, RadioLink) else {"throughput_bps": link.bps},
+        "deadline_s": deadline_s,
+        "held": sorted(held),
+    }
+    if names_version:  # which servers of earlier versions do not know
+        question["version"] = manifest.version
+    answer = _ask(http, question)
     if answer is not None and answer.get("version") == manifest.version:
         advice = Advice(checked_plan(answer, manifest, held), "server")
     else:
@@ -172,21 +184,8 @@ _FOREIGN = (
 )
 
 
-def _ask(
-    http: httpx2.Client,
-    manifest: Manifest,
-    link: RadioLink | MeasuredLink,
-    deadline_s: float,
-    held: AbstractSet[str],
-) -> Mapping[str, Any] | None:
+def _ask(http: httpx2.Client, question: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the server's answer; None if it gives no plan."""
-    question = {
-        "adapter": manifest.name,
-        "base_fingerprint": manifest.base.fingerprint,
-        "link": asdict(link) if isinstance(link, RadioLink) else {"throughput_bps": link.bps},
-        "deadline_s": deadline_s,
-        "held": sorted(held),
-    }
     try:
         with http.stream("POST", "v1/plan", json=question, timeout=_WAIT_S) as response:
             if response.status_code != _HTTP_OK:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, TypeVar
 
 import httpx2
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from rankcast.codec.header import same_base
 from rankcast.edge.activate import Activation, Activator
 from rankcast.edge.advice import MeasuredLink, PlannedBy, RadioLink, advise
+from rankcast.edge.assigned import Assigned, ask_assigned, assigned_manifest
 from rankcast.edge.engines.folder import WriteAdapter
 from rankcast.edge.fetch import BlobCache, Fetched, Fetcher, FetchSettings
 from rankcast.edge.manifests import KeptManifests
@@ -41,6 +42,7 @@ from rankcast.release.manifest import Blob, Manifest, checked_fingerprint, check
 from rankcast.release.runs_on import copy_with
 from rankcast.release.verify import signed_source
 
+_Answer = TypeVar("_Answer")
 Outcome = Literal["activated", "up-to-date", "rolled-back", "rejected"]
 _EARLY_SHARE, _EARLY_NATS = 0.25, 0.1
 """Of the gap in expected loss between the first chunk and the prefix that is wanted, and nats: what
@@ -215,9 +217,11 @@ class EdgeClient:
             return self._activation.state.active
 
     def sync(self, *, radio: RadioLink | None = None, retry_rejected: bool = False) -> SyncResult:
-        """Bring the device to the best prefix of the newest release that arrives in time.
+        """Bring the device to the best prefix of its release that arrives in time.
 
-        A device that has nothing begins with a shorter prefix that is good enough.
+        Its release is the newest, or the version that the server assigns it among those that the
+        newest release names. A device that has nothing begins with a shorter prefix that is good
+        enough.
 
         Args:
             radio: the link as the modem sees it now; that of the settings if left out.
@@ -248,16 +252,25 @@ class EdgeClient:
     ) -> SyncResult:
         """Do what `sync` does, once what it left undone the last time is done."""
         activation, deadline_s = self._activation, self.settings.deadline_s
-        manifest = self._manifest()
+        newest = self._newest()
+        assigned = self._assigned(http)
+        if assigned.holds:
+            return self._held(assigned)
+        manifest = assigned_manifest(
+            newest, assigned, activation.manifests, cache=activation.cache,
+            fetcher=self._fetcher(http), deadline_s=deadline_s,
+        )  # fmt: skip
         activation.manifests.put(manifest)
-        if manifest.version != activation.state.newest_version:  # for people who look
+        if manifest.version != activation.state.newest_version:  # for people, and for reports
             activation.states.change(newest_version=manifest.version)
+        check_runs_on(manifest, self.base_fingerprints)
         link = radio or self.settings.radio or MeasuredLink(self._expected_bps())
         updated = self._update(http, manifest, retry_rejected)
         left_s = deadline_s - updated.fetched.elapsed_s
         if not 0.0 < deadline_s <= updated.fetched.elapsed_s:
             held = activation.cache.held(manifest.blobs)
-            advice = advise(http, manifest, link, left_s, held)
+            is_older = manifest.version != newest.version
+            advice = advise(http, manifest, link, left_s, held, names_version=is_older)
             plan, planned_by = advice.plan, advice.planned_by
             wanted = ReleasePrefix.of(manifest, plan.file_index, plan.n_chunks)
         else:
@@ -298,30 +311,55 @@ class EdgeClient:
         activation.end_fetch(result.fetched)
         return result
 
-    def _manifest(self) -> Manifest:
+    def _newest(self) -> Manifest:
         """Return the newest release, after several tries over a link that breaks.
 
         Raises:
             UnavailableError: none of them got through.
             DeliveryError: nothing is there.
             TrustError: what is there must not be trusted, or is of another adapter.
-            ModelError: it is for another base model.
         """
+        manifest = self._patiently(lambda: self.source.manifest(self.adapter))
+        if manifest.name != self.adapter:
+            raise TrustError(f"Asked for {self.adapter}, got a release of {manifest.name}.")
+        return manifest
+
+    def _assigned(self, http: httpx2.Client) -> Assigned:
+        """Return which version the server says, likewise after several tries.
+
+        Raises:
+            UnavailableError: none of them got through.
+            DeliveryError: the server does not accept the device's token.
+        """
+        state = self._activation.state
+        active = None if state.active is None else state.active.version
+        return self._patiently(lambda: ask_assigned(http, self.adapter, active, state.rejected))
+
+    def _held(self, assigned: Assigned) -> SyncResult:
+        """Return the result of a sync that leaves everything as it is.
+
+        Raises:
+            UnavailableError: there is nothing to leave.
+        """
+        state = self._activation.state
+        if state.active is None:
+            raise UnavailableError(f"There is no adapter for this device yet. {assigned.reason}")
+        self._activation.idle()
+        words = f"The active adapter stays. {assigned.reason}"
+        return SyncResult("up-to-date", state.active, "server", 0, 0.0, state.throughput_bps, words)
+
+    def _patiently(self, ask: Callable[[], _Answer]) -> _Answer:
+        """Ask several times over a link that breaks, with pauses."""
         backoff, words, failures, alike = self.settings.fetch.backoff, "", 0, 0
         while True:
             try:
-                manifest = self.source.manifest(self.adapter)
-                break
+                return ask()
             except UnavailableError as error:
                 failures, alike = failures + 1, alike + 1 if str(error) == words else 1
                 words = str(error)  # names the file: another one is progress
                 if alike >= _MANIFEST_TRIES or failures >= backoff.n_tries:
                     raise
                 self._runtime.sleep(backoff.wait_s(failures, self._runtime.rng))
-        if manifest.name != self.adapter:
-            raise TrustError(f"Asked for {self.adapter}, got a release of {manifest.name}.")
-        check_runs_on(manifest, self.base_fingerprints)
-        return manifest
 
     def _expected_bps(self) -> float:
         """Return the rate of a link that no modem describes [bit/s]."""

@@ -125,7 +125,7 @@ def rotate(
             root_signers = list(by_id.values())
         else:
             online[role].append(added)
-            before.write(store, Signing(online, now, lifetimes))
+            before.write(store, Signing(online, now, lifetimes), root.signed)
         write_root(store, root, root_signers)
     return added.public_key.keyid
 
@@ -267,7 +267,7 @@ class RoleStatus:
     Attributes:
         role: which.
         version: of its metadata.
-        expires: when its signature does.
+        expires: when its signature does; of targets, the first among the list and its bins.
         threshold: signatures that it needs.
         keyids: whose count.
         held: those of them whose private keys are here.
@@ -293,7 +293,9 @@ def status(keys: KeyFolder, store: Store) -> tuple[RoleStatus, ...]:
     for role in ROLES:
         signed, listed = getattr(repository, role).signed, root.roles[role]
         ids, held = tuple(listed.keyids), tuple(keys.held(root, role))
-        roles.append(RoleStatus(role, signed.version, signed.expires, listed.threshold, ids, held))
+        bins = repository.bins.values() if role == "targets" else ()
+        expires = min([signed.expires, *(x.signed.expires for x in bins)])
+        roles.append(RoleStatus(role, signed.version, expires, listed.threshold, ids, held))
     return tuple(roles)
 
 

@@ -7,8 +7,8 @@ is a target of The Update Framework; what it names is trusted because it is.
 
 In the manifest's JSON, files are called `ladders` and chunks `rungs`: devices in the field read it.
 Updates to a file (`codec.update`) stand beside its chunks, and copies of the base model
-(`release.runs_on`) and a proof (`release.proof`) beside the files, where programs that know none of
-them pass over them.
+(`release.runs_on`), a proof (`release.proof`) and the versions that devices may go back to beside
+the files, where programs that know none of them pass over them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, TypeGuard
 
 from rankcast.codec.container import Container
@@ -117,6 +118,8 @@ MOST_FILES = 64
 MOST_CHUNKS = 4096
 MOST_UPDATES = 16
 """To one file."""
+MOST_OLDER = 64
+"""Versions that devices may go back to."""
 LARGEST_VERSION = 2**53
 """Beyond it JSON readers disagree about whole numbers."""
 MOST_CHOICES = 1024
@@ -159,6 +162,19 @@ class Update:
 def base_of(header: Blob) -> str:
     """Return by which name updates call the file that begins with a header."""
     return header.sha256[:BASE_DIGITS]
+
+
+@dataclass(frozen=True, slots=True)
+class Older:
+    """A version that devices may go back to, because the publisher signs that they may.
+
+    Attributes:
+        version: of the release.
+        blob: its manifest as `Manifest.listed` writes it.
+    """
+
+    version: int
+    blob: Blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +246,7 @@ class Manifest:
         choices: the policy's, empty for the solver.
         runs_on: copies of the base model that the files run on, too.
         proof: what the adapter changes; None if nobody measured it.
+        older: versions that devices may go back to, the newest first.
     """
 
     name: str
@@ -241,6 +258,7 @@ class Manifest:
     choices: tuple[Choice, ...] = ()
     runs_on: tuple[BaseCopy, ...] = ()
     proof: Proof | None = None
+    older: tuple[Older, ...] = ()
 
     def __post_init__(self) -> None:
         """Check everything that could lead a reader astray.
@@ -277,6 +295,7 @@ class Manifest:
             _check_choice(choice, len(self.files))
         if len(self.runs_on) > MOST_COPIES:
             raise DeliveryError(f"A release names at most {MOST_COPIES} copies of its base model.")
+        _check_older(self.version, self.older)
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
@@ -293,6 +312,10 @@ class Manifest:
         """Return the same files, to be fetched whole."""
         return replace(self, files=tuple(replace(file, updates=()) for file in self.files))
 
+    def listed(self) -> bytes:
+        """Return what later releases list of this one as an older version: its files alone."""
+        return replace(self.without_updates(), older=()).to_bytes()
+
     def to_bytes(self) -> bytes:
         """Return canonical JSON."""
         plain = asdict(self)
@@ -307,11 +330,13 @@ class Manifest:
         ]
         for choice in plain["choices"]:
             choice["ladder"] = choice.pop("file_index")
-        del plain["runs_on"], plain["proof"]
+        del plain["runs_on"], plain["proof"], plain["older"]
         if self.runs_on:
             plain["runs_on"] = [copy.to_plain() for copy in self.runs_on]
         if self.proof is not None:
             plain["proof"] = self.proof.to_plain()
+        if self.older:
+            plain["older"] = [{"version": x.version, **asdict(x.blob)} for x in self.older]
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
@@ -333,13 +358,36 @@ class Manifest:
             copies = raw.get("runs_on", [])[: MOST_COPIES + 1]
             runs_on = tuple(BaseCopy.from_plain(x) for x in copies)
             proof = None if raw.get("proof") is None else Proof.from_plain(raw["proof"])
+            listed = raw.get("older", [])[: MOST_OLDER + 1]
+            older = tuple(Older(x["version"], _blob(x)) for x in listed)
         except _MALFORMED as error:
             raise DeliveryError(f"No manifest: {error}.") from error
         if not isinstance(version, int) or isinstance(version, bool) or not isinstance(task, dict):
             raise DeliveryError("No manifest: version or task has the wrong type.")
         if _depth(task) > DEEPEST_TASK:
             raise DeliveryError(f"No manifest: its task nests deeper than {DEEPEST_TASK} levels.")
-        return cls(name, version, base, files, task, planner, choices, runs_on, proof)
+        return cls(name, version, base, files, task, planner, choices, runs_on, proof, older)
+
+
+def _check_older(version: int, older: tuple[Older, ...]) -> None:
+    """Refuse versions that nobody could go back to.
+
+    Raises:
+        DeliveryError: too many, not older, not in order, or digests and lengths that cannot be.
+    """
+    if len(older) > MOST_OLDER:
+        raise DeliveryError(f"A release names at most {MOST_OLDER} older versions.")
+    for listed in older:
+        check_blob(listed.blob)
+        if isinstance(listed.version, bool) or not isinstance(listed.version, int):
+            raise DeliveryError(f"A version is a whole number, got {listed.version!r}.")
+        if listed.blob.n_bytes > LARGEST_MANIFEST:
+            raise DeliveryError(f"No manifest has {listed.blob.n_bytes:,} bytes.")
+    versions = [version, *(listed.version for listed in older), 0]
+    if any(a <= b for a, b in pairwise(versions)):
+        raise DeliveryError(
+            f"Version {version} names older versions from the newest on, got {versions[1:-1]}."
+        )
 
 
 def _check_choice(choice: Choice, n_files: int) -> None:

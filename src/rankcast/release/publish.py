@@ -6,7 +6,6 @@ before it leaves the old release, a crash after it the new one.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +19,18 @@ from rankcast.codec.header import BaseModel, header_bytes, same_base
 from rankcast.errors import DeliveryError
 from rankcast.files import put_file
 from rankcast.naming import public_config, public_name
+from rankcast.release.bins import Divide
 from rankcast.release.ceremony import LIFETIMES, check_outside, check_root
 from rankcast.release.keys import KeyFolder, Role
-from rankcast.release.manifest import LARGEST_MANIFEST, Choice, File, Manifest
+from rankcast.release.manifest import LARGEST_MANIFEST, Choice, File, Manifest, Older
 from rankcast.release.proof import Proof
 from rankcast.release.repository import Lifetimes, Repository, Signers, Signing, changing
 from rankcast.release.runs_on import BaseCopy
 from rankcast.release.store import Store, target_path
 from rankcast.release.updates import released, with_updates
 
+KEPT_OLDER = 4
+"""Versions that a release allows devices to go back to, unless others are named."""
 _SIGNING: tuple[Role, ...] = ("targets", "snapshot", "timestamp")
 
 
@@ -53,7 +55,7 @@ def published(repository: Repository, name: str) -> Published | None:
     Raises:
         DeliveryError: no name of an adapter, or a list that another program signed.
     """
-    target = repository.targets.signed.targets.get(target_path(name))
+    target = repository.target(target_path(name))
     if target is None:
         return None
     try:
@@ -78,6 +80,8 @@ def publish(
     update_from: Sequence[int] | None = None,
     runs_on: Sequence[BaseCopy] | None = None,
     proof: Proof | None = None,
+    divide: Divide = "auto",
+    older: Sequence[int] | None = None,
     lifetimes: Lifetimes = LIFETIMES,
 ) -> Manifest:
     """Make a release active; publishing the same again changes nothing.
@@ -96,6 +100,9 @@ def publish(
             release, if it is of the same base model.
         proof: what the adapter changes; None keeps that of the active release if its files are the
             same.
+        divide: whether a list of releases that is whole becomes bins; see `bins`.
+        older: versions that devices may go back to, as far as the active release is or names them;
+            None for the newest `KEPT_OLDER`.
         lifetimes: of the signatures.
 
     Returns:
@@ -133,20 +140,20 @@ def publish(
         for data in (data for file in files for data in file):
             store.put(data)
         if unchanged:
-            manifest = active or manifest
+            kept = active or manifest
+            manifest = kept if older is None else replace(kept, older=_kept(kept.older, older))
+            unchanged = manifest == kept
         elif before:
-            manifest = replace(manifest, version=before.version + 1)
-            older = [] if active is None else [active]
+            manifest = _successor(store, manifest, before.version, active, older)
+            bases = [] if active is None else [active]
             if update_from is not None:
-                older = released(store, name, update_from)
-            manifest = with_updates(store, manifest, files, older)
+                bases = released(store, name, update_from)
+            manifest = with_updates(store, manifest, files, bases)
         target = _target(manifest)
         put_file(store.targets / target.get_prefixed_paths()[0], manifest.to_bytes())
-        if not unchanged:
-            targets = copy.deepcopy(repository.targets)
-            targets.signed.targets[target.path] = target
-            signing = Signing(signers, now, lifetimes)
-            replace(repository, targets=targets).write(store, signing)
+        after = repository.with_targets({target.path: target}, divide)
+        if not unchanged or len(after.bins) != len(repository.bins):
+            after.write(store, Signing(signers, now, lifetimes, renew=False))
         return manifest
 
 
@@ -156,7 +163,27 @@ def _with_kept(manifest: Manifest, active: Manifest, *, copies: bool) -> Manifes
         manifest = replace(manifest, runs_on=active.runs_on)
     if manifest.proof is None and active.without_updates().files == manifest.files:
         manifest = replace(manifest, proof=active.proof)
-    return _checked(manifest)
+    return _checked(replace(manifest, older=active.older))
+
+
+def _successor(
+    store: Store,
+    manifest: Manifest,
+    before: int,
+    active: Manifest | None,
+    wanted: Sequence[int] | None,
+) -> Manifest:
+    """Return a manifest under the next version, with the versions that devices may go back to."""
+    manifest = replace(manifest, version=before + 1)
+    if active is None:
+        return manifest
+    known = (Older(active.version, store.put(active.listed())), *active.older)
+    listed = known[:KEPT_OLDER] if wanted is None else _kept(known, wanted)
+    return _checked(replace(manifest, older=listed))
+
+
+def _kept(known: tuple[Older, ...], wanted: Sequence[int]) -> tuple[Older, ...]:
+    return tuple(older for older in known if older.version in wanted)
 
 
 def _of_another_base(name: str, before: Published, base: BaseModel) -> DeliveryError:

@@ -11,9 +11,10 @@ writes. Whoever reads a store here verifies lengths and digests only: who holds 
 which is why devices check signatures themselves (see `verify`), and a server uses what it reads for
 advice alone.
 
-`targets.json` lists the manifest of adapter NAME as `adapters/NAME.json`. With consistent snapshots
-it is `N.targets.json`, where N stands in `M.snapshot.json`, whose M stands in `timestamp.json`,
-which is written last.
+`targets.json` lists the manifest of adapter NAME as `adapters/NAME.json`; where there are many
+adapters, each is in one of the bins `bin-00.json`, `bin-01.json`, … instead. With consistent
+snapshots these files are `N.targets.json` and `N.bin-00.json`, where N stands in `M.snapshot.json`,
+whose M stands in `timestamp.json`, which is written last.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ _PREFIX, _SUFFIX = "adapters/", ".json"
 _RETRY_S = 1.0
 """Before files that could not be read are tried again [s]."""
 _LOG = logging.getLogger("rankcast.serve")
+_BIN_FILE = re.compile(r"bin-[0-9a-f]{2}\.json")
 _METADATA = re.compile(r"(?:[1-9][0-9]{0,9}\.)?[a-z][a-z0-9_-]{0,63}\.json")
 
 
@@ -213,25 +215,30 @@ def read_releases(store: Store, known: Mapping[str, Release]) -> Mapping[str, Re
     Raises:
         DeliveryError: metadata or a manifest missing, damaged or too long.
     """
-    targets = _signed(store, _targets_name(store)).get("targets")
-    if not isinstance(targets, dict):
-        raise DeliveryError("targets.json lists no targets: publish again.")
+    listed: dict[str, Any] = {}
+    for file in _lists(store):
+        targets = _signed(store, file).get("targets")
+        if not isinstance(targets, dict):
+            raise DeliveryError(f"{file} lists no targets: publish again.")
+        listed |= targets
     releases = {}
-    for path, described in sorted(targets.items()):
+    for path, described in sorted(listed.items()):
         if path.startswith(_PREFIX) and path.endswith(_SUFFIX):
             name = path[len(_PREFIX) : -len(_SUFFIX)]
             releases[name] = _release(store, name, described, known.get(name))
     return releases
 
 
-def _targets_name(store: Store) -> str:
-    """Return the name of the list of releases that is active now."""
+def _lists(store: Store) -> list[str]:
+    """Return the names of the lists of releases that are active now."""
     if not store.metadata_path("timestamp.json").is_file():
-        return "targets.json"
-    snapshot = f"{_version(_signed(store, 'timestamp.json'), 'snapshot.json')}.snapshot.json"
-    if not store.metadata_path(snapshot).is_file():
-        return "targets.json"
-    return f"{_version(_signed(store, snapshot), 'targets.json')}.targets.json"
+        return ["targets.json"]
+    name = f"{_version(_signed(store, 'timestamp.json'), 'snapshot.json')}.snapshot.json"
+    if not store.metadata_path(name).is_file():
+        return ["targets.json"]
+    snapshot = _signed(store, name)
+    bins = sorted(filter(_BIN_FILE.fullmatch, snapshot.get("meta") or ()))
+    return [f"{_version(snapshot, listed)}.{listed}" for listed in ("targets.json", *bins)]
 
 
 def _version(signed: Mapping[str, Any], name: str) -> int:

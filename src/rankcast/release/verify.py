@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -47,10 +48,11 @@ from rankcast.release.store import target_path
 LARGEST_ROOT = 2**16
 LARGEST_TIMESTAMP = 2**14
 _LIMITS = UpdaterConfig(
-    max_root_rotations=256, max_delegations=0, root_max_length=LARGEST_ROOT,
+    max_root_rotations=256, max_delegations=1, root_max_length=LARGEST_ROOT,
     timestamp_max_length=LARGEST_TIMESTAMP, snapshot_max_length=2**16, targets_max_length=2**22,
 )  # fmt: skip
-"""Roots that one refresh follows, and bytes of each kind of metadata."""
+"""Roots that one refresh follows, bins that it reads, and bytes of each kind of metadata."""
+_NUMBERED = re.compile(r"[0-9]+\.(targets|snapshot|bin-[0-9a-f]{2})\.json")
 _PINNED = "trusted-root.json"
 _SEEN = "seen.json"
 
@@ -243,7 +245,8 @@ class SeenReleases:
         known = seen if seen["keys"] == list(keyids) else {"versions": {}, "sha256": {}}
         name, version = manifest.name, manifest.version
         newest, known_sha256 = known["versions"].get(name, 0), known["sha256"].get(name)
-        sha256 = hashlib.sha256(manifest.to_bytes()).hexdigest()
+        alike = replace(manifest, older=())  # which older versions it allows may change
+        sha256 = hashlib.sha256(alike.to_bytes()).hexdigest()
         if version < newest:
             raise TrustError(
                 f"Version {version} of {name} is older than version {newest}, which this device "
@@ -350,7 +353,7 @@ def _of_repository(error: RepositoryError, file: str) -> str:
             )
         case BadVersionNumberError():
             return _of_version(error, file)
-        case LengthOrHashMismatchError() if file.endswith((".targets.json", ".snapshot.json")):
+        case LengthOrHashMismatchError() if _NUMBERED.fullmatch(file):
             return (
                 f"{file} is not the one that was signed for: taken from another release "
                 f"(mix-and-match), or tampered with ({error})."
@@ -361,7 +364,7 @@ def _of_repository(error: RepositoryError, file: str) -> str:
 def _of_version(error: Exception, file: str) -> str:
     if "root" in file:
         return f"{file} is not the next root ({error}): rolled back or misplaced."
-    if "targets" in file:
+    if "targets" in file or ".bin-" in file:
         return f"{file} is of another release than the snapshot (mix-and-match: {error})."
     return (
         f"{file} would take this device back behind what it has seen (rollback: {error}). If the "

@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from rankcast.codec.header import same_base
 from rankcast.errors import InfeasibleDeadlineError, LinkError, nearest
@@ -29,6 +29,7 @@ from rankcast.server.schemas import (
     AdapterContents,
     AdapterName,
     AdaptersAnswer,
+    AssignedAnswer,
     BaseModelBody,
     BlobBody,
     ChunkBody,
@@ -42,9 +43,10 @@ from rankcast.server.schemas import (
     RadioLink,
     ReportRequest,
 )
-from rankcast.server.settings import ServerState
+from rankcast.server.settings import ServerState, published_of
 
 router = APIRouter(prefix="/v1", tags=["calls"])
+_NOTHING: list[int] = []
 Known = Annotated[Caller, Depends(caller_of_calls)]
 
 
@@ -57,7 +59,7 @@ def plan(request: Request, wanted: PlanRequest, caller: Known) -> PlanAnswer:
     """
     began_s = time.perf_counter()
     server: ServerState = request.app.state.server
-    manifest = _release_for(server, wanted).manifest
+    manifest = _manifest_for(server, wanted)
     budget_bits = budget_bits_of(wanted.link, wanted.deadline_s)
     try:
         rate_bps = budget_bits / wanted.deadline_s
@@ -78,7 +80,9 @@ def plan(request: Request, wanted: PlanRequest, caller: Known) -> PlanAnswer:
         accuracy=best.accuracy,
         planner=best.planner,
     )
-    server.registry.record(caller.name, "plan", _plan_event(wanted, answer, budget_bits, manifest))
+    is_event = server.looks.plan(caller.name, _plan_event(wanted, answer, budget_bits, manifest))
+    if not is_event:
+        server.metrics.looks.inc()
     return answer
 
 
@@ -90,7 +94,14 @@ def plan(request: Request, wanted: PlanRequest, caller: Known) -> PlanAnswer:
 def report(request: Request, done: ReportRequest, caller: Known) -> Response:
     """Keep what a device did."""
     server: ServerState = request.app.state.server
-    server.registry.record(caller.name, "report", done.model_dump(mode="json"))
+    server.looks.report(caller.name, done.model_dump(mode="json"))
+    now_s = server.settings.now_s()
+    failed = server.rollouts.report(
+        caller.name, done.adapter, now_s, version=done.version, event=done.event,
+        message=done.message,
+    )  # fmt: skip
+    if failed is not None:
+        server.rollouts.look(failed, now_s, server.published(done.adapter))
     server.metrics.reports.labels(done.event).inc()
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
@@ -131,22 +142,59 @@ def adapter(request: Request, name: AdapterName, caller: Known) -> Response:
     return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 
 
+@readable(router, "/adapters/{name}/assigned", responses=responses(401, 404, 422, 429, 503))
+def assigned(
+    request: Request,
+    name: AdapterName,
+    caller: Known,
+    *,
+    active: Annotated[int | None, Query(ge=1, lt=2**53, description="Its version now.")] = None,
+    rejected: Annotated[
+        list[Annotated[int, Query(ge=1, lt=2**53)]],
+        Query(max_length=64, description="Versions that failed their proof on it."),
+    ] = _NOTHING,
+) -> AssignedAnswer:
+    """Say which version of an adapter a device is to have: the newest, if no rollout says else.
+
+    It is advice: a device takes only what the signed release names.
+    """
+    server: ServerState = request.app.state.server
+    releases = server.releases.current()
+    if name not in releases:
+        raise _no_adapter(name, releases)
+    told = server.rollouts.assign(
+        caller.name, name, server.settings.now_s(), published_of(releases[name]), active=active,
+        rejected=frozenset(rejected),
+    )  # fmt: skip
+    return AssignedAnswer(
+        adapter=name,
+        version=told.version,
+        holds=told.holds,
+        rollout=told.rollout,
+        reason=told.reason,
+    )
+
+
 @readable(router, "/devices", responses=responses(401, 429, 503))
 def devices(request: Request, caller: Known) -> DevicesAnswer:
     """List the devices with the last plan and the last report of each.
 
     A device sees itself; an operator, and everyone on a server without tokens, sees all.
     """
-    registry = request.app.state.server.registry
+    server: ServerState = request.app.state.server
+    registry, own = server.registry, None if caller.sees_all else caller.name
     sequence = registry.last_sequence()
-    active = {x.device: x for x in registry.activity(None if caller.sees_all else caller.name)}
+    active, seen_s = {x.device: x for x in registry.activity(own)}, server.looks.last_seen_s(own)
     known = {x.name: x for x in registry.devices() if caller.sees_all or x.name == caller.name}
-    names = sorted({*active, *(x.name for x in known.values() if x.role == "device")})
+    names = sorted({*active, *seen_s, *(x.name for x in known.values() if x.role == "device")})
     return DevicesAnswer(
         caller=caller.name,
         sees_all=caller.sees_all,
         sequence=sequence,
-        devices=[_device_body(name, known.get(name), active.get(name)) for name in names],
+        devices=[
+            _device_body(name, known.get(name), active.get(name), seen_s.get(name))
+            for name in names
+        ],
     )
 
 
@@ -175,18 +223,34 @@ def budget_bits_of(link: RadioLink | MeasuredLink, deadline_s: float) -> float:
     return efficiency * link.bandwidth_hz * deadline_s
 
 
-def _release_for(server: ServerState, wanted: PlanRequest) -> Release:
+def _manifest_for(server: ServerState, wanted: PlanRequest) -> Manifest:
+    """Return the release that a plan is for: the newest, or an older one that it lists.
+
+    Raises:
+        RefusalError: 404 or 409.
+    """
     releases = server.releases.current()
     if wanted.adapter not in releases:
         raise _no_adapter(wanted.adapter, releases)
-    base = releases[wanted.adapter].manifest.base
+    manifest = releases[wanted.adapter].manifest
+    if wanted.version not in (None, manifest.version):
+        listed = {older.version: older.blob for older in manifest.older}
+        if wanted.version not in listed:
+            versions = ", ".join(map(str, sorted([manifest.version, *listed])))
+            raise RefusalError(
+                HTTPStatus.NOT_FOUND,
+                f"The signed release of {wanted.adapter} names versions {versions}, not "
+                f"{wanted.version}.",
+            )
+        manifest = server.older_manifest(listed[wanted.version])
+    base = manifest.base
     if not same_base(base.fingerprint, wanted.base_fingerprint):
         raise RefusalError(
             HTTPStatus.CONFLICT,
             f"Adapter {wanted.adapter!r} is for {base.name} (fingerprint {base.fingerprint}), not "
             f"for a model with fingerprint {wanted.base_fingerprint}.",
         )
-    return releases[wanted.adapter]
+    return manifest
 
 
 def _no_adapter(name: str, published: Iterable[str]) -> RefusalError:
@@ -249,9 +313,12 @@ def _file_body(file: File, contents: Contents | None) -> FileBody:
     return FileBody(header_bytes=file.header.n_bytes, projections=projections, rungs=chunks)
 
 
-def _device_body(name: str, known: Device | None, active: Activity | None) -> DeviceBody:
+def _device_body(
+    name: str, known: Device | None, active: Activity | None, seen_s: float | None
+) -> DeviceBody:
     plan, report = (None, None) if active is None else (active.plan, active.report)
     times_s = [event.at_s for event in (plan, report) if event is not None]
+    times_s += [] if seen_s is None else [seen_s]
     return DeviceBody(
         name=name,
         is_revoked=known is not None and known.revoked_s is not None,

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from rankcast.release.store import Store
-from rankcast.server import api, events, files, health, pages
+from rankcast.server import api, events, files, health, pages, rollout_api
 from rankcast.server.errors import handle_errors
 from rankcast.server.fast_path import FastPath
 from rankcast.server.middleware import BodyLimit, RequestMonitor
@@ -48,7 +48,7 @@ def create_app(store: Store, settings: ServerSettings | None = None) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.server = server
-    for part in (api, events, files, health, pages):
+    for part in (api, rollout_api, events, files, health, pages):
         app.include_router(part.router)
     handle_errors(app)
     app.add_middleware(BodyLimit, largest=settings.largest_body, timeout_s=settings.body_timeout_s)
@@ -61,12 +61,13 @@ def create_app(store: Store, settings: ServerSettings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     server: ServerState = app.state.server
     deleting = asyncio.create_task(_delete_old_events(server))
+    writing = asyncio.create_task(_write_looks(server))
     try:
         with _stop_on_signal(server.stopping):
             yield
     finally:
         server.stopping.set()
-        await deleting  # nothing may write once the registry is closed
+        await asyncio.gather(deleting, writing)  # nothing may write once the registry is closed
         server.registry.close()
 
 
@@ -74,8 +75,20 @@ async def _delete_old_events(server: ServerState) -> None:
     while not server.stopping.is_set():
         with suppress(DatabaseError):
             await run_in_threadpool(server.registry.delete_events, server.settings.keep_events_s)
+            await run_in_threadpool(server.looks.delete, server.settings.keep_events_s)
+            await run_in_threadpool(server.calls.delete_full)
         with suppress(TimeoutError):
             await asyncio.wait_for(server.stopping.wait(), _DELETE_EVERY_S)
+
+
+async def _write_looks(server: ServerState) -> None:
+    is_last = False
+    while not is_last:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(server.stopping.wait(), server.settings.write_looks_s)
+        is_last = server.stopping.is_set()
+        with suppress(DatabaseError):  # they stay gathered
+            await run_in_threadpool(server.looks.write)
 
 
 @contextmanager

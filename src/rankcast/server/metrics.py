@@ -26,6 +26,7 @@ class Metrics:
         plan_s: how long plans took [s].
         infeasible: plans that fit no link, by adapter.
         reports: by event.
+        looks: plans that changed nothing.
     """
 
     def __init__(self, active_devices: Callable[[], int]) -> None:
@@ -49,6 +50,9 @@ class Metrics:
             "rankcast_infeasible_plans", "Plans that no link carried.", ("adapter",), registry=of
         )
         self.reports = Counter("rankcast_reports", "Reports of devices.", ("event",), registry=of)
+        self.looks = Counter(
+            "rankcast_looks", "Plans that changed nothing, and are no events.", registry=of
+        )
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""

@@ -16,11 +16,13 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import sqlalchemy as sa
 from sqlalchemy import event as sa_event
@@ -33,6 +35,7 @@ MOST_RECENT = 20_000
 Role = Literal["device", "operator"]
 Kind = Literal["plan", "report"]
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LOCK = 0x72636173  # "rcas", in PostgreSQL
 _IN_MEMORY = (None, "", ":memory:")
 _DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
@@ -46,7 +49,11 @@ DEVICES = sa.Table(
     sa.Column("token_sha256", sa.String(64), nullable=False, unique=True),
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("revoked_s", sa.Float),
+    sa.Column("groups", sa.Text),
+    sa.Column("time_zone", sa.String(64)),
 )
+_ADDED = ("groups", "time_zone")
+"""Columns that databases of earlier versions lack; NULL in the rows that such a version writes."""
 EVENTS = sa.Table(
     "rankcast_events",
     _METADATA,
@@ -77,12 +84,16 @@ class Device:
         role: an operator sees the events of all devices, a device its own.
         created_s: when its token was made [s since 1970].
         revoked_s: when its token was revoked [s since 1970]; None while it holds.
+        groups: that rollouts may be for.
+        time_zone: of its maintenance windows, such as Europe/Berlin.
     """
 
     name: str
     role: Role
     created_s: float
     revoked_s: float | None
+    groups: tuple[str, ...] = ()
+    time_zone: str = "UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +150,9 @@ class Registry:
             DeliveryError: it does not answer.
         """
         self._engine = _engine(url)
-        with self._writing() as connection:
+        with self.writing() as connection:
             _METADATA.create_all(connection)
+            _add_columns(connection)
         self._turn, self._waiting = threading.Lock(), deque[tuple[dict[str, Any], Future[int]]]()
 
     def close(self) -> None:
@@ -153,23 +165,24 @@ class Registry:
         Raises:
             DeliveryError: it does not.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             connection.execute(sa.select(1))
 
-    def add(self, name: str, role: Role = "device") -> str:
+    def add(
+        self,
+        name: str,
+        role: Role = "device",
+        groups: Sequence[str] = (),
+        time_zone: str = "UTC",
+    ) -> str:
         """Give a device a token and return it; it is kept nowhere.
 
         Raises:
             DeliveryError: a name with other characters, or of a device that has a token.
+            ConfigError: a group or a time zone that cannot be one.
         """
-        if not _DEVICE.fullmatch(name):
-            raise DeliveryError(
-                f"A device's name has letters, digits, dots, colons, dashes and underscores, at "
-                f"most 64, got {name!r}."
-            )
-        token = f"rc_{secrets.token_urlsafe(32)}"
-        row = {"name": name, "role": role, "token_sha256": _sha256(token), "created_s": time.time()}
-        with self._writing() as connection:
+        token, row = new_token(name, role, groups, time_zone)
+        with self.writing() as connection:
             before = _device(connection, DEVICES.c.name == name)
             if before is not None and before.revoked_s is None:
                 raise DeliveryError(f"{name} has a token; rankcast devices revoke {name} first.")
@@ -184,20 +197,20 @@ class Registry:
             DeliveryError: no device of this name has a token.
         """
         holding = (DEVICES.c.name == name) & DEVICES.c.revoked_s.is_(None)
-        with self._writing() as connection:
+        with self.writing() as connection:
             change = sa.update(DEVICES).where(holding).values(revoked_s=time.time())
             if connection.execute(change).rowcount == 0:
                 raise DeliveryError(f"No device {name!r} has a token; see rankcast devices list.")
 
     def devices(self) -> tuple[Device, ...]:
         """Return all devices by name, revoked ones included."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(sa.select(DEVICES).order_by(DEVICES.c.name)).all()
-        return tuple(_as_device(row) for row in rows)
+        return tuple(as_device(row) for row in rows)
 
     def device_of(self, token: str) -> Device | None:
         """Return whose token this is; None if nobody's, or revoked."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             device = _device(connection, DEVICES.c.token_sha256 == _sha256(token))
         return None if device is None or device.revoked_s is not None else device
 
@@ -218,7 +231,7 @@ class Registry:
     def _write_waiting(self) -> None:
         batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
-            with self._writing() as connection:
+            with self.writing() as connection:
                 numbers = [_insert(connection, row) for row, _ in batch]
         except BaseException as error:  # each of them is told
             for _, kept in batch:
@@ -243,7 +256,7 @@ class Registry:
         if device is not None:
             wanted &= EVENTS.c.device == device
         query = sa.select(EVENTS).where(wanted).order_by(EVENTS.c.sequence).limit(limit)
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query).all()
         return tuple(_as_event(row) for row in rows)
 
@@ -257,7 +270,7 @@ class Registry:
         query = sa.select(EVENTS.c.sequence).order_by(EVENTS.c.sequence.desc()).offset(n).limit(1)
         if device is not None:
             query = query.where(EVENTS.c.device == device)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return int(connection.execute(query).scalar() or 0)
 
     def activity(self, device: str | None = None) -> tuple[Activity, ...]:
@@ -273,7 +286,7 @@ class Registry:
         newest = newest.group_by(EVENTS.c.device, EVENTS.c.kind)
         rolled_back = recent & EVENTS.c.body.contains('"event": "rolled-back"', autoescape=True)
         counts = sa.select(EVENTS.c.device, sa.func.count()).where(rolled_back)
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(sa.select(EVENTS).where(EVENTS.c.sequence.in_(newest))).all()
             counted = connection.execute(counts.group_by(EVENTS.c.device)).all()
         n_rolled_back = {name: n for name, n in counted}  # noqa: C416 rows are no pairs to a type checker
@@ -285,29 +298,23 @@ class Registry:
 
     def last_sequence(self) -> int:
         """Return the number of the newest event; 0 if there is none."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return int(connection.execute(sa.select(sa.func.max(EVENTS.c.sequence))).scalar() or 0)
-
-    def active_devices(self, within_s: float) -> int:
-        """Return how many devices asked for a plan or reported in the last `within_s` seconds."""
-        count = sa.func.count(sa.distinct(EVENTS.c.device))
-        query = sa.select(count).where(EVENTS.c.at_s > time.time() - within_s)
-        with self._reading() as connection:
-            return int(connection.execute(query).scalar() or 0)
 
     def delete_events(self, older_than_s: float) -> int:
         """Delete events of more than so many seconds ago and return how many they were."""
         old = sa.delete(EVENTS).where(EVENTS.c.at_s < time.time() - older_than_s)
-        with self._writing() as connection:
+        with self.writing() as connection:
             return int(connection.execute(old).rowcount)
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
+        """Yield a connection that writes nothing."""
         with _database_errors(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
+    def writing(self) -> Iterator[sa.Connection]:
         """Yield a transaction that no other writer's overlaps."""
         with _database_errors(), self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":
@@ -315,6 +322,71 @@ class Registry:
             else:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
+
+
+def new_token(
+    name: str, role: Role = "device", groups: Sequence[str] = (), time_zone: str = "UTC"
+) -> tuple[str, dict[str, Any]]:
+    """Return a new token of a device, and the row of `DEVICES` that does not give it away.
+
+    Raises:
+        DeliveryError: a name with other characters.
+        ConfigError: a group or a time zone that cannot be one.
+    """
+    if not _DEVICE.fullmatch(name):
+        raise DeliveryError(
+            f"A device's name has letters, digits, dots, colons, dashes and underscores, at "
+            f"most 64, got {name!r}."
+        )
+    token = f"rc_{secrets.token_urlsafe(32)}"
+    row = {
+        "name": name, "role": role, "token_sha256": _sha256(token), "created_s": time.time(),
+        "revoked_s": None, "groups": json.dumps(list(checked_groups(groups))),
+        "time_zone": checked_time_zone(time_zone),
+    }  # fmt: skip
+    return token, row
+
+
+def checked_groups(groups: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of groups, each once.
+
+    Raises:
+        ConfigError: a name that no group can have.
+    """
+    for group in groups:
+        if not _GROUP.fullmatch(group):
+            raise ConfigError(
+                f"A group's name has letters, digits, dots, dashes and underscores, at most 64, "
+                f"got {group!r}."
+            )
+    return tuple(sorted(set(groups)))
+
+
+@lru_cache(1024)
+def checked_time_zone(name: str) -> str:
+    """Return the name of a time zone.
+
+    Raises:
+        ConfigError: nobody knows such a one.
+    """
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"There is no time zone {name!r}; name one such as Europe/Berlin or UTC."
+        ) from error
+    return name
+
+
+def _add_columns(connection: sa.Connection) -> None:
+    """Add what a database of an earlier version lacks; its rows stay as they are."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns(DEVICES.name)}
+    preparer = connection.dialect.identifier_preparer
+    for name in _ADDED:
+        if name not in there:
+            kind = DEVICES.c[name].type.compile(connection.dialect)
+            column = preparer.quote(name)
+            connection.exec_driver_sql(f"ALTER TABLE {DEVICES.name} ADD COLUMN {column} {kind}")
 
 
 def _insert(connection: sa.Connection, row: Mapping[str, Any]) -> int:
@@ -325,11 +397,13 @@ def _insert(connection: sa.Connection, row: Mapping[str, Any]) -> int:
 
 def _device(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> Device | None:
     row = connection.execute(sa.select(DEVICES).where(wanted)).one_or_none()
-    return None if row is None else _as_device(row)
+    return None if row is None else as_device(row)
 
 
-def _as_device(row: Any) -> Device:
-    return Device(row.name, row.role, row.created_s, row.revoked_s)
+def as_device(row: Any) -> Device:
+    """Return the device of a row."""
+    groups = tuple(json.loads(row.groups or "[]"))
+    return Device(row.name, row.role, row.created_s, row.revoked_s, groups, row.time_zone or "UTC")
 
 
 def _as_event(row: Any) -> Event:

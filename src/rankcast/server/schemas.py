@@ -78,6 +78,9 @@ class PlanRequest(_Body):
     held: list[Sha256] = Field(
         default_factory=list, max_length=MOST_HELD, description="Blobs that the device has."
     )
+    version: Version | None = Field(
+        default=None, description="That the device is to have; the newest if left out."
+    )
 
 
 class BlobBody(_Body):
@@ -118,13 +121,30 @@ class ReportRequest(_Body):
     version: Version
     ladder: int = Field(ge=0, lt=MOST_FILES, description="Index of the file.")
     n_rungs: int = Field(ge=0, le=MOST_CHUNKS)
-    event: Literal["fetched", "activated", "rolled-back", "refused", "failed"]
+    event: Literal["fetched", "activated", "rolled-back", "refused", "failed", "unhealthy"] = Field(
+        description="unhealthy: it took the release before, and does not work with it."
+    )
     throughput_bps: ThroughputBps | None = Field(
         default=None, description="Measured [bit/s]; null where nothing was."
     )
     received_bits: int = Field(default=0, ge=0, lt=2**53)
     elapsed_s: float = Field(default=0.0, ge=0, le=30 * 86400, description="Of the transfer [s].")
     message: str = Field(default="", max_length=2000, description="For people.")
+
+
+class AssignedAnswer(_Body):
+    """The version of an adapter that a device is to have."""
+
+    model_config = _example(
+        adapter="sst2", version=2, holds=False, rollout=7,
+        reason="Rollout 7 to version 3 is running.",
+    )  # fmt: skip
+
+    adapter: AdapterName
+    version: Version | None = Field(description="null for the newest.")
+    holds: bool = Field(description="Whether the device keeps what it has.")
+    rollout: int | None = Field(description="Number of the rollout that decides.")
+    reason: str = Field(description="For people.")
 
 
 class BaseModelBody(_Body):
@@ -192,7 +212,7 @@ class DeviceBody(_Body):
 
     name: str
     is_revoked: bool = Field(description="Whether its token was revoked.")
-    last_s: float | None = Field(description="When it was last seen [s since 1970].")
+    last_s: float | None = Field(description="When it last asked or reported [s since 1970].")
     plan: dict[str, Any] | None = Field(description="The last, as /v1/events sends it.")
     report: dict[str, Any] | None = Field(description="The last, likewise.")
     n_rolled_back: int = Field(description="How often it reported a roll-back.")

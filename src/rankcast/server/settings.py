@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 from rankcast.rate_limit import Buckets, Rate
-from rankcast.release.manifest import File
-from rankcast.release.store import Releases, Store
+from rankcast.release.manifest import Blob, File, Manifest
+from rankcast.release.store import Release, Releases, Store
 from rankcast.server import DEFAULT_DATABASE
 from rankcast.server.contents import Contents, contents_of
+from rankcast.server.looks import Looks
 from rankcast.server.metrics import Metrics
 from rankcast.server.registry import Registry
+from rankcast.server.rollouts.database import Rollouts
+from rankcast.server.rollouts.decide import Published
+from rankcast.server.shared_limits import SharedBuckets
 
 CALLS = Rate(per_s=10.0, burst=50)
 FILES = Rate(per_s=200.0, burst=2000)
@@ -30,13 +35,16 @@ class ServerSettings:
         largest_body: of a request [bytes]; a plan with 8192 held blobs has 550 KB.
         body_timeout_s: in which a body has to arrive [s].
         stall_s: in which a client has to take 64 KiB [s]; a link of 4.4 kbit/s does.
-        calls: of `/v1`, for each device and process.
-        files: requests of files, likewise.
+        calls: of `/v1`, for each device, over all servers of the database.
+        files: requests of files, for each device and process.
         poll_s: between two looks for new events [s].
         active_s: a device that asked within so many seconds counts as active.
         keep_token_s: how long a device that was let in may fetch blobs without being looked up
             again [s]; a revoked one is refused files after it at the latest.
         keep_events_s: age at which events are deleted [s].
+        now_s: the clock of rollouts [s since 1970].
+        look_event_s: a device's look that changes nothing is an event only after so long [s].
+        write_looks_s: between two times at which the times of such looks are written [s].
     """
 
     database: str = DEFAULT_DATABASE
@@ -50,6 +58,9 @@ class ServerSettings:
     active_s: float = 300.0
     keep_token_s: float = 5.0
     keep_events_s: float = 30 * 86400.0
+    now_s: Callable[[], float] = time.time
+    look_event_s: float = 86400.0
+    write_looks_s: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,13 @@ class ServerState:
         settings: what is allowed.
         releases: that the store has.
         registry: of devices and events.
+        rollouts: which version each device is to have.
+        looks: when devices were last seen; keeps their plans and reports.
         metrics: counted by this process.
-        calls: how often each device may still call.
-        files: likewise for files.
+        calls: how often each device may still call, at any server.
+        files: how often it may still ask this process for files.
         contents_of: what a file of a release brings; remembers the last it was asked for.
+        older_manifest: that a release lists, by its blob; likewise.
         stopping: set when the server is told to stop, for streams that never would.
     """
 
@@ -72,10 +86,13 @@ class ServerState:
     settings: ServerSettings
     releases: Releases
     registry: Registry
+    rollouts: Rollouts
+    looks: Looks
     metrics: Metrics
-    calls: Buckets
+    calls: SharedBuckets
     files: Buckets
     contents_of: Callable[[File], Contents | None]
+    older_manifest: Callable[[Blob], Manifest]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
@@ -87,13 +104,33 @@ class ServerState:
             DeliveryError: it does not answer.
         """
         registry = Registry(settings.database)
+        looks = Looks(registry, settings.look_event_s)
         return cls(
             store,
             settings,
             Releases(store),
             registry,
-            Metrics(lambda: registry.active_devices(settings.active_s)),
-            Buckets(settings.calls),
+            Rollouts(registry),
+            looks,
+            Metrics(lambda: looks.active_devices(settings.active_s)),
+            SharedBuckets(settings.calls, registry),
             Buckets(settings.files),
             lru_cache(_KEPT_CONTENTS)(partial(contents_of, store)),
+            lru_cache(_KEPT_CONTENTS)(lambda blob: Manifest.from_bytes(store.get(blob))),
         )
+
+    def published(self, adapter: str) -> Published:
+        """Return the versions that the signed release of an adapter names.
+
+        Raises:
+            DeliveryError: the metadata cannot be read, and never could since the start.
+        """
+        return published_of(self.releases.current().get(adapter))
+
+
+def published_of(release: Release | None) -> Published:
+    """Return the versions that a signed release names."""
+    if release is None:
+        return Published()
+    manifest = release.manifest
+    return Published(manifest.version, frozenset(older.version for older in manifest.older))

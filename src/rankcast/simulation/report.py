@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankcast.records import FloatArray
+from rankcast.simulation.fleet import FleetResult
 from rankcast.simulation.links import Links
 from rankcast.simulation.results import DeviceResult, SimulationResult
 
@@ -101,6 +102,42 @@ def csv_of(result: SimulationResult) -> str:
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows({**row, "failures": sum(row["failures"].values())} for row in rows)
+    return text.getvalue()
+
+
+def print_fleet(fleet: FleetResult, links: Links, words: str) -> None:
+    """Print what came out of simulated time.
+
+    Args:
+        fleet: its result.
+        links: of some of the devices.
+        words: what the links are.
+    """
+    console = Console(highlight=False)
+    summary = fleet.summary()
+    console.print(_summary_table({**summary, "resets": "none, in simulated time"}))
+    plans, sent = summary["plans_per_s"], summary["sent_bps"]
+    console.print(
+        f"The server was asked for {plans['mean']:,.0f} plans/s on average and "
+        f"{plans['peak']:,.0f} in the busiest second, and sent {sent['mean'] / 1e6:,.1f} and "
+        f"{sent['peak'] / 1e6:,.1f} Mbit/s."
+    )
+    console.print(f"Links: {words}; median {links.median_bps / 1e3:,.1f} kbit/s.")
+
+
+def csv_of_fleet(fleet: FleetResult) -> str:
+    """Return a row for each device, as CSV; empty fields for what never happened."""
+    d, text = fleet.devices, io.StringIO()
+    columns = {
+        "device": np.arange(d.n), "first_usable_s": d.first_s, "best_s": d.best_s,
+        "in_time": fleet.in_time, "updated_s": d.updated_s, "version": d.version,
+        "n_rungs": d.n_chunks, "received_bits": d.received_bits.astype(np.int64),
+        "link_bits": d.link_bits.astype(np.int64), "n_syncs": d.n_syncs, "failures": d.n_late,
+    }  # fmt: skip
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for row in zip(*(values.tolist() for values in columns.values()), strict=True):
+        writer.writerow("" if value != value else value for value in row)  # noqa: PLR0124 NaN
     return text.getvalue()
 
 

@@ -8,11 +8,14 @@ import { ago, link, rate } from "./format.js";
 import { drawAccuracy, drawDelivered, drawLink } from "./link_panels.js";
 import { News, Tiles, drawAdapters, drawLog } from "./overview.js";
 import { Panel } from "./panel.js";
+import { lookAtRollouts } from "./rollouts.js";
 import { State, MOST_EVENTS } from "./state.js";
 import { setUpTheme } from "./theme.js";
 
 const REPLAY = 1000;
+const SEEN_EVERY_MS = 60_000;
 const DRAW_MS = 200;
+const ROLLOUTS_EVERY_MS = 10_000;
 
 const state = new State();
 const news = new News();
@@ -138,6 +141,7 @@ async function prepare() {
     state.publish([]);
   }
   drawAdapters(state);
+  lookAtRollouts(state);
   redraw();
   return state.sequence ? `after=${state.sequence}` : `last=${REPLAY}`;
 }
@@ -146,6 +150,17 @@ function onEvent({ kind, data }) {
   const isOld = data.sequence <= state.counted;
   const entry = state.add(kind, data);
   if (entry && !isOld) news.entry(entry);
+  redraw();
+}
+
+// A look that changes nothing is no event, but moves the time at which a device was last seen.
+async function lookWhoWasSeen() {
+  if (byId("main").hidden) return;
+  try {
+    state.see(await getJson("v1/devices"));
+  } catch {
+    return; // the stream of events says what is wrong
+  }
   redraw();
 }
 
@@ -203,5 +218,7 @@ byId("log-mine").addEventListener("change", redraw);
 for (const panel of Object.values(panels)) byId("panels").append(panel.node);
 new ResizeObserver(redraw).observe(byId("panels"));
 setInterval(redraw, 1000);
+setInterval(lookWhoWasSeen, SEEN_EVERY_MS);
+setInterval(() => lookAtRollouts(state), ROLLOUTS_EVERY_MS);
 setUpTheme(byId("theme"));
 run();

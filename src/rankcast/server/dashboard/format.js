@@ -72,6 +72,7 @@ const OUTCOMES = {
   activated: ["✓", "activated", "good"],
   fetched: ["↓", "fetched", "plain"],
   "rolled-back": ["↶", "rolled back", "bad"],
+  unhealthy: ["✚", "unhealthy", "bad"],
   refused: ["⊘", "refused", "bad"],
   failed: ["✕", "failed", "warn"],
   plan: ["…", "planned", "plain"],

@@ -6,7 +6,7 @@ import { bits, bytes, count, moment, outcome, percent } from "./format.js";
 const ACTIVE_S = 300;
 const MOST_SHOWN = 100;
 const NEWS_EVERY_MS = 4000;
-const NEWSWORTHY = ["rolled-back", "refused", "failed", "version"];
+const NEWSWORTHY = ["rolled-back", "refused", "failed", "unhealthy", "version"];
 
 export class Tiles {
   #cells = new Map();

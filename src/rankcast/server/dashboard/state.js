@@ -37,6 +37,15 @@ export class State {
       device.nBack = row.n_rolled_back;
       for (const kind of ["plan", "report"]) if (row[kind]) insert(device, kind, row[kind]);
     }
+    this.see(answer);
+  }
+
+  // When devices were last seen: a look that changes nothing is no event.
+  see(answer) {
+    for (const { name, last_s: lastS } of answer.devices) {
+      const device = this.devices.get(name);
+      if (device && lastS) device.lastS = Math.max(device.lastS || 0, lastS);
+    }
   }
 
   publish(adapters) {

@@ -1,0 +1,604 @@
+"""Rollouts in the database that all servers share: what was ordered, and each device in it.
+
+Writers take turns (see `rankcast.server.registry`), and every change of a rollout names the
+revision that it was decided on, so that two servers can neither advance one twice nor advance what
+the other has halted. Nothing is kept in memory but when a rollout was looked at last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from rankcast.errors import ConfigError
+from rankcast.server.registry import DEVICES, Device, Registry, as_device
+from rankcast.server.rollouts.decide import (
+    Action,
+    Published,
+    StageCount,
+    asked,
+    changed_by_hand,
+    check_order,
+    decide,
+    joining,
+    ranked_stages,
+    reported,
+    settled_version,
+    version_told,
+)
+from rankcast.server.rollouts.rollout import FAILURES, OPEN, Member, Order, Rollout
+
+LOOK_EVERY_S = 5.0
+"""A server looks at most so often whether a rollout goes on, but at once after a failure [s]."""
+_SEEN_SHARE = 0.1
+"""Of the time after which a device counts as silent: how exactly it is known when it was seen."""
+_LONGEST_MESSAGE = 500
+_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+_METADATA = sa.MetaData()
+ROLLOUTS = sa.Table(
+    "rankcast_rollouts",
+    _METADATA,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("adapter", sa.String(64), nullable=False, index=True),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("stage", sa.Integer, nullable=False),
+    sa.Column("stage_began_s", sa.Float, nullable=False),
+    sa.Column("halted_stage", sa.Integer),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("changed_s", sa.Float, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sqlite_autoincrement=True,
+)
+MEMBERS = sa.Table(
+    "rankcast_rollout_devices",
+    _METADATA,
+    sa.Column("rollout", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("device", sa.String(64), primary_key=True),
+    sa.Column("stage", sa.Integer, nullable=False),
+    sa.Column("before", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("offered_s", sa.Float),
+    sa.Column("seen_s", sa.Float),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Index("rankcast_rollout_states", "rollout", "state"),
+)
+PINS = sa.Table(
+    "rankcast_pins",
+    _METADATA,
+    sa.Column("device", sa.String(64), primary_key=True),
+    sa.Column("adapter", sa.String(64), primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+)
+_STATE_FIELDS = (
+    "state", "stage", "stage_began_s", "halted_stage", "reason", "created_s", "changed_s",
+    "revision",
+)  # fmt: skip
+_MEMBER_FIELDS = ("device", "stage", "before", "state", "offered_s", "seen_s", "message")
+
+
+class UnknownRolloutError(ConfigError):
+    """No rollout has this number."""
+
+
+class RolloutConflictError(ConfigError):
+    """Another rollout, or another server, came first; or this one is not in a state for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a device is told.
+
+    Attributes:
+        version: that it is to have; None for the newest.
+        holds: whether it keeps what it has, since `version` cannot be had.
+        reason: for people.
+        rollout: number of the rollout that decides; None for none.
+    """
+
+    version: int | None = None
+    holds: bool = False
+    reason: str = ""
+    rollout: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A rollout and what became of its devices.
+
+    Attributes:
+        rollout: as it is.
+        counts: of each stage, without devices whose token was revoked.
+        by_group: failures by group; those of devices without a group under the empty name.
+        failed: the first devices that failed.
+    """
+
+    rollout: Rollout
+    counts: tuple[StageCount, ...]
+    by_group: Mapping[str, int]
+    failed: tuple[Member, ...]
+
+
+class Rollouts:
+    """The rollouts of a database. Threads may share it; processes open their own."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Make the tables if there are none.
+
+        Raises:
+            DeliveryError: the database does not answer.
+        """
+        self._registry = registry
+        self._looked_s: dict[int, float] = {}
+        with registry.writing() as connection:
+            _METADATA.create_all(connection)
+
+    def create(self, order: Order, now_s: float, published: Published) -> Rollout:
+        """Begin a rollout, or let it wait until its version is published.
+
+        Args:
+            order: what is asked for; the cutoffs of its stages are filled in.
+            now_s: the time [s since 1970].
+            published: versions of the adapter.
+
+        Raises:
+            ConfigError: versions that cannot be had, an unknown group or device, or none at all.
+            RolloutConflictError: another rollout of the adapter is still open.
+        """
+        check_order(order, published)
+        with self._registry.writing() as connection:
+            earlier = _rollouts(connection, order.adapter)
+            if earlier and earlier[0].is_open:
+                raise RolloutConflictError(
+                    f"Rollout {earlier[0].number} of {order.adapter} to version "
+                    f"{earlier[0].order.version} is {earlier[0].state}; two of one adapter would "
+                    f"overlap. Wait until it is done, or rankcast rollout abort "
+                    f"{earlier[0].number} first."
+                )
+            meant = _meant(connection, order)
+            stages, stage_of = ranked_stages(order.stages, order.salt, meant)
+            order = replace(order, stages=stages)
+            rollout = Rollout(0, order, created_s=now_s, changed_s=now_s)
+            rollout = decide(rollout, (), now_s, is_published=_has(published, order)) or rollout
+            row = {name: getattr(rollout, name) for name in _STATE_FIELDS}
+            plan = json.dumps(order.to_plain(), sort_keys=True)
+            done = connection.execute(
+                sa.insert(ROLLOUTS).values(adapter=order.adapter, plan=plan, **row)
+            )
+            assert done.inserted_primary_key is not None
+            rollout = replace(rollout, number=int(done.inserted_primary_key[0]))
+            known = [(r, _members(connection, r.number)) for r in _still_valid(earlier)]
+            rows = []
+            for name, groups in meant.items():
+                ended = [(r, members.get(name)) for r, members in known]
+                before = settled_version(ended, name, groups, order.before)
+                member = Member(name, stage_of[name], before)
+                rows.append(_member_row(rollout.number, member))
+            if rows:
+                connection.execute(sa.insert(MEMBERS), rows)
+        return rollout
+
+    def all(self, adapter: str | None = None) -> tuple[Rollout, ...]:
+        """Return rollouts, the newest first.
+
+        Args:
+            adapter: of which; None for all.
+        """
+        with self._registry.reading() as connection:
+            return tuple(_rollouts(connection, adapter))
+
+    def get(self, number: int) -> Rollout:
+        """Return a rollout.
+
+        Raises:
+            UnknownRolloutError: there is no such rollout.
+        """
+        with self._registry.reading() as connection:
+            return _rollout(connection, number)
+
+    def default_before(self, adapter: str, version: int, published: Published) -> int:
+        """Return the version that devices have without a rollout, to be kept until they get it.
+
+        Args:
+            adapter: of which.
+            version: that is to be rolled out.
+            published: versions of the adapter.
+
+        Raises:
+            ConfigError: there is no other version.
+        """
+        ended = [r.order.version for r in self.all(adapter) if r.state == "done"]
+        ended = [v for v in ended[:1] if v in published.versions and v != version]
+        below = ended or [v for v in sorted(published.versions, reverse=True) if v < version]
+        if not below:
+            raise ConfigError(
+                f"There is no version of {adapter} before {version} to keep devices on: the signed "
+                f"release names {published.words}. A first release needs no rollout."
+            )
+        return below[0]
+
+    def progress(self, number: int, now_s: float, published: Published, most: int = 20) -> Progress:
+        """Return how far a rollout is, after a look whether it goes on.
+
+        Args:
+            number: of the rollout.
+            now_s: the time [s since 1970].
+            published: versions of its adapter.
+            most: failed devices to name.
+
+        Raises:
+            UnknownRolloutError: there is no such rollout.
+        """
+        self.look(number, now_s, published)
+        with self._registry.reading() as connection:
+            rollout = _rollout(connection, number)
+            counts = _counts(connection, rollout, now_s)
+            groups = DEVICES.c.groups.label("groups")
+            failing = sa.select(MEMBERS, groups).outerjoin(
+                DEVICES, DEVICES.c.name == MEMBERS.c.device
+            )
+            failing = failing.where(MEMBERS.c.rollout == number, MEMBERS.c.state.in_(FAILURES))
+            rows = connection.execute(failing.order_by(MEMBERS.c.device)).all()
+        by_group = Counter(
+            group for row in rows for group in (json.loads(row.groups or "[]") or [""])
+        )
+        failed = tuple(_as_member(row) for row in rows[:most])
+        return Progress(rollout, counts, dict(sorted(by_group.items())), failed)
+
+    def change(
+        self, number: int, action: Action, now_s: float, published: Published, reason: str = ""
+    ) -> Rollout:
+        """Do what an operator asks for.
+
+        Args:
+            number: of the rollout.
+            action: what to do.
+            now_s: the time [s since 1970].
+            published: versions of its adapter.
+            reason: for people.
+
+        Raises:
+            UnknownRolloutError: there is no such rollout.
+            RolloutConflictError: it is not in a state for that, or not the adapter's newest.
+        """
+        with self._registry.writing() as connection:
+            before = _rollout(connection, number)
+            newest = _rollouts(connection, before.order.adapter)[0].number
+            if newest != number:
+                raise RolloutConflictError(
+                    f"Rollout {number} was followed by rollout {newest} of {before.order.adapter}; "
+                    f"change that one."
+                )
+            is_published = _has(published, before.order)
+            try:
+                after = changed_by_hand(
+                    before, action, now_s, reason=reason, is_published=is_published
+                )
+            except ConfigError as error:
+                raise RolloutConflictError(str(error)) from error
+            return compare_and_set(connection, before, after)
+
+    def look(self, number: int, now_s: float, published: Published) -> None:
+        """Let a rollout go on, or halt it, by its rules.
+
+        Raises:
+            UnknownRolloutError: there is no such rollout.
+        """
+        self._looked_s[number] = now_s
+        with self._registry.reading() as connection:
+            rollout = _rollout(connection, number)
+            if _decided(connection, rollout, now_s, published) is None:
+                return
+        with self._registry.writing() as connection:
+            rollout = _rollout(connection, number)
+            after = _decided(connection, rollout, now_s, published)
+            if after is not None:
+                compare_and_set(connection, rollout, after)
+
+    def assign(
+        self,
+        device: str,
+        adapter: str,
+        now_s: float,
+        published: Published,
+        *,
+        active: int | None = None,
+        rejected: AbstractSet[int] = frozenset(),
+    ) -> Assignment:
+        """Return which version a device is to have, and keep what its question says of it.
+
+        Args:
+            device: its name.
+            adapter: of which adapter.
+            now_s: the time [s since 1970].
+            published: versions of the adapter.
+            active: the version that it has; None if it has none, or does not say.
+            rejected: versions that failed their proof on it.
+        """
+        with self._registry.reading() as connection:
+            pin = _pin(connection, device, adapter)
+            if pin is not None:
+                return _held_to(published, pin, f"{device} is pinned to version {pin}.")
+            rollouts = _rollouts(connection, adapter)
+        if not rollouts:
+            return Assignment()
+        if rollouts[0].is_open and self._is_due(rollouts[0].number, now_s):
+            self.look(rollouts[0].number, now_s, published)
+        question = _Question(device, adapter, now_s, published, active, rejected)
+        with self._registry.reading() as connection:
+            answer, row = question.answered(connection)
+        if row is None:
+            return answer
+        with self._registry.writing() as connection:  # as things are now that it is our turn
+            answer, row = question.answered(connection)
+            if row is not None:
+                _put_member(connection, row)
+        if row is not None and row["state"] in FAILURES:
+            self.look(int(row["rollout"]), now_s, published)
+            with self._registry.reading() as connection:
+                answer, _ = question.answered(connection)
+        return answer
+
+    def report(
+        self,
+        device: str,
+        adapter: str,
+        now_s: float,
+        *,
+        version: int,
+        event: str,
+        message: str = "",
+    ) -> int | None:
+        """Keep what a report says of a rollout; return its number if it has to be looked at.
+
+        Args:
+            device: whose.
+            adapter: of which adapter.
+            now_s: the time [s since 1970].
+            version: of the release that it is about.
+            event: of the report.
+            message: of the report.
+        """
+        with self._registry.reading() as connection:
+            if not _rollouts(connection, adapter):
+                return None
+        with self._registry.writing() as connection:
+            found = _newest_of(connection, adapter, device)
+            if found is None:
+                return None
+            rollout, member = found
+            seen = replace(member, seen_s=now_s) if member.offered_s is not None else member
+            after = reported(rollout, seen, version, event, message[:_LONGEST_MESSAGE])
+            if after != member:
+                _put_member(connection, _member_row(rollout.number, after))
+        return rollout.number if after.state in FAILURES and rollout.is_open else None
+
+    def pin(self, device: str, adapter: str, version: int | None, published: Published) -> None:
+        """Keep a device on a version whatever is rolled out; None lets it go.
+
+        Raises:
+            ConfigError: an unknown device, or a version that cannot be had.
+        """
+        if version is not None and version not in published.versions:
+            raise ConfigError(
+                f"The signed release of {adapter} names versions {published.words}, not {version}."
+            )
+        with self._registry.writing() as connection:
+            if device not in _devices(connection, [device]):
+                raise ConfigError(f"There is no device {device!r}; see rankcast devices list.")
+            here = (PINS.c.device == device) & (PINS.c.adapter == adapter)
+            connection.execute(sa.delete(PINS).where(here))
+            if version is not None:
+                row = {"device": device, "adapter": adapter, "version": version}
+                connection.execute(sa.insert(PINS).values(**row))
+
+    def _is_due(self, number: int, now_s: float) -> bool:
+        """Return whether it is time for a look; at once where the clock was set back."""
+        passed_s = now_s - self._looked_s.get(number, -LOOK_EVERY_S)
+        return not 0.0 <= passed_s < LOOK_EVERY_S
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A device's question; see `Rollouts.assign`."""
+
+    device: str
+    adapter: str
+    now_s: float
+    published: Published
+    active: int | None
+    rejected: AbstractSet[int]
+
+    def answered(self, connection: sa.Connection) -> tuple[Assignment, dict[str, Any] | None]:
+        """Return the answer, and the row to keep of the device; None if nothing is new."""
+        known = _devices(connection, [self.device]).get(self.device)
+        groups = () if known is None else known.groups
+        zone = "UTC" if known is None else known.time_zone
+        rollouts = _rollouts(connection, self.adapter)
+        baseline = rollouts[-1].order.before
+        valid = _still_valid(rollouts)
+        ended = [(r, _member(connection, r.number, self.device)) for r in valid]
+        newest, kept = ended[0]
+        settled = settled_version(ended[1:], self.device, groups, baseline)
+        member = kept or joining(newest, self.device, groups, settled)
+        if member is None:
+            return _held_to(self.published, settled, "No rollout is for this device."), None
+        new = asked(newest, member, active=self.active, rejected=self.rejected)
+        told = version_told(newest, new, self.now_s, active=self.active, time_zone=zone)
+        is_told = told == newest.order.version and told in self.published.versions
+        if not is_told and told == newest.order.version:
+            told = new.before
+        if is_told and new.state in ("waiting", "returned"):
+            offered_s = self.now_s if new.offered_s is None else new.offered_s
+            new = replace(new, state="offered", offered_s=offered_s)
+        if new.offered_s is not None and (new != kept or self._was_long_ago(newest, new)):
+            new = replace(new, seen_s=self.now_s)
+        words = f"Rollout {newest.number} to version {newest.order.version} is {newest.state}."
+        answer = replace(_held_to(self.published, told, words), rollout=newest.number)
+        return answer, None if new == kept else _member_row(newest.number, new)
+
+    def _was_long_ago(self, rollout: Rollout, member: Member) -> bool:
+        passed_s = abs(self.now_s - (member.seen_s or 0.0))
+        return member.state == "offered" and passed_s > _SEEN_SHARE * rollout.order.silent_after_s
+
+
+def _held_to(published: Published, version: int, reason: str) -> Assignment:
+    """Return the answer for a version, or that a device keeps what it has if it cannot be had."""
+    if version in published.versions:
+        return Assignment(version, reason=reason)
+    words = f"{reason} The signed release names no version {version}, only {published.words}."
+    return Assignment(None, holds=True, reason=words)
+
+
+def _has(published: Published, order: Order) -> bool:
+    return order.version in published.versions
+
+
+def _still_valid(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Return rollouts, the newest first, as far back as one that every device has gone through."""
+    valid = []
+    for rollout in rollouts:
+        valid.append(rollout)
+        target = rollout.order.target
+        is_all = not target.groups and not target.devices and target.share == 1.0
+        if rollout.state == "done" and is_all:
+            break
+    return valid
+
+
+def _meant(connection: sa.Connection, order: Order) -> dict[str, tuple[str, ...]]:
+    """Return the devices of a target with their groups.
+
+    Raises:
+        ConfigError: an unknown group or device, or none at all.
+    """
+    holding = DEVICES.c.revoked_s.is_(None) & (DEVICES.c.role == "device")
+    rows = connection.execute(sa.select(DEVICES.c.name, DEVICES.c.groups).where(holding)).all()
+    groups_of = {row.name: tuple(json.loads(row.groups or "[]")) for row in rows}
+    groups = {group for names in groups_of.values() for group in names}
+    target, unknown = order.target, "; see rankcast devices list."
+    for group in target.groups:
+        if group not in groups:
+            raise ConfigError(f"No device is in a group {group!r}{unknown}")
+    for name in target.devices:
+        if name not in groups_of:
+            raise ConfigError(f"No device {name!r} has a token{unknown}")
+    meant = {name: of for name, of in groups_of.items() if target.matches(name, of, order.adapter)}
+    if groups_of and not meant:
+        raise ConfigError(f"{target.words} are no device at all; name a larger target.")
+    return meant
+
+
+def _devices(connection: sa.Connection, names: Sequence[str]) -> dict[str, Device]:
+    rows = connection.execute(sa.select(DEVICES).where(DEVICES.c.name.in_(names))).all()
+    return {row.name: as_device(row) for row in rows}
+
+
+def _rollout(connection: sa.Connection, number: int) -> Rollout:
+    row = connection.execute(sa.select(ROLLOUTS).where(ROLLOUTS.c.number == number)).one_or_none()
+    if row is None:
+        raise UnknownRolloutError(f"There is no rollout {number}; see rankcast rollout status.")
+    return _as_rollout(row)
+
+
+def _rollouts(connection: sa.Connection, adapter: str | None) -> list[Rollout]:
+    query = sa.select(ROLLOUTS).order_by(ROLLOUTS.c.number.desc())
+    if adapter is not None:
+        query = query.where(ROLLOUTS.c.adapter == adapter)
+    return [_as_rollout(row) for row in connection.execute(query).all()]
+
+
+def _members(connection: sa.Connection, number: int) -> dict[str, Member]:
+    rows = connection.execute(sa.select(MEMBERS).where(MEMBERS.c.rollout == number)).all()
+    return {row.device: _as_member(row) for row in rows}
+
+
+def _member(connection: sa.Connection, number: int, device: str) -> Member | None:
+    here = (MEMBERS.c.rollout == number) & (MEMBERS.c.device == device)
+    row = connection.execute(sa.select(MEMBERS).where(here)).one_or_none()
+    return None if row is None else _as_member(row)
+
+
+def _newest_of(
+    connection: sa.Connection, adapter: str, device: str
+) -> tuple[Rollout, Member] | None:
+    """Return the newest rollout of an adapter if a device is part of it."""
+    rollout = _rollouts(connection, adapter)[0]
+    member = _member(connection, rollout.number, device)
+    return None if member is None else (rollout, member)
+
+
+def _pin(connection: sa.Connection, device: str, adapter: str) -> int | None:
+    here = (PINS.c.device == device) & (PINS.c.adapter == adapter)
+    return connection.execute(sa.select(PINS.c.version).where(here)).scalar()
+
+
+def _counts(connection: sa.Connection, rollout: Rollout, now_s: float) -> tuple[StageCount, ...]:
+    """Return what became of the devices of each stage whose token holds."""
+    silent_s = now_s - rollout.order.silent_after_s
+    fell_silent = (MEMBERS.c.state == "offered") & (MEMBERS.c.seen_s < silent_s)
+    silent = sa.func.sum(sa.case((fell_silent, 1), else_=0))
+    query = sa.select(MEMBERS.c.stage, MEMBERS.c.state, sa.func.count(), silent)
+    query = query.outerjoin(DEVICES, DEVICES.c.name == MEMBERS.c.device)
+    query = query.where(MEMBERS.c.rollout == rollout.number, DEVICES.c.revoked_s.is_(None))
+    rows = connection.execute(query.group_by(MEMBERS.c.stage, MEMBERS.c.state)).all()
+    return tuple(
+        StageCount(
+            {state: n for stage, state, n, _ in rows if stage == number},
+            sum(int(n) for stage, _, _, n in rows if stage == number),
+        )
+        for number in range(rollout.order.n_stages)
+    )
+
+
+def _decided(
+    connection: sa.Connection, rollout: Rollout, now_s: float, published: Published
+) -> Rollout | None:
+    if rollout.state not in OPEN:
+        return None
+    counts = _counts(connection, rollout, now_s)
+    return decide(rollout, counts, now_s, is_published=_has(published, rollout.order))
+
+
+def compare_and_set(connection: sa.Connection, before: Rollout, after: Rollout) -> Rollout:
+    """Keep a rollout's new state if it is still what was decided on.
+
+    Raises:
+        RolloutConflictError: another server changed it in the meantime.
+    """
+    after = replace(after, revision=before.revision + 1)
+    here = (ROLLOUTS.c.number == before.number) & (ROLLOUTS.c.revision == before.revision)
+    row = {name: getattr(after, name) for name in _STATE_FIELDS}
+    if connection.execute(sa.update(ROLLOUTS).where(here).values(**row)).rowcount != 1:
+        raise RolloutConflictError(
+            f"Rollout {before.number} was changed by another server at the same time; look at its "
+            f"status and try again."
+        )
+    return after
+
+
+def _put_member(connection: sa.Connection, row: Mapping[str, Any]) -> None:
+    here = (MEMBERS.c.rollout == row["rollout"]) & (MEMBERS.c.device == row["device"])
+    if connection.execute(sa.update(MEMBERS).where(here).values(**row)).rowcount == 0:
+        connection.execute(sa.insert(MEMBERS).values(**row))
+
+
+def _member_row(number: int, member: Member) -> dict[str, Any]:
+    return {"rollout": number, **{name: getattr(member, name) for name in _MEMBER_FIELDS}}
+
+
+def _as_member(row: Any) -> Member:
+    return Member(**{name: getattr(row, name) for name in _MEMBER_FIELDS})
+
+
+def _as_rollout(row: Any) -> Rollout:
+    state = {name: getattr(row, name) for name in _STATE_FIELDS}
+    return Rollout(row.number, Order.from_plain(json.loads(row.plan)), **state)
