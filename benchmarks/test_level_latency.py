@@ -1,8 +1,8 @@
 """How long a whole decision takes for levels, beside one for ranks: policy and exact solver.
 
 Both problems have 36 projections and eight steps of each; of levels each step has bits of its own.
-Links are alike: everything just arrives at 5 dB, so that the deadline binds as often. They are timed
-in turn in one process, on one core. `python benchmarks/test_level_latency.py`.
+Links are alike: everything just arrives at 5 dB, so that the deadline binds as often. They are
+timed in turn in one process, on one core. `python benchmarks/test_level_latency.py`.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def test_what_it_refuses() -> None:
     learner = fixed()
     n = learner.layout.n_projections
     for plan in (np.full((1, n), 3), np.full((1, n + 1), 0), np.full((1, n), -1)):
-        with pytest.raises(ModelError, match="levels 0..2"):
+        with pytest.raises(ModelError, match=r"levels 0\.\.2"):
             learner.apply(plan)
     with pytest.raises(ConfigError, match="rank 9"):
         fixed((0, 1, 9))
