@@ -299,7 +299,7 @@ def test_teachers_train_first_and_differ() -> None:
     logits = []
     for adapter in adapters:
         with adapter.answering():
-            logits.append(learner._states(batch))
+            logits.append(learner._passes._states(batch))
     each = [one.softmax(-1) for one in logits]
     assert not torch.allclose(*each, atol=1e-3)
     mean = mean_logits(logits).softmax(-1)

@@ -5,33 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.adapters.rate import coded_bits
 from rankcast.config.learner import FinetuneConfig
 from rankcast.errors import CheckpointError, ConfigError, DataError, ModelError, RankcastError
-from rankcast.learner.answer_head import answering_for
 from rankcast.learner.answer_memory import AnswerMemory
 from rankcast.learner.base_models import load_model
 from rankcast.learner.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
-from rankcast.learner.frozen_weights import cast_frozen_once
 from rankcast.learner.memory import shortage_told
 from rankcast.learner.objectives import (
     AdapterSnapshot,
     CausalLM,
-    Judged,
     Objective,
     SequenceClassification,
-    mean_logits,
 )
 from rankcast.learner.optimisation import Optimisation, make_accelerator
+from rankcast.learner.passes import ModelPasses
 from rankcast.learner.precision import precision_for
 from rankcast.learner.protocol import Evaluation, StepResult
 from rankcast.learner.rounding import Rounding
@@ -69,7 +64,6 @@ class TransformerLearner:
         self._objective = _objective(config, data)
         device = self.accelerator.device
         self._precision = precision_for(config, device, is_causal=self.is_causal)
-        self._judging = False
         with shortage_told(f"to load {config.model}", "Name a smaller base model."):
             base = load_model(
                 config.model,
@@ -91,11 +85,8 @@ class TransformerLearner:
             seed=config.seed,
         )
         self.adapter.model.to(device)
-        low = self._precision.training
-        if device.type == "cpu" and low is not None and not self.is_causal:
-            cast_frozen_once(self.adapter.model, low)
-        self._answering = answering_for(
-            self._objective, self.adapter.model, self._autocast, is_causal=self.is_causal
+        self._passes = ModelPasses(
+            self.adapter, self._objective, self._precision, is_causal=self.is_causal
         )
         self.optimisation = self._fresh_optimisation(config)
         self._max_length = min(config.max_length, base.max_length)
@@ -111,7 +102,6 @@ class TransformerLearner:
         self._teachers: Sequence[AdapterSnapshot] = ()
         self._answer_weight = 1.0
         self._remembered: AnswerMemory | None = None
-        self._weights: Mapping[str, Tensor] = {}
 
     @property
     def layout(self) -> AdapterLayout:
@@ -225,12 +215,8 @@ class TransformerLearner:
             RankcastError: the loss is not finite.
         """
         self.adapter.model.train()
-        self._weights = weights
-        try:
-            with self._seeded_dropout():
-                mean = self._backward(self._next_parts())
-        finally:
-            self._weights = {}
+        with self._passes.with_weights(weights), self._seeded_dropout():
+            mean = self._backward(self._next_parts())
         self._batches.advance()
         self.optimisation.n_steps += 1
         return mean
@@ -249,7 +235,7 @@ class TransformerLearner:
         total = max(sum(self._objective.count(part) for part in parts), 1)
         for part in parts:
             with self._memory_told():
-                yield self._judge(part).loss.sum() / total
+                yield self._passes.judge(part).loss.sum() / total
 
     def classifier_tensors(self) -> tuple[str, ...]:
         """Return the names of the output layer's tensors, one row a class; none for others.
@@ -369,10 +355,10 @@ class TransformerLearner:
         table = torch.zeros(3, len(tokens), device=device)
         self.adapter.model.eval()
         own = self.adapter.at_ranks(self.adapter.ranks if ranks is None else ranks)
-        with own, self._as_judged(), self._memory_told():
+        with own, self._passes.as_judged(), self._memory_told():
             for number, chosen in enumerate(self._evaluation_batches(tokens, indices)):
                 if number % self.accelerator.num_processes == self.accelerator.process_index:
-                    judged = self._judge(tokens.collate(chosen).to(device))
+                    judged = self._passes.judge(tokens.collate(chosen).to(device))
                     rows = torch.stack([judged.loss, judged.correct, judged.count])
                     table[:, torch.from_numpy(chosen).to(device)] = rows
         table = self.accelerator.reduce(table, reduction="sum")
@@ -393,12 +379,12 @@ class TransformerLearner:
         tokens, device = self._tokenised(split), self.accelerator.device
         self.adapter.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=device)
-        with self._as_judged(), self._memory_told():
+        with self._passes.as_judged(), self._memory_told():
             for number, chosen in enumerate(self._evaluation_batches(tokens, None)):
                 if number % self.accelerator.num_processes != self.accelerator.process_index:
                     continue
                 batch = tokens.collate(chosen).to(device)
-                found = self._towards([reference], 1.0, batch)
+                found = self._passes.towards([reference], 1.0, batch)
                 total += torch.stack([found.sum(), found.new_tensor(self._objective.count(batch))])
         divergence, count = self.accelerator.reduce(total, reduction="sum").tolist()
         return divergence / max(count, 1)
@@ -536,53 +522,9 @@ class TransformerLearner:
     def _losses(self, batch: Batch) -> Tensor:
         """Return (B,) what is minimised: losses, or divergences from earlier answers."""
         if not self._teachers:
-            return self._judge(batch).loss
-        if self._remembered is None:
-            return self._towards(self._teachers, self._answer_weight, batch)
-        wanted = self._remembered.answers(
-            batch, lambda new: mean_logits(self._asked(self._teachers, new))
-        )
-        return self._answering.towards(self._states(batch), [wanted], self._answer_weight, batch)
-
-    def _towards(self, teachers: Sequence[AdapterSnapshot], weight: float, batch: Batch) -> Tensor:
-        """Return (B,) divergences from the mean answers of adapters; see `learn_from`."""
-        wanted = self._asked(teachers, batch)
-        return self._answering.towards(self._states(batch), wanted, weight, batch)
-
-    def _asked(self, teachers: Sequence[AdapterSnapshot], batch: Batch) -> list[Tensor]:
-        """Return what each of some adapters answers, as the way of answering keeps it."""
-        found = []
-        for teacher in teachers:
-            with teacher.answering(), self._autocast():
-                run = partial(self.adapter.model, **_tokens_of(batch))
-                found.append(self._answering.states(run, batch))
-        return found
-
-    def _judge(self, batch: Batch) -> Judged:
-        return self._answering.judge(self._states(batch), batch)
-
-    def _states(self, batch: Batch) -> Tensor:
-        """Run the model on a batch in the precision of this run."""
-        run = partial(self.adapter.model, **_tokens_of(batch))
-        if self._weights:
-            run = partial(
-                functional_call, self.adapter.model, dict(self._weights), (), _tokens_of(batch)
-            )
-        with self._autocast():
-            return self._answering.states(run, batch)
-
-    def _autocast(self) -> Any:
-        """Return the context in which the model runs."""
-        return self._precision.autocast(training=not self._judging)
-
-    @contextmanager
-    def _as_judged(self) -> Iterator[None]:
-        """Run in the precision in which texts are judged."""
-        before, self._judging = self._judging, True
-        try:
-            yield
-        finally:
-            self._judging = before
+            return self._passes.judge(batch).loss
+        learnt = self._teachers, self._answer_weight, batch
+        return self._passes.towards(*learnt, self._remembered)
 
     @contextmanager
     def _memory_told(self) -> Iterator[None]:
@@ -602,7 +544,7 @@ class TransformerLearner:
         """Return the mean loss of a batch under (N,) ranks, without dropout."""
         self.adapter.model.eval()
         with self.adapter.at_ranks(ranks), self._memory_told():
-            summed = torch.stack([self._judge(part).loss.sum() for part in parts]).sum()
+            summed = torch.stack([self._passes.judge(part).loss.sum() for part in parts]).sum()
         return self._sum_over_processes(summed) / max(self._n_predictions(parts), 1)
 
     def _n_predictions(self, parts: Sequence[Batch]) -> float:
@@ -624,11 +566,6 @@ class TransformerLearner:
             key = [self.config.seed, self.n_steps, self.accelerator.process_index]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
             yield
-
-
-def _tokens_of(batch: Batch) -> dict[str, Tensor]:
-    """Return what the model takes of a batch."""
-    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
 
 def _objective(config: FinetuneConfig, data: DatasetSplits) -> Objective:
