@@ -14,7 +14,7 @@ from studies.byte_frontier.methods import METHODS
 from studies.byte_frontier.ours import FEW_PACKETS, FEWEST, ONE_PACKET, STREAM, WAYS
 from studies.harness.spec import Claim, Table
 from studies.report.statistics import verdict_equivalent, verdict_not_worse
-from studies.shared.judging import Answers, percent, points_claim
+from studies.shared.judging import Answers, points, points_claim
 from studies.shared.rates import Point, bytes_at
 
 HALF_A_POINT, A_POINT = 0.005, 0.01
@@ -198,7 +198,7 @@ def beginnings_table(curves: Sequence[Curve], title: str) -> Table | None:
             f"{b.size:,}",
             f"{b.begun.n_bytes:,.0f}",
             f"{b.alone.n_bytes:,.0f}",
-            percent(b.begun.answers.minus(b.alone.answers), sign=True),
+            points(b.begun.answers.minus(b.alone.answers)),
             f"{b.begun.loss:.4f}",
             f"{b.alone.loss:.4f}",
             "less loss than any" if b.share is None else f"{100 * b.share:+.0f} %",

@@ -20,7 +20,7 @@ from studies.byte_frontier.curves import (
 from studies.byte_frontier.methods import METHODS
 from studies.byte_frontier.ours import FEW_PACKETS, ONE_PACKET, WAYS
 from studies.harness.spec import LineChart, Presentation, Result, Row, Table
-from studies.shared.judging import accuracy_series, percent
+from studies.shared.judging import accuracy_series, percent, points
 from studies.shared.rates import bd_rate, bytes_at
 
 TASK_LABELS = {"sst2-frontier": "SST-2", "agnews-frontier": "AG News"}
@@ -119,7 +119,7 @@ def _difference(measured: Measured, best: Reference) -> str:
     """Return the difference to the reference, paired by seed and text."""
     if not measured.answers.shared(best.answers):
         return "–"
-    return percent(measured.answers.minus(best.answers), sign=True)
+    return points(measured.answers.minus(best.answers))
 
 
 def _every_code(curves: Sequence[Curve], best: Reference, title: str) -> Table:

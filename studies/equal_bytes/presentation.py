@@ -11,7 +11,14 @@ from studies.byte_frontier.curves import method_label
 from studies.equal_bytes.plans import BETWEEN_DB, CHOOSERS, LINKS_DB, POLICY, SOLVER, budgets_bits
 from studies.harness.spec import Claim, LineChart, Presentation, Result, Table
 from studies.report.statistics import verdict, verdict_not_worse
-from studies.shared.judging import Answers, accuracy_series, percent, points_claim, unpack_groups
+from studies.shared.judging import (
+    Answers,
+    accuracy_series,
+    percent,
+    points,
+    points_claim,
+    unpack_groups,
+)
 
 HALF_A_POINT = 0.005
 WORST_DB = (-5.0, 0.0)
@@ -96,7 +103,7 @@ def _difference_table(senders: Mapping[str, Sender], ours: Sender) -> Table:
 def _difference(ours: Answers, theirs: Answers) -> str:
     if not ours.shared(theirs):
         return "–"
-    return f"{ours.minus(theirs).scaled(100):+.2f}"
+    return points(ours.minus(theirs))
 
 
 def _bytes_table(result: Result) -> Table:

@@ -15,7 +15,7 @@ import numpy as np
 
 from studies.byte_frontier.claims import CLAIMED
 from studies.byte_frontier.curves import Curve, Measured, Reference, curves_of, reference_of
-from studies.byte_frontier.ours import FEW_PACKETS
+from studies.byte_frontier.ours import FEW_PACKETS, ONE_PACKET
 from studies.harness.catalogue import load_study
 from studies.harness.spec import Result, Row
 from studies.harness.store import Store
@@ -53,24 +53,28 @@ def render() -> str:
 
 def lines() -> Iterator[Line]:
     """Yield the numbers that there are results for."""
-    frontier = frontier_line(curves_of(_result("byte_frontier"), FRONTIER_TASK))
-    if frontier is not None:
-        yield frontier
+    curves = curves_of(_result("byte_frontier"), FRONTIER_TASK)
+    for size in (FEW_PACKETS, ONE_PACKET):
+        frontier = frontier_line(curves, size)
+        if frontier is not None:
+            yield frontier
     yield codec_line(_result("codec"))
     yield link_line()
 
 
-def frontier_line(curves: Sequence[Curve]) -> Line | None:
-    """Return how far a file of a few packets is behind the best adapter; None before it is judged.
+def frontier_line(curves: Sequence[Curve], size: int = FEW_PACKETS) -> Line | None:
+    """Return how far a file of a given size is behind the best adapter; None before it is judged.
 
     Args:
         curves: of one task of `byte_frontier`.
+        size: for which the file was trained [bytes].
     """
-    best, ours = reference_of(curves), _few_packets(curves)
+    best, ours = reference_of(curves), _of_size(curves, size)
     if best is None or ours is None or not (seeds := ours.answers.shared(best.answers)):
         return None
     return Line(
-        f"a file that was trained for {FEW_PACKETS:,} bytes: {ours.n_bytes:,.0f} with its header",
+        f"a file that was trained for {size:,} bytes{', a packet' if size == ONE_PACKET else ''}: "
+        f"{ours.n_bytes:,.0f} with its header",
         f"the most accurate float32 LoRA of any rank ({_rank(best)}): "
         f"{best.measured.n_bytes:,.0f} bytes",
         _points(ours.answers, best.answers),
@@ -79,14 +83,14 @@ def frontier_line(curves: Sequence[Curve]) -> Line | None:
     )
 
 
-def _few_packets(curves: Sequence[Curve]) -> Measured | None:
-    """Return our file of a few packets, of the best way of making it that was judged."""
+def _of_size(curves: Sequence[Curve], size: int) -> Measured | None:
+    """Return our file of a size, of the best way of making it that was judged."""
     found = {
         curve.method: m
         for curve in curves
         if curve.method in CLAIMED
         for m in curve.codes
-        if m.code == f"{FEW_PACKETS:,} bytes"
+        if m.code == f"{size:,} bytes"
     }
     return next((found[way] for way in reversed(CLAIMED) if way in found), None)
 

@@ -199,6 +199,11 @@ def percent(estimate: Estimate | None, digits: int = 2, *, sign: bool = False) -
     return "–" if estimate is None else f"{estimate.scaled(100):{'+' if sign else ''}.{digits}f} %"
 
 
+def points(difference: Estimate) -> str:
+    """Return a difference in accuracy in points, with its interval."""
+    return f"{difference.scaled(100):+.2f}"
+
+
 def points_claim(
     claim: str,
     difference: Estimate,
