@@ -8,17 +8,21 @@ bits; solvers and simple rules choose levels of the same adapter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rankcast.allocation.level_problem import LevelProblem
-from rankcast.allocation.problem import per_bit
 from rankcast.allocation.waterfilling import plan_at_price
 from rankcast.codec.container import Container, read_container
 from rankcast.codec.packing import Source
 from rankcast.codec.target import pack_into
-from rankcast.codec.trained_levels import file_of_ranks, file_within, trained_levels
+from rankcast.codec.trained_levels import (
+    file_of_ranks,
+    file_within,
+    trained_levels,
+    trained_prefixes,
+)
 from rankcast.config.policy import PolicyConfig, TrainingConfig, UtilityConfig
 from rankcast.config.run import EnvConfig
 from rankcast.env.mdp import AllocationMdp
@@ -86,19 +90,19 @@ def sent_over_links(trained: TrainedFile, episodes: int, seed: int) -> Iterator[
     """
     learner, source = trained.learner, source_of(trained.file, trained.coding)
     levels = trained_levels(source)
-    problem = LevelProblem.of(levels, learner.layout, Awgn(), link_weight=0.0)
+    problem = LevelProblem.of(
+        levels, learner.layout, Awgn(), link_weight=0.0, prefixes=trained_prefixes(source, levels)
+    )
     trainer = _learned(FixedLearner(learner, problem), problem, episodes, seed)
-    worth = {
-        POLICY: per_bit(trainer.utility.mean_gains(), problem.link_costs),
-        ENERGY: per_bit(levels.step_gains, problem.link_costs),
-    }
+    gains = {ENERGY: levels.step_gains, UNIFORM: levels.step_gains}
     plans = _plans(trainer, problem, seed)
     for i, (snr_db, budget) in enumerate(
         zip((*LINKS_DB, *BETWEEN_DB), budgets_bits(), strict=True)
     ):
+        link = links((snr_db,))
         for chooser, chosen in plans.items():
-            order = worth[ENERGY if chooser in (ENERGY, UNIFORM) else POLICY]
-            yield Sent(chooser, snr_db, file_within(source, levels, chosen[i], order, budget))
+            worth = problem.worth(gains.get(chooser, trainer.utility.mean_gains()), link)
+            yield Sent(chooser, snr_db, file_within(source, levels, chosen[i], worth, budget))
         yield Sent(PREFIX, snr_db, _largest_prefix(source, budget))
         yield Sent(ONE_STEP, snr_db, pack_into(source, budget / 8))
 
@@ -123,13 +127,14 @@ def _plans(trainer: AirLLMTrainer, problem: LevelProblem, seed: int) -> Mapping[
     nothing = np.zeros((link.size, problem.layout.n_projections), dtype=np.int64)
     repeated = type(text)(*(np.repeat(x, link.size) for x in (text.lexical_entropy, text.oov_rate)))
     observation = Observation(link, repeated, nothing)
-    gains = trainer.utility.gains_at(problem, link)
+    gains, energy = trainer.utility.gains_at(problem, link), problem.levels.step_gains
+    whole = np.full_like(nothing, problem.layout.r_max)
     policy = trainer.policy.allocate(observation, np.random.default_rng(seed))
     return {
         POLICY: policy,
-        SOLVER: plan_at_price(gains, problem, observation),
-        ENERGY: problem.plans_within(problem.link_costs.budget_bits(link)),
-        UNIFORM: problem.feasible(np.full_like(nothing, problem.layout.r_max), link),
+        SOLVER: problem.settle(plan_at_price(gains, problem, observation), observation, gains),
+        ENERGY: problem.feasible(whole, link, np.broadcast_to(energy, (link.size, *energy.shape))),
+        UNIFORM: replace(problem, prefixes=None).feasible(whole, link),
     }
 
 

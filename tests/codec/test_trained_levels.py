@@ -12,7 +12,12 @@ from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import Coding, Source
 from rankcast.codec.quantiser import Float32Array, dequantise
 from rankcast.codec.tensors import Factors
-from rankcast.codec.trained_levels import file_of_ranks, file_within, trained_levels
+from rankcast.codec.trained_levels import (
+    file_of_ranks,
+    file_within,
+    trained_levels,
+    trained_prefixes,
+)
 from rankcast.errors import CodecError, InfeasibleDeadlineError
 from rankcast.link.capacity import Awgn
 
@@ -110,3 +115,14 @@ def test_other_adapters_are_refused() -> None:
     plain = Source(random_adapter(0), BaseModel("tiny"), {})
     with pytest.raises(CodecError, match="not trained for prefixes"):
         trained_levels(plain)
+
+
+def test_a_prefix_as_a_plan_has_its_components() -> None:
+    source = trained_source()
+    assert source.coding is not None
+    prefixes = ((1, 0) * 6, (1, 2) * 6, (3, 2) * 6)
+    source = replace(source, coding=replace(source.coding, prefix_ranks=prefixes))
+    levels = trained_levels(source)
+    plans = trained_prefixes(source, levels)
+    assert plans[:, :2].tolist() == [[1, 0], [1, 1], [2, 1]]
+    assert [levels.chosen(plan)[0].tolist() for plan in plans] == [list(p) for p in prefixes]

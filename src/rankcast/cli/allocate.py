@@ -52,8 +52,7 @@ class Allocate:
         if self.output is not None:
             from rankcast.packaging.pack import read_adapter
 
-            budget_bits = float(planner.problem.link_costs.budget_bits(link)[0])
-            file = planner.file(plan, read_adapter(self.run_folder), budget_bits)
+            file = planner.file(plan, link, read_adapter(self.run_folder))
             n_bytes = file.save(self.output).stat().st_size
         if self.json:
             written = {} if n_bytes is None else {"file": self.output, "bytes": n_bytes}

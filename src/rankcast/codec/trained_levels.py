@@ -54,6 +54,18 @@ def trained_levels(source: Source) -> Levels:
     )  # fmt: skip
 
 
+def trained_prefixes(source: Source, levels: Levels) -> IntArray:
+    """Return (P, N) the plan of levels that each prefix is.
+
+    Raises:
+        CodecError: it was not trained for prefixes.
+    """
+    prefixes = np.minimum(np.array(_coding_of(source).prefix_ranks), source.tensors.ranks)
+    within = levels.ranks[None, :, 1:] <= prefixes[..., None]
+    more = np.diff(levels.ranks, axis=1) > 0  # where it is 0 the last level stands again
+    return (within & more).sum(axis=-1)
+
+
 def file_of_ranks(source: Source, ranks: IntArray) -> Container:
     """Return the first (N,) components of an adapter at their trained steps, as one chunk.
 

@@ -16,7 +16,7 @@ from rankcast.allocation.level_problem import LevelProblem
 from rankcast.codec.container import Container
 from rankcast.codec.packing import Coding, Source
 from rankcast.codec.tensors import AdapterTensors
-from rankcast.codec.trained_levels import trained_levels
+from rankcast.codec.trained_levels import trained_levels, trained_prefixes
 from rankcast.config.run import EnvConfig, RunConfig
 from rankcast.env.mdp import AllocationMdp
 from rankcast.errors import InfeasibleDeadlineError
@@ -93,9 +93,10 @@ def learn_plans(
     """
     link = config.link
     process = snr_process(link)
+    levels = trained_levels(source)
     problem = LevelProblem.of(
-        trained_levels(source), learner.layout, rate_model_of(link), link.link_weight,
-        link.deadline,
+        levels, learner.layout, rate_model_of(link), link.link_weight, link.deadline,
+        prefixes=trained_prefixes(source, levels),
     )  # fmt: skip
     problem.require_feasible(link_states(link, expected_db(process, link)))
     env = AllocationMdp(
@@ -142,7 +143,7 @@ def judge_plans(
         except InfeasibleDeadlineError:
             continue
         budget_bits = float(planner.problem.link_costs.budget_bits(link)[0])
-        planned, budget = planner.file(plan, source, budget_bits), int(budget_bits // 8)
+        planned, budget = planner.file(plan, link, source), int(budget_bits // 8)
         fitting = [(p.n_bytes, tensors) for p, (_, tensors) in prefixes if p.n_bytes <= budget]
         n_bytes, tensors = fitting[-1] if fitting else (0, None)
         load_tensors(learner.adapter, planned.tensors())

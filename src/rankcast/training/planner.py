@@ -11,7 +11,7 @@ import numpy as np
 
 from rankcast.allocation.beliefs import LearnedUtility
 from rankcast.allocation.level_problem import LevelProblem
-from rankcast.allocation.problem import AllocationProblem, Allocator, per_bit
+from rankcast.allocation.problem import AllocationProblem, Allocator
 from rankcast.allocation.saturating import make_utility
 from rankcast.codec.container import Container
 from rankcast.codec.levels import Levels
@@ -63,6 +63,7 @@ class Planner:
         if isinstance(self.problem, LevelProblem):
             levels = self.problem.levels
             state["levels"] = {f.name: getattr(levels, f.name) for f in fields(levels)}
+            state["prefixes"] = self.problem.prefixes
         save_state(folder.policy, state)
 
     def plan(self, link: LinkState, allocator: Allocator | None = None) -> Plan:
@@ -83,13 +84,16 @@ class Planner:
         """Whether it plans levels of a coded file, and not ranks."""
         return isinstance(self.problem, LevelProblem)
 
-    def file(self, plan: Plan, source: Source, budget_bits: float) -> Container:
-        """Return the file of a plan of levels.
+    def file(
+        self, plan: Plan, link: LinkState, source: Source, budget_bits: float | None = None
+    ) -> Container:
+        """Return the file of a plan of levels, which arrives over its link in time.
 
         Args:
-            plan: for a link.
+            plan: for the link.
+            link: a single link.
             source: the adapter of the run.
-            budget_bits: that the file may have.
+            budget_bits: that the file may have; what arrives in time if None.
 
         Raises:
             ConfigError: a policy of ranks; `rankcast.packaging.planned` packs those.
@@ -97,7 +101,9 @@ class Planner:
         """
         if not isinstance(self.problem, LevelProblem):
             raise ConfigError("This policy plans ranks, not levels: pack them with --planned.")
-        worth = per_bit(self.utility.mean_gains(), self.problem.link_costs)
+        if budget_bits is None:
+            budget_bits = float(self.problem.link_costs.budget_bits(link)[0])
+        worth = self.problem.worth(self.utility.mean_gains(), link)
         return file_within(source, self.problem.levels, plan.ranks, worth, budget_bits)
 
     def ranks(self, plan: Plan) -> IntArray:
@@ -163,7 +169,7 @@ def load_policy(run: Path | RunFolder) -> Planner:
     config, state = folder.load_config(of_levels=True), load_state(folder.policy)
     projections = tuple(Projection(**plain) for plain in state["layout"])
     layout = AdapterLayout(projections, config.finetune.r_max)
-    problem = _problem(config, layout, state.get("levels"))
+    problem = _problem(config, layout, state)
     layout = problem.layout
     policy = AirLLM(problem, config.policy, config.seed)
     utility = make_utility(layout, config.training.utility, problem.component_weights)
@@ -180,13 +186,17 @@ def load_policy(run: Path | RunFolder) -> Planner:
 
 
 def _problem(
-    config: RunConfig, layout: AdapterLayout, saved: Mapping[str, Any] | None
+    config: RunConfig, layout: AdapterLayout, state: Mapping[str, Any]
 ) -> AllocationProblem:
     """Return what the policy of a run decides: ranks, or the levels that were saved with it."""
+    saved = state.get("levels")
     if saved is None:
         return AllocationProblem.from_config(config.link, layout)
     overhead_bits = float(saved["overhead_bits"])
     tables = {name: np.array(saved[name]) for name in ("ranks", "exponents", "bits", "gains")}
     levels, link = Levels(**tables, overhead_bits=overhead_bits), config.link
     rate_model = rate_model_of(link)
-    return LevelProblem.of(levels, layout, rate_model, link.link_weight, link.deadline)
+    prefixes = None if state["prefixes"] is None else np.array(state["prefixes"])
+    return LevelProblem.of(
+        levels, layout, rate_model, link.link_weight, link.deadline, prefixes=prefixes
+    )
