@@ -29,6 +29,23 @@ def test_a_peft_adapter_changes_answers_of_a_running_program(tmp_path: Path) -> 
         socket.create_connection(("127.0.0.1", port)).close()
 
 
+def test_a_version_reaches_a_fleet_in_stages(tmp_path: Path) -> None:
+    """Five devices in the place of a hundred: stages of 1, 1 and 3."""
+    page, port = (TUTORIALS / "fleet.md").read_text("utf-8"), free_port()
+    assert page.count("PIS=100\n") == 1
+    ran = follow(page.replace("PIS=100\n", "PIS=5\n").replace("8080", str(port)), tmp_path)
+    check_output(ran, least=9)
+    lines = "\n".join(line for block in ran for line in block.printed)
+    assert re.findall(r"^version (\d): (\d) of 5 Pis$", lines, re.MULTILINE) == [
+        ("1", "5"), ("1", "5"), ("1", "4"), ("3", "1"), ("1", "3"), ("3", "2"), ("3", "5"),
+        ("1", "4"), ("3", "1"),
+    ]  # fmt: skip
+    assert re.findall(r"puts version (\d) back", lines) == ["1"]
+    assert list((tmp_path / "empty").iterdir()) == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port)).close()
+
+
 def test_table_4_has_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     page = (TUTORIALS / "table-4.md").read_text("utf-8")

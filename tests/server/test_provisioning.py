@@ -87,21 +87,34 @@ def test_tokens_are_renewed_and_ended_by_name_and_by_group(url: str, tmp_path: P
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("", "has the columns none"),
-        ("name\n", "names 0 devices"),
         ("device\npi-1\n", "has the columns device"),
         ("name,colour\npi-1,red\n", "has the columns name, colour"),
-        ("name,groups\npi-1\n", "line 2 has not 2 fields"),
-        ("name\npi-1,x\n", "line 2 has not 1 fields"),
+        ("name,groups\npi-1\n", "line 2 has not as many fields as the first, 2"),
+        ("name\npi-1,x\n", "line 2 has not as many fields as the first, 1"),
         ("name\npi-1\npi-1\n", "line 3 names pi-1 a second time"),
         ("name,groups\npi-1,a/b\n", "line 2: A group's name"),
         ("name,time_zone\npi-1,Mars/Base\n", "line 2: There is no time zone 'Mars/Base'"),
+        ("", "has no columns"),
+        ("name,groups,time_zone\n", "names no device; write one in each line"),
+        ("name;groups\npi-1;eu\n", "commas between fields, not semicolons"),
+        ("name,name\npi-1,pi-2\n", "each once"),
+        ('name\n"pi-1\n', "line 2 is not CSV"),
+        ("name\npi-1\nM\u00fcller\n", "line 3: A device's name has .*, got 'M\u00fcller'"),
     ],
 )
 def test_tables_that_are_none_name_the_line(tmp_path: Path, table: str, words: str) -> None:
     path = tmp_path / "devices.csv"
-    path.write_text(table)
+    path.write_text(table, "utf-8")
     with pytest.raises(ConfigError, match=words):
+        read_devices(path)
+
+
+def test_tables_of_spreadsheets_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "devices.csv"
+    path.write_bytes(b"\xef\xbb\xbfname, groups\r\npi-1, eu canary\r\n\r\npi-2,\r\n")
+    assert read_devices(path) == (NewDevice("pi-1", ("canary", "eu")), NewDevice("pi-2"))
+    path.write_bytes("name\nM\u00fcller\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not UTF-8; a spreadsheet calls that"):
         read_devices(path)
 
 

@@ -161,8 +161,27 @@ def test_the_commands_do_the_same(desk: Desk, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "pi-1 stays on version 1 of demo.\n"
     with pytest.raises(ConfigError, match="There is no rollout 7"):
         desk.typed("abort", "7")
-    with pytest.raises(ConfigError, match="every_s"):
+    with pytest.raises(ConfigError, match="--every-s: "):
         desk.typed("create", "demo", "2", "--every-s", "-1")
+
+
+def test_an_adapter_that_the_store_lacks_is_said(desk: Desk) -> None:
+    for words in (("create", "demos", "2"), ("pin", "pi-1", "demos")):
+        with pytest.raises(ConfigError, match=r"no release of an adapter 'demos'; .* 'demo'\?"):
+            desk.typed(*words)
+
+
+def test_a_rollout_that_waited_in_vain_has_begun_no_stage(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.typed("create", "demo", "3")
+    assert "1  demo 2 -> 3  waiting until version 3 is published" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"is waiting: .* Publish version 3, or abort"):
+        desk.typed("pause", "1")
+    desk.typed("abort", "1")
+    told = capsys.readouterr().out
+    assert "aborted before it began, all devices" in told
+    assert "1970" not in told
 
 
 def test_a_store_that_is_none_is_said(desk: Desk, tmp_path: Path) -> None:

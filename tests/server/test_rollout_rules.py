@@ -180,6 +180,8 @@ def test_versions_that_cannot_be_had_are_refused() -> None:
     published = Published(3, frozenset({2}))
     check_order(replace(ORDER, version=3, before=2), published)
     check_order(replace(ORDER, version=4, before=2), published)  # not yet published
+    with pytest.raises(ConfigError, match="next release of demo will be version 4"):
+        check_order(replace(ORDER, version=5, before=2), published)
     with pytest.raises(ConfigError, match=r"kept on version 1 of demo: .* names 2, 3"):
         check_order(replace(ORDER, version=3), published)
     with pytest.raises(ConfigError, match="does not name version 1"):

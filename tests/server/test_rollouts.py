@@ -266,6 +266,35 @@ def test_a_device_that_comes_later_joins(rollouts: Rollouts, registry: Registry)
     assert rollouts.default_before("demo", 3, third) == 2
 
 
+def test_nobody_gets_the_version_that_was_halted_as_the_one_before(
+    rollouts: Rollouts, registry: Registry
+) -> None:
+    """Version 2 fails on its first device; version 3 is next, with a device that came between."""
+    halted = rollouts.create(ORDER, NOW_S, PUBLISHED)
+    report(rollouts, offered(rollouts)[0], "rolled-back")
+    assert state_of(rollouts, halted).state == "halted"
+    registry.add("between")
+    third = Published(3, frozenset({1, 2}))
+    before = rollouts.default_before("demo", 3, third)
+    assert before == 1
+    rollouts.create(replace(ORDER, version=3, before=before), NOW_S, third)
+    told = {rollouts.assign(n, "demo", NOW_S, third).version for n in (*NAMES, "between")}
+    assert told == {1, 3}
+
+
+def test_devices_outside_a_rollout_keep_their_version_through_the_next(
+    rollouts: Rollouts,
+) -> None:
+    """Group eu gets version 2; while all wait for version 3, the others still have version 1."""
+    target = Target(groups=("eu",))
+    first = rollouts.create(replace(ORDER, target=target, stages=(Stage(1.0),)), NOW_S, PUBLISHED)
+    rollouts.change(first.number, "advance", NOW_S, PUBLISHED)
+    order = replace(ORDER, version=3, before=2)
+    rollouts.create(order, NOW_S, PUBLISHED)
+    versions = {n: rollouts.assign(n, "demo", NOW_S, PUBLISHED).version for n in NAMES}
+    assert [versions[name] for name in NAMES[:4]] == [1, 2, 1, 2]
+
+
 def test_a_first_release_needs_no_rollout(rollouts: Rollouts) -> None:
     with pytest.raises(ConfigError, match="A first release needs no rollout"):
         rollouts.default_before("demo", 1, Published(1))

@@ -109,7 +109,7 @@ class DevicesImport(_OnDatabase):
         devices = read_devices(self.file)
         with closing(self._registry()) as registry:
             import_devices(registry, devices, self.output)
-        print(f"{len(devices):,} devices are let in; {self.output} has their tokens.")
+        print(f"{_counted(len(devices))} let in; the tokens are in {self.output}.")
         return 0
 
 
@@ -144,7 +144,7 @@ class DevicesRotate(_OfSome):
 
         with closing(self._registry()) as registry:
             n = rotate(registry, self._selection(), self.output)
-        print(f"{n:,} devices have new tokens, in {self.output}.")
+        print(f"{_counted(n)} given new tokens, in {self.output}.")
         return 0
 
 
@@ -164,7 +164,8 @@ class DevicesRevoke(_OfSome):
         with closing(self._registry()) as registry:
             n = revoke(registry, self._selection())
         is_one = n == 1 and len(self.names) == 1
-        print(f"{self.names[0]} is let in no longer." if is_one else f"{n:,} are let in no longer.")
+        who = f"{self.names[0]} is" if is_one else f"{n:,} devices are"
+        print(f"{who} let in no longer.")
         return 0
 
 
@@ -188,7 +189,7 @@ class DevicesLabel(_OfSome):
 
         with closing(self._registry()) as registry:
             n = label(registry, self._selection(), self.groups, self.time_zone)
-        print(f"{n:,} devices changed.")
+        print(f"{_counted(n)} changed.")
         return 0
 
 
@@ -213,12 +214,18 @@ class Devices:
 def _table(devices: Sequence[Device]) -> Table:
     from rich.table import Table
 
-    table = Table("device", "role", "groups", "since", "revoked")
+    table = Table("device", "role", "groups", "time zone", "since", "revoked")
     for device in devices:
         revoked = "" if device.revoked_s is None else _date(device.revoked_s)
         groups = " ".join(device.groups)
-        table.add_row(device.name, device.role, groups, _date(device.created_s), revoked)
+        since = _date(device.created_s)
+        table.add_row(device.name, device.role, groups, device.time_zone, since, revoked)
     return table
+
+
+def _counted(n: int) -> str:
+    """Return how many devices something was done to."""
+    return "1 device was" if n == 1 else f"{n:,} devices were"
 
 
 def _date(seconds: float) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import tyro
 
 from rankcast.cli.common import print_json
-from rankcast.errors import ConfigError
+from rankcast.errors import ConfigError, nearest
 from rankcast.server import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
@@ -42,16 +42,25 @@ class _OnServer:
         with closing(Registry(self.database)) as registry:
             yield Rollouts(registry)
 
-    def _published(self, adapter: str) -> Published:
+    def _published(self, adapter: str, *, may_lack: bool = False) -> Published:
+        """Return the versions of an adapter.
+
+        Raises:
+            ConfigError: the store has no such adapter, and may not lack it.
+        """
         from rankcast.release.store import Store, read_releases
         from rankcast.server.settings import published_of
 
-        return published_of(read_releases(Store(self.store), {}).get(adapter))
+        releases = read_releases(Store(self.store), {})
+        if adapter not in releases and not may_lack:
+            hint = nearest(adapter, releases) or "."
+            raise ConfigError(f"{self.store} has no release of an adapter {adapter!r}{hint}")
+        return published_of(releases.get(adapter))
 
     def _body(self, rollouts: Rollouts, number: int) -> RolloutBody:
         from rankcast.server.rollouts.bodies import RolloutBody
 
-        published = self._published(rollouts.get(number).order.adapter)
+        published = self._published(rollouts.get(number).order.adapter, may_lack=True)
         return RolloutBody.of(rollouts.progress(number, time.time(), published))
 
     def _show(self, body: RolloutBody) -> None:
@@ -78,8 +87,8 @@ class RolloutCreate(_OnServer):
     version: tyro.conf.Positional[int]
     """Version to bring; the next one may be published later."""
     before: int | None = None
-    """Version that devices have until then, and get back; that of the rollout before, or the newest
-    older one, if left out."""
+    """Version that devices have until then, and get back; if left out, what the rollout before left
+    them with, or the newest older one."""
     group: tuple[str, ...] = ()
     """Groups of devices that it is for; all devices if neither these nor names are given."""
     device: tuple[str, ...] = ()
@@ -117,6 +126,7 @@ class RolloutCreate(_OnServer):
 
         from rankcast.server.rollouts.bodies import OrderRequest
 
+        published = self._published(self.adapter)
         try:
             wanted = OrderRequest(
                 adapter=self.adapter, version=self.version, before=self.before,
@@ -129,9 +139,9 @@ class RolloutCreate(_OnServer):
             )  # fmt: skip
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            field = str(first["loc"][0])
+            where = field if field == "version" else f"--{field.replace('_', '-')}"
             raise ConfigError(f"{where}: {first['msg']}.") from error
-        published = self._published(self.adapter)
         with self._rollouts() as rollouts:
             before = rollouts.default_before(self.adapter, self.version, published)
             made = rollouts.create(wanted.order(before), time.time(), published)
@@ -180,7 +190,8 @@ class _OnRollout(_OnServer):
     def run(self, argv: Sequence[str]) -> int:
         """Change it, print it and return the exit status."""
         with self._rollouts() as rollouts:
-            published = self._published(rollouts.get(self.number).order.adapter)
+            adapter = rollouts.get(self.number).order.adapter
+            published = self._published(adapter, may_lack=True)
             reason = self.reason or f"{self.ACTION} by hand"
             rollouts.change(self.number, self.ACTION, time.time(), published, reason)
             self._show(self._body(rollouts, self.number))
@@ -199,7 +210,7 @@ class RolloutPause(_OnRollout):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutResume(_OnRollout):
-    """Go on with a rollout that was paused.
+    """Go on with a rollout that was paused; one that was halted has ended.
 
     rankcast rollout resume 3
     """
@@ -276,10 +287,14 @@ class Rollout:
 
 def _line(body: RolloutBody) -> str:
     """Return a rollout in one line."""
-    stage = f"stage {body.stage} of {len(body.stages)}"
+    stage = f", stage {body.stage} of {len(body.stages)}"
+    if not body.stage:
+        stage = " before it began"
+    if body.state == "waiting":
+        stage = f" until version {body.version} is published"
     why = f": {body.reason}" if body.reason else ""
     return (
-        f"{body.number}  {body.adapter} {body.before} -> {body.version}  {body.state}, {stage}, "
+        f"{body.number}  {body.adapter} {body.before} -> {body.version}  {body.state}{stage}, "
         f"{body.target}{why}"
     )
 
@@ -288,6 +303,8 @@ def _print(body: RolloutBody) -> None:
     """Print a rollout for people."""
     from rich.console import Console
     from rich.table import Table
+
+    from rankcast.server.rollouts.rollout import percent
 
     print(_line(body))
     if body.window is not None:
@@ -299,7 +316,7 @@ def _print(body: RolloutBody) -> None:
             began = datetime.fromtimestamp(body.stage_began_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
         counts = (stage.n_devices, stage.states.get("activated", 0), stage.states.get("offered", 0))
         cells = (f"{count:,}" for count in (*counts, stage.n_failed))
-        table.add_row(str(number), f"{stage.share:.4g}", *cells, began)
+        table.add_row(str(number), percent(stage.share), *cells, began)
     Console().print(table)
     for group, n in body.failures_by_group.items():
         print(f"{n:,} failed in group {group}." if group else f"{n:,} failed in no group.")

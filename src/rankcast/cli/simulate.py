@@ -1,4 +1,4 @@
-"""`rankcast simulate`: a roll-out on this machine, with a cloud, devices and links; no torch."""
+"""`rankcast simulate`: a fleet on this machine, with its cloud and links; no torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _LINKS, _RELEASES = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Simulate:
-    """Simulate a roll-out: a cloud and many devices over changing links.
+    """Simulate a fleet: a cloud and many devices over changing links.
 
     rankcast simulate --devices 50 --minutes 2
 

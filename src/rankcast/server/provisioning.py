@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import sqlalchemy as sa
 
@@ -24,6 +24,7 @@ from rankcast.errors import ConfigError, DeliveryError
 from rankcast.server.registry import (
     DEVICES,
     Registry,
+    checked_device,
     checked_groups,
     checked_time_zone,
     new_token,
@@ -81,27 +82,19 @@ def read_devices(path: Path) -> tuple[NewDevice, ...]:
         ConfigError: no such table; names the line.
         OSError: the file cannot be read.
     """
-    devices: dict[str, NewDevice] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        unknown = [column for column in columns if column not in _COLUMNS]
-        if "name" not in columns or unknown:
-            raise ConfigError(
-                f"{path} has the columns {', '.join(columns) or 'none'}; a table of devices has "
-                f"name, and may have groups and time_zone."
-            )
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise ConfigError(f"{where} has not {len(columns)} fields, as the first line has.")
-            device = _device(row, where)
-            if device.name in devices:
-                raise ConfigError(f"{where} names {device.name} a second time.")
-            devices[device.name] = device
-    if not 0 < len(devices) <= MOST_DEVICES:
-        raise ConfigError(f"{path} names {len(devices):,} devices, not 1 to {MOST_DEVICES:,}.")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            devices = _devices_of(file, path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8; a spreadsheet calls that CSV UTF-8 when it saves."
+        ) from error
+    if not devices:
+        raise ConfigError(f"{path} names no device; write one in each line below the columns.")
+    if len(devices) > MOST_DEVICES:
+        raise ConfigError(
+            f"{path} names {len(devices):,} devices, more than {MOST_DEVICES:,}; divide it."
+        )
     return tuple(devices.values())
 
 
@@ -193,13 +186,50 @@ def label(
     return _update(registry, selection, changed)
 
 
+def _devices_of(file: TextIO, path: Path) -> dict[str, NewDevice]:
+    """Return the devices of a table by their names.
+
+    Raises:
+        ConfigError: no such table; names the line.
+    """
+    devices: dict[str, NewDevice] = {}
+    reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+    try:
+        columns = _checked_columns(reader.fieldnames or (), path)
+        reader.fieldnames = columns
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise ConfigError(f"{where} has not as many fields as the first, {len(columns)}.")
+            device = _device(row, where)
+            if device.name in devices:
+                raise ConfigError(f"{where} names {device.name} a second time.")
+            devices[device.name] = device
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.reader.line_num} is not CSV: {error}.") from error
+    return devices
+
+
+def _checked_columns(named: Sequence[str], path: Path) -> list[str]:
+    columns = [column.strip() for column in named]
+    if "name" in columns and set(columns) <= set(_COLUMNS) and len(set(columns)) == len(columns):
+        return columns
+    of = f"the columns {', '.join(columns)}" if columns else "no columns"
+    hint = " Put commas between fields, not semicolons." if ";" in "".join(columns) else ""
+    raise ConfigError(
+        f"{path} has {of}; a table of devices has name, and may have groups and time_zone, each "
+        f"once.{hint}"
+    )
+
+
 def _device(row: dict[str, str], where: str) -> NewDevice:
     try:
+        name = checked_device(row["name"].strip())
         groups = checked_groups((row.get("groups") or "").split())
         zone = checked_time_zone((row.get("time_zone") or "").strip() or "UTC")
-    except ConfigError as error:
+    except (ConfigError, DeliveryError) as error:
         raise ConfigError(f"{where}: {error}") from error
-    return NewDevice(row["name"].strip(), groups, zone)
+    return NewDevice(name, groups, zone)
 
 
 def _update(registry: Registry, selection: Selection, changed: dict[str, Any]) -> int:

@@ -333,11 +333,7 @@ def new_token(
         DeliveryError: a name with other characters.
         ConfigError: a group or a time zone that cannot be one.
     """
-    if not _DEVICE.fullmatch(name):
-        raise DeliveryError(
-            f"A device's name has letters, digits, dots, colons, dashes and underscores, at "
-            f"most 64, got {name!r}."
-        )
+    checked_device(name)
     token = f"rc_{secrets.token_urlsafe(32)}"
     row = {
         "name": name, "role": role, "token_sha256": _sha256(token), "created_s": time.time(),
@@ -345,6 +341,20 @@ def new_token(
         "time_zone": checked_time_zone(time_zone),
     }  # fmt: skip
     return token, row
+
+
+def checked_device(name: str) -> str:
+    """Return the name of a device.
+
+    Raises:
+        DeliveryError: it has other characters.
+    """
+    if not _DEVICE.fullmatch(name):
+        raise DeliveryError(
+            f"A device's name has letters, digits, dots, colons, dashes and underscores, at "
+            f"most 64, got {name!r}."
+        )
+    return name
 
 
 def checked_groups(groups: Sequence[str]) -> tuple[str, ...]:

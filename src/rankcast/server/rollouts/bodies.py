@@ -44,8 +44,8 @@ class OrderRequest(_Body):
     version: _Version = Field(description="That the target gets; it may be published later.")
     before: _Version | None = Field(
         default=None,
-        description="That devices have until then, and get back; the version of the rollout "
-        "before, or the newest older one, if left out.",
+        description="That devices have until then, and get back; if left out, what the rollout "
+        "before left them with, or the newest older one.",
     )
     groups: list[_Word] = Field(default_factory=list, max_length=100)
     devices: list[_Word] = Field(default_factory=list, max_length=MOST_NAMES)
@@ -137,7 +137,7 @@ class RolloutBody(_Body):
     reason: str
     target: str = Field(description="In words.")
     window: str | None = Field(description="In words.")
-    stage: int = Field(description="The last that was begun, from 1 on; 0 while it waits.")
+    stage: int = Field(description="The last that was begun, from 1 on; 0 before the first.")
     stage_began_s: float = Field(description="[s since 1970]")
     stages: list[StageBody]
     failures_by_group: dict[str, int] = Field(description="Devices of no group under ''.")
@@ -149,7 +149,7 @@ class RolloutBody(_Body):
     def of(cls, progress: Progress) -> RolloutBody:
         """Return what is shown of a rollout."""
         rollout, order = progress.rollout, progress.rollout.order
-        begun = 0 if rollout.state == "waiting" else rollout.stage + 1
+        begun = rollout.stage + 1 if rollout.stage_began_s else 0
         stages = [
             StageBody(
                 share=stage.share,

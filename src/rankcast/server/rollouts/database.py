@@ -176,10 +176,13 @@ class Rollouts:
             assert done.inserted_primary_key is not None
             rollout = replace(rollout, number=int(done.inserted_primary_key[0]))
             known = [(r, _members(connection, r.number)) for r in _still_valid(earlier)]
+            baseline = earlier[-1].order.before if earlier else order.before
+            if baseline not in published.versions:
+                baseline = order.before
             rows = []
             for name, groups in meant.items():
                 ended = [(r, members.get(name)) for r, members in known]
-                before = settled_version(ended, name, groups, order.before)
+                before = settled_version(ended, name, groups, baseline)
                 member = Member(name, stage_of[name], before)
                 rows.append(_member_row(rollout.number, member))
             if rows:
@@ -205,7 +208,10 @@ class Rollouts:
             return _rollout(connection, number)
 
     def default_before(self, adapter: str, version: int, published: Published) -> int:
-        """Return the version that devices have without a rollout, to be kept until they get it.
+        """Return the version that devices have now, which they keep until they get another.
+
+        That is what the rollout before left them with: its version if it is done, else the one
+        before it. Without a rollout it is the newest older version.
 
         Args:
             adapter: of which.
@@ -215,15 +221,17 @@ class Rollouts:
         Raises:
             ConfigError: there is no other version.
         """
-        ended = [r.order.version for r in self.all(adapter) if r.state == "done"]
-        ended = [v for v in ended[:1] if v in published.versions and v != version]
-        below = ended or [v for v in sorted(published.versions, reverse=True) if v < version]
-        if not below:
+        rollouts = self.all(adapter)
+        kept = [r.order.version if r.state == "done" else r.order.before for r in rollouts[:1]]
+        failed = {r.order.version for r in rollouts if r.state in ("halted", "aborted")}
+        older = sorted((v for v in published.versions - failed if v < version), reverse=True)
+        possible = [v for v in (*kept, *older) if v in published.versions and v != version]
+        if not possible:
             raise ConfigError(
                 f"There is no version of {adapter} before {version} to keep devices on: the signed "
                 f"release names {published.words}. A first release needs no rollout."
             )
-        return below[0]
+        return possible[0]
 
     def progress(self, number: int, now_s: float, published: Published, most: int = 20) -> Progress:
         """Return how far a rollout is, after a look whether it goes on.

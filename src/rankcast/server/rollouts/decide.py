@@ -161,6 +161,8 @@ def changed_by_hand(
             return _next_stage(rollout, now_s)
         case _:
             rest = "" if rollout.is_open else " It has ended; create another."
+            if rollout.state == "waiting":
+                rest = f" Publish version {rollout.order.version}, or abort the rollout."
             raise ConfigError(
                 f"Rollout {rollout.number} is {rollout.state}: {_NOT_NOW[action]}{rest}"
             )
@@ -300,7 +302,13 @@ def check_order(order: Order, published: Published) -> None:
             f"Devices cannot be kept on version {order.before} of {order.adapter}: the signed "
             f"release names {published.words}."
         )
-    if order.version not in published.versions and order.version <= (published.newest or 0):
+    following = (published.newest or 0) + 1
+    if order.version > following:
+        raise ConfigError(
+            f"The next release of {order.adapter} will be version {following}; a rollout cannot "
+            f"wait for version {order.version}."
+        )
+    if order.version not in published.versions and order.version < following:
         raise ConfigError(
             f"The signed release of {order.adapter} does not name version {order.version}, only "
             f"{published.words}. Publish its files again: they get a new version."
