@@ -13,6 +13,7 @@ from rankcast.codec.packing import Coding, Source
 from rankcast.codec.quantiser import Float32Array, dequantise
 from rankcast.codec.tensors import Factors
 from rankcast.codec.trained_levels import (
+    file_beyond_prefix,
     file_of_ranks,
     file_within,
     trained_levels,
@@ -126,3 +127,22 @@ def test_a_prefix_as_a_plan_has_its_components() -> None:
     plans = trained_prefixes(source, levels)
     assert plans[:, :2].tolist() == [[1, 0], [1, 1], [2, 1]]
     assert [levels.chosen(plan)[0].tolist() for plan in plans] == [list(p) for p in prefixes]
+
+
+def test_beyond_a_prefix_goes_what_fits_of_the_next_and_the_prefix_stays() -> None:
+    source = trained_source()
+    assert source.coding is not None
+    first, second = (file_of_ranks(source, np.array(p)).n_bits for p in PREFIXES[:2])
+    ranks = []
+    for budget in np.linspace(first + 800, second, 4):
+        file = file_beyond_prefix(source, 1, budget)
+        assert file.n_bits <= budget
+        (_, prefix), (_, whole) = file.decoded()
+        assert prefix.ranks.tolist() == [1] * N
+        assert whole.ranks.min() >= 1
+        ranks.append(int(whole.ranks.sum()))
+    assert ranks == sorted(ranks)
+    assert N < ranks[0] < ranks[-1] < 2 * N + 2
+    bare = file_beyond_prefix(source, 1, first)  # no room for another chunk
+    assert len(bare.ladder) == 1
+    assert bare.tensors().ranks.tolist() == [1] * N

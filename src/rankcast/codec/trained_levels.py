@@ -9,6 +9,8 @@ Shapes: `N` projections, `K` prefixes.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -76,10 +78,8 @@ def file_of_ranks(source: Source, ranks: IntArray) -> Container:
     Raises:
         CodecError: it was not trained for prefixes, or has NaN or infinite weights.
     """
-    coding = _coding_of(source)
-    each = tuple(o[:r] for o, r in zip(coding.component_offsets, ranks.tolist(), strict=True))
-    own = replace(coding, prefix_ranks=(tuple(ranks.tolist()),), component_offsets=each)
-    return pack_as_trained(replace(source, tensors=source.tensors.truncated(ranks)), own)
+    wanted = tuple(ranks.tolist())
+    return _first_components(source, wanted, (wanted,))
 
 
 def file_within(
@@ -107,6 +107,47 @@ def file_within(
         least = sent[np.argmin(worth[sent, chosen[sent] - 1])]
         chosen[least] -= 1
     return file
+
+
+def file_beyond_prefix(source: Source, n_prefixes: int, budget_bits: float) -> Container:
+    """Return the first prefixes, and behind them what else fits of the next, as one more chunk.
+
+    Of the next prefix those components go first that have the most energy for their bits. They
+    take no bytes from the prefixes, which were trained as a whole.
+
+    Args:
+        source: trained for prefixes.
+        n_prefixes: that fit, at least one.
+        budget_bits: that the file may have.
+    """
+    coding, levels = _coding_of(source), trained_levels(source)
+    kept = trained_prefixes(source, levels)[n_prefixes - 1]
+    first = coding.prefix_ranks[:n_prefixes]
+    more = np.diff(levels.bits, axis=1)
+    worth = np.diff(levels.gains, axis=1) / np.maximum(more, 1)
+    k = np.arange(levels.n_levels)
+    worth = np.minimum.accumulate(np.where(k < kept[:, None], np.inf, worth), axis=1)
+
+    def with_best(count: int) -> Container:
+        best = np.argsort(-worth.ravel(), kind="stable")[: int(kept.sum()) + count]
+        plan = np.bincount(best // levels.n_levels, minlength=len(worth))
+        ranks = tuple(levels.chosen(plan)[0].tolist())
+        return _first_components(source, ranks, (*first, ranks) if count else first)
+
+    fits = range(int((more[k >= kept[:, None]] > 0).sum()) + 1)
+    count = bisect_left(fits, True, key=lambda n: with_best(n).n_bits > budget_bits) - 1
+    return with_best(max(count, 0))
+
+
+def _first_components(
+    source: Source, ranks: Sequence[int], prefixes: tuple[tuple[int, ...], ...]
+) -> Container:
+    """Return the first (N,) components of an adapter, in the chunks of some prefixes."""
+    coding = _coding_of(source)
+    each = tuple(o[:r] for o, r in zip(coding.component_offsets, ranks, strict=True))
+    own = replace(coding, prefix_ranks=prefixes, component_offsets=each)
+    cut = source.tensors.truncated(np.array(ranks, dtype=np.int64))
+    return pack_as_trained(replace(source, tensors=cut), own)
 
 
 def _coding_of(source: Source) -> Coding:
