@@ -10,7 +10,7 @@ from rankcast.records import IntArray
 from studies.byte_frontier.curves import method_label
 from studies.equal_bytes.plans import BETWEEN_DB, CHOOSERS, LINKS_DB, POLICY, SOLVER, budgets_bits
 from studies.harness.spec import Claim, LineChart, Presentation, Result, Table
-from studies.report.statistics import verdict, verdict_not_worse
+from studies.report.statistics import verdict, verdict_equivalent, verdict_not_worse
 from studies.shared.judging import (
     Answers,
     accuracy_series,
@@ -166,8 +166,8 @@ def _against_solver(senders: Mapping[str, Sender], ours: Sender) -> list[Claim]:
         return []
     joined = [_over_links(sender, every) for sender in (ours, solver)]
     difference = joined[0].minus(joined[1])
-    text = "Plans by the policy are as accurate as those of the exact solver on its belief."
-    shown = verdict_not_worse(difference, HALF_A_POINT)
+    text = "Plans by the policy are within half a point of those of the exact solver on its belief."
+    shown = verdict_equivalent(difference, HALF_A_POINT)
     note = "Mean over all nine links, on the same adapter."
     return [points_claim(text, difference, shown, joined[0].seeds, note)]
 

@@ -25,7 +25,7 @@ _ORDER = ("Table", "Fig.", "baseline")
 """How the sources of the paper's sections begin, in the order of the page; ours come after."""
 MOST_NAMED = 3
 """Missing jobs that are named; of more there is the number."""
-MOST_ROWS = 16
+MOST_ROWS = 8
 """Of a table on a page of several studies; a page of one study has all."""
 
 CLAIM_COLUMNS = ("Claim", "Paper", "Ours (95 % interval)", "Verdict", "Seeds", "Note")

@@ -75,6 +75,7 @@ def test_differences_and_claims() -> None:
     assert claims["At -5 dB"].verdict == "reproduced"
     assert claims["At 15 dB"].ours == "-1.00 points"  # 170 of 200 against 172 in float32
     assert claims["Plans by"].ours == "+10.00 points"
+    assert claims["Plans by"].verdict == "not met"
     assert shown.charts[0].series[0].label == "ours, plans by AirLLM"
 
 
