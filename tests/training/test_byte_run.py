@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from helpers.commands import Call
 from rankcast.codec.container import load
 from rankcast.config.run import RunConfig
-from rankcast.errors import CheckpointError, ConfigError
+from rankcast.errors import CheckpointError, ConfigError, InfeasibleDeadlineError
 from rankcast.packaging.planned import planned_files
 from rankcast.presets import load_preset
 from rankcast.training.byte_run import SizeResult, train_to_size
@@ -210,3 +211,11 @@ def test_a_run_that_is_stopped_while_it_plans_plans_anew(
 def test_plans_need_prefixes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="prefix_bytes"):
         small(tmp_path, **{"codec.plan_episodes": 3})
+
+
+def test_links_that_carry_no_file_are_refused_before_training(tmp_path: Path) -> None:
+    config = planned_config(tmp_path / "run")
+    late = replace(config, link=replace(config.link, bandwidth_hz=1000.0))  # 125 bytes at 0 dB
+    with pytest.raises(InfeasibleDeadlineError, match="1,000 before the deadline"):
+        train_to_size(late)
+    assert not (tmp_path / "run").exists()

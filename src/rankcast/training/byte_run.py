@@ -34,7 +34,13 @@ from rankcast.learner.transformer import TransformerLearner
 from rankcast.provenance import describe_device, package_versions
 from rankcast.training.folder import RunFolder, load_state, save_state
 from rankcast.training.journal import Journal
-from rankcast.training.level_policy import PlannedLink, judge_plans, learn_plans, source_of
+from rankcast.training.level_policy import (
+    PlannedLink,
+    check_links,
+    judge_plans,
+    learn_plans,
+    source_of,
+)
 from rankcast.training.run import any_process, check_same
 
 CHECKPOINT_EVERY = 50
@@ -207,6 +213,7 @@ def train_to_size(
         RankcastError: data or model cannot be had as configured, or training diverged.
     """
     folder = RunFolder(Path(config.output))
+    check_links(config)
     state = load_state(folder.checkpoint) if resume else None
     if state is not None:
         check_same(state["config"], config, folder)

@@ -17,6 +17,7 @@ from rankcast.codec.container import Container
 from rankcast.codec.packing import Coding, Source
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.codec.trained_levels import trained_levels, trained_prefixes
+from rankcast.config.codec import LEAST_BYTES
 from rankcast.config.run import EnvConfig, RunConfig
 from rankcast.env.mdp import AllocationMdp
 from rankcast.errors import InfeasibleDeadlineError
@@ -24,6 +25,7 @@ from rankcast.learner.fixed_learner import FixedLearner
 from rankcast.learner.protocol import Evaluation
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.link.build import expected_db, link_states, snr_process
+from rankcast.link.costs import budget_bits
 from rankcast.link.rate_models import rate_model_of
 from rankcast.policy.airllm import AirLLM
 from rankcast.policy.algorithm1 import AirLLMTrainer
@@ -60,6 +62,23 @@ class PlannedLink:
             "prefix_bytes": self.prefix_bytes,
         }
         return plain if self.prefix is None else plain | self.prefix.to_plain("_prefix")
+
+
+def check_links(config: RunConfig) -> None:
+    """Check before anything is trained that links carry at least an empty file, if they matter.
+
+    Raises:
+        InfeasibleDeadlineError: over one of them not even `LEAST_BYTES` arrive in time.
+        LinkError: a link that cannot be.
+    """
+    if not config.codec.plan_episodes:
+        return
+    process = snr_process(config.link)
+    links = link_states(config.link, expected_db(process, config.link))
+    rates_bps = links.bandwidth_hz * rate_model_of(config.link).spectral_efficiency(links.snr_db)
+    least = float(budget_bits(rates_bps, links.deadline_s).min())
+    if config.link.deadline == "enforce" and least < 8 * LEAST_BYTES:
+        raise InfeasibleDeadlineError(8 * LEAST_BYTES, least)
 
 
 def source_of(file: Container, coding: Coding) -> Source:
