@@ -32,6 +32,9 @@ def test_pettingzoo_accepts_it() -> None:
 
 def test_the_same_seed_is_the_same_episode() -> None:
     parallel_seed_test(environment)
+    env = environment()
+    assert episode(env, 0.5, seed=3) == episode(env, 0.5, seed=3)
+    assert episode(env, 0.5, seed=3) != episode(env, 0.5, seed=4)
 
 
 def episode(env: SharedBandEnv, share: float, seed: int = 0) -> tuple[float, list[set[str]]]:

@@ -111,7 +111,7 @@ class RolloutCreate(_OnServer):
     max_unhealthy: str | None = None
     """The same for devices that report later that they do not work with it."""
     max_silent: str | None = None
-    """The same for devices that were not heard of since they were offered it."""
+    """The same for devices that have not asked since they were offered it."""
     silent_after_s: float = _DAY_S
     """Time after which a device counts as silent [s]."""
     window: str | None = None

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from rankcast.allocation.level_problem import LevelProblem
-from rankcast.errors import ConfigError, ModelError
+from rankcast.errors import ConfigError
+from rankcast.learner.level_learner import checked_plan
 from rankcast.learner.protocol import StepResult
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.records import AdapterLayout, IntArray, TextStats
@@ -67,14 +68,7 @@ class FixedLearner:
         Raises:
             ModelError: another shape, or a level that there is not.
         """
-        plan = np.asarray(ranks)
-        inside = plan.size and plan.min() >= 0 and plan.max() <= self.layout.r_max
-        if plan.shape != (1, self.layout.n_projections) or not inside:
-            raise ModelError(
-                f"This model takes levels 0..{self.layout.r_max} of shape "
-                f"(1, {self.layout.n_projections}), got {plan!r}."
-            )
-        self._plan = plan[0].astype(np.int64)
+        self._plan = checked_plan(ranks, self.layout)
         self.learner.adapter.set_ranks(self.problem.levels.chosen(self._plan)[0])
 
     def step(self) -> StepResult:

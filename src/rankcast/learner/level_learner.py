@@ -85,14 +85,7 @@ class LevelLearner:
         Raises:
             ModelError: another shape, or a level that there is not.
         """
-        plan = np.asarray(ranks)
-        inside = plan.size and plan.min() >= 0 and plan.max() <= self.layout.r_max
-        if plan.shape != (1, self.layout.n_projections) or not inside:
-            raise ModelError(
-                f"This model takes levels 0..{self.layout.r_max} of shape "
-                f"(1, {self.layout.n_projections}), got {plan!r}."
-            )
-        self._plan = plan[0].astype(np.int64)
+        self._plan = checked_plan(ranks, self.layout)
         self._show(self._plan)
 
     def step(self) -> StepResult:
@@ -134,3 +127,23 @@ class LevelLearner:
         offsets = tuple(np.where(ranks > 0, exponents - common, 0).tolist())
         self.learner.adapter.set_ranks(ranks)
         self.learner.round_weights(Rounding((common, common), self.rate_weight, offsets))
+
+
+def checked_plan(levels: IntArray, layout: AdapterLayout) -> IntArray:
+    """Return the (N,) plan of a single link.
+
+    Args:
+        levels: (1, N).
+        layout: its largest rank is the number of levels.
+
+    Raises:
+        ModelError: another shape, or a level that there is not.
+    """
+    plan = np.asarray(levels)
+    inside = plan.size and plan.min() >= 0 and plan.max() <= layout.r_max
+    if plan.shape != (1, layout.n_projections) or not inside:
+        raise ModelError(
+            f"This model takes levels 0..{layout.r_max} of shape (1, {layout.n_projections}), "
+            f"got {plan!r}."
+        )
+    return plan[0].astype(np.int64)

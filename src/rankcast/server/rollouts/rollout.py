@@ -108,7 +108,7 @@ class Limits:
         rolled_back: that took the adapter before back by themselves.
         refused: that did not trust the release, or have another base model.
         unhealthy: that took it and said later that they do not work.
-        silent: that were offered it and were not heard of since.
+        silent: that were offered it and have not asked since.
     """
 
     failed: Limit | None = field(default_factory=lambda: Limit(share=0.05))
@@ -317,7 +317,7 @@ class Member:
         before: the version that it has until then, and gets back.
         state: what became of it.
         offered_s: when it was told the version first [s since 1970]; None if it was not.
-        seen_s: when it was heard of last since then [s since 1970].
+        seen_s: when it last asked since then [s since 1970].
         message: what it said of a failure.
     """
 
