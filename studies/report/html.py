@@ -22,6 +22,9 @@ from studies.report.page import (
 _NEEDLESS = re.compile(r"</(?:td|th|tr|li|dt|dd|tbody|thead)>(?=\s*<)| scope=\"\w+\"(?=>)")
 """What every browser adds by itself; a tenth of the page."""
 
+_QUOTED = re.compile(r"""="([^\s"'=<>`/]+)"(?=[ >]|(/>))""")
+"""Values of attributes that HTML, other than SVG in a file of its own, takes without quotes."""
+
 _CODE_OR_EMPHASIS = re.compile(r"`([^`]+)`|\*([^*\s](?:[^*]*[^*\s])?)\*")
 
 
@@ -67,4 +70,5 @@ def inline_svg(figure: Figure) -> Markup:
     view = re.search(r'viewBox="[^"]*"', figure.document)
     start = f'<svg {view[0] if view else ""} role="img" aria-label="{escape(figure.alt)}">'
     inner = figure.document[figure.document.index(">") + 1 :]
+    inner = _QUOTED.sub(lambda match: f"={match[1]}{' ' if match[2] else ''}", inner)
     return Markup(start + inner)  # noqa: S704 - drawn by us

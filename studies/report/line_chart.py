@@ -167,23 +167,30 @@ def _line(frame: Frame, series: Series, style: Style, markers: bool, ident: str)
         id=f"{ident}m", markerUnits="userSpaceOnUse", overflow="visible",
     )  # fmt: skip
     path = element(
-        "path", d=f"M{points(x[kept], y[kept])}", fill="none", stroke=style.colour,
-        stroke_width=style.width, stroke_dasharray=style.dash,
-        style=f"marker:url(#{ident}m)" if every else "",
+        "path", d=f"M{points(x[kept], y[kept])}", stroke_width=style.width,
+        stroke_dasharray=style.dash, style=f"marker:url(#{ident}m)" if every else "",
     )  # fmt: skip
-    return (shape if every else "") + _interval(frame, series, style, markers) + path
+    bars = _bars(frame, series) if markers else ""
+    line = element("g", bars + path, fill="none", stroke=style.colour)
+    return (shape if every else "") + ("" if markers else _band(frame, series, style)) + line
 
 
-def _interval(frame: Frame, series: Series, style: Style, markers: bool) -> str:
-    """Draw the ends of an interval: as bars at single points, else as a band."""
+def _bars(frame: Frame, series: Series) -> str:
+    """Draw an interval at each point."""
     if series.low is None or series.high is None:
         return ""
     x, low, high = frame.xs(series.x), frame.ys(series.low), frame.ys(series.high)
-    if markers:
-        bars = "".join(
-            f"M{short(a)} {short(b)}V{short(c)}" for a, b, c in zip(x, low, high, strict=True)
-        )
-        return element("path", d=bars, fill="none", stroke=style.colour, stroke_opacity=".55")
+    bars = "".join(
+        f"M{short(a)} {short(b)}V{short(c)}" for a, b, c in zip(x, low, high, strict=True)
+    )
+    return element("path", d=bars, stroke_opacity=".55")
+
+
+def _band(frame: Frame, series: Series, style: Style) -> str:
+    """Fill what lies between the ends of the intervals."""
+    if series.low is None or series.high is None:
+        return ""
+    x, low, high = frame.xs(series.x), frame.ys(series.low), frame.ys(series.high)
     up, down = thinned(x, high, 1.8), thinned(x, low, 1.8)[::-1]
     around = f"M{points(x[up], high[up], parts=1)}L{points(x[down], low[down], parts=1)}Z"
     return element("path", d=around, fill=style.colour, fill_opacity=".1")
