@@ -295,7 +295,7 @@ def test_teachers_train_first_and_differ() -> None:
     learner = training.learner
     assert learner.adapter.ranks.tolist() == [1] * learner.layout.n_projections
     assert not learner.adapter.components(0)[0].any()  # the small one begins anew
-    batch = learner._tokenised("train").collate(np.arange(8))
+    batch = learner._splits["train"].collate(np.arange(8))
     logits = []
     for adapter in adapters:
         with adapter.answering():
@@ -316,7 +316,7 @@ def test_teachers_go_on_bit_for_bit(tmp_path: Path) -> None:
 def test_answers_and_labels_are_weighed() -> None:
     learner = learner_of()
     randomise(learner.adapter, 5)
-    batch = learner._tokenised("train").collate(np.arange(8))
+    batch = learner._splits["train"].collate(np.arange(8))
     labels = learner._losses(batch).detach()
     teacher = AdapterSnapshot(learner.adapter)
     randomise(learner.adapter, 6)

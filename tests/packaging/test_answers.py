@@ -84,7 +84,7 @@ def test_divergence_by_hand(at: Path) -> None:
     learner = setup.learner()
     whole = AdapterSnapshot(learner.adapter)
     assert learner.divergence_from(whole, "validation") == pytest.approx(0.0, abs=1e-6)
-    tokens = learner._tokenised("validation")
+    tokens = learner._splits["validation"]
     none = np.zeros(learner.layout.n_projections, dtype=int)
     total = n = 0.0
     for i in range(len(tokens)):

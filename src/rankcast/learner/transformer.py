@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,8 @@ from rankcast.config.learner import FinetuneConfig
 from rankcast.errors import CheckpointError, ConfigError, DataError, ModelError, RankcastError
 from rankcast.learner.answer_memory import AnswerMemory
 from rankcast.learner.base_models import load_model
-from rankcast.learner.batching import Batch, BucketedBatches, TokenisedDataset, tokenise
+from rankcast.learner.batching import Batch, BucketedBatches
+from rankcast.learner.judge import Judge
 from rankcast.learner.memory import shortage_told
 from rankcast.learner.objectives import (
     AdapterSnapshot,
@@ -31,13 +31,8 @@ from rankcast.learner.precision import precision_for
 from rankcast.learner.protocol import Evaluation, StepResult
 from rankcast.learner.rounding import Rounding
 from rankcast.learner.texts import DatasetSplits
+from rankcast.learner.tokenised_splits import TokenisedSplits
 from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
-
-PASS_TOKENS, PASS_TOKENS_GPU = 256, 16384
-"""Tokens of a training pass of a causal model, on a CPU and elsewhere."""
-_LOG = logging.getLogger(__name__)
-_JUDGED = 8
-"""Times as many as in training fit a pass of which no gradients are needed."""
 
 
 class TransformerLearner:
@@ -89,10 +84,17 @@ class TransformerLearner:
             self.adapter, self._objective, self._precision, is_causal=self.is_causal
         )
         self.optimisation = self._fresh_optimisation(config)
-        self._max_length = min(config.max_length, base.max_length)
-        self._splits: dict[str, TokenisedDataset] = {}
+        self._splits = TokenisedSplits(config, data, base.tokenizer, base.max_length, device)
+        self._judge = Judge(
+            self.adapter,
+            self._passes,
+            self._objective,
+            self._splits,
+            self.accelerator,
+            seed=config.seed,
+        )
         self._batches = BucketedBatches(
-            self._tokenised("train").lengths,
+            self._splits["train"].lengths,
             config.batch_size,
             config.seed,
             self.accelerator.process_index,
@@ -130,14 +132,14 @@ class TransformerLearner:
 
     def n_cut(self, split: str) -> int:
         """Return how many texts of a split have an answer that lost its end to `max_length`."""
-        return self._tokenised(split).n_cut
+        return self._splits[split].n_cut
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode: nothing to do, because the model keeps what it has learned."""
 
     def next_text(self) -> TextStats:
         """Return the statistics of the batch that the next `step` will train on."""
-        return self._tokenised("train").text_stats(self._batches.peek())
+        return self._splits["train"].text_stats(self._batches.peek())
 
     def apply(self, ranks: IntArray) -> None:
         """Activate (1, N) ranks; those of the first process, if there are several.
@@ -227,14 +229,10 @@ class TransformerLearner:
         Args:
             indices: (n,) positions of the texts in the training split.
         """
-        tokens = self._tokenised("train")
-        device = self.accelerator.device
-        parts = [
-            tokens.collate(part).to(device) for part in tokens.parts(indices, self._pass_tokens)
-        ]
+        parts = self._splits.training_parts(indices)
         total = max(sum(self._objective.count(part) for part in parts), 1)
         for part in parts:
-            with self._memory_told():
+            with self._splits.memory_told():
                 yield self._passes.judge(part).loss.sum() / total
 
     def classifier_tensors(self) -> tuple[str, ...]:
@@ -297,7 +295,7 @@ class TransformerLearner:
         self._teachers, self._answer_weight = teachers, weight
         self._remembered = None
         if teachers and not self.is_causal:  # whose answers would be a vocabulary for each token
-            self._remembered = AnswerMemory(len(self._tokenised("train")))
+            self._remembered = AnswerMemory(len(self._splits["train"]))
 
     def evaluate(
         self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
@@ -316,13 +314,7 @@ class TransformerLearner:
 
     def evaluation_of(self, loss: FloatArray, correct: FloatArray, count: FloatArray) -> Evaluation:
         """Return what texts come to together; see `judge_texts`."""
-        total = max(count.sum(), 1)
-        exact = None
-        if self.is_causal:
-            exact = float((correct == count)[count > 0].mean()) if count.any() else 0.0
-        return Evaluation(
-            float(loss.sum() / total), float(correct.sum() / total), len(count), exact
-        )
+        return self._judge.together(loss, correct, count)
 
     def predictions(
         self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
@@ -331,7 +323,6 @@ class TransformerLearner:
         _, correct, count = self.judge_texts(split, ranks, max_examples)
         return correct / np.maximum(count, 1)
 
-    @torch.no_grad()
     def judge_texts(
         self,
         split: str,
@@ -341,53 +332,16 @@ class TransformerLearner:
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return (n,) summed loss, right answers and predictions of each text of a split.
 
-        Args:
-            split: `train`, `validation` or `test`.
-            ranks: (N,) ranks to judge; None for the active ones.
-            max_examples: judge so many texts, always the same ones; None for all.
-            indices: (n,) positions of the texts to judge, in the order of the result.
-
-        Raises:
-            DataError: no such split, or positions that are none of its texts.
+        See `Judge.texts`.
         """
-        tokens, device = self._tokenised(split), self.accelerator.device
-        indices = _chosen_texts(len(tokens), max_examples, indices, self.config.seed)
-        table = torch.zeros(3, len(tokens), device=device)
-        self.adapter.model.eval()
-        own = self.adapter.at_ranks(self.adapter.ranks if ranks is None else ranks)
-        with own, self._passes.as_judged(), self._memory_told():
-            for number, chosen in enumerate(self._evaluation_batches(tokens, indices)):
-                if number % self.accelerator.num_processes == self.accelerator.process_index:
-                    judged = self._passes.judge(tokens.collate(chosen).to(device))
-                    rows = torch.stack([judged.loss, judged.correct, judged.count])
-                    table[:, torch.from_numpy(chosen).to(device)] = rows
-        table = self.accelerator.reduce(table, reduction="sum")
-        loss, correct, count = table.cpu().double().numpy()[:, indices]
-        return loss, correct, count
+        return self._judge.texts(split, ranks, max_examples, indices)
 
-    @torch.no_grad()
     def divergence_from(self, reference: AdapterSnapshot, split: str) -> float:
         """Return KL(reference ‖ adapter as it is) of the tokens of a split [nats per token].
 
-        Args:
-            reference: of this learner's adapter.
-            split: `train`, `validation` or `test`.
-
-        Raises:
-            DataError: no such split.
+        See `Judge.divergence_from`.
         """
-        tokens, device = self._tokenised(split), self.accelerator.device
-        self.adapter.model.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=device)
-        with self._passes.as_judged(), self._memory_told():
-            for number, chosen in enumerate(self._evaluation_batches(tokens, None)):
-                if number % self.accelerator.num_processes != self.accelerator.process_index:
-                    continue
-                batch = tokens.collate(chosen).to(device)
-                found = self._passes.towards([reference], 1.0, batch)
-                total += torch.stack([found.sum(), found.new_tensor(self._objective.count(batch))])
-        divergence, count = self.accelerator.reduce(total, reduction="sum").tolist()
-        return divergence / max(count, 1)
+        return self._judge.divergence_from(reference, split)
 
     def state_dict(self) -> dict[str, Any]:
         """Return adapters, head, moments, schedule, place in the data and active ranks."""
@@ -420,45 +374,12 @@ class TransformerLearner:
     def _has_dropout(self) -> bool:
         return self.config.dropout > 0 or self.config.base_dropout
 
-    def _tokenised(self, split: str) -> TokenisedDataset:
-        """Tokenise a split the first time it is asked for."""
-        if split not in self._splits:
-            found = tokenise(self.data[split], self.tokenizer, self._max_length)
-            if found.n_cut:
-                _LOG.warning(
-                    "%d of %d answers (%s) have more than %d tokens and lose their end: raise "
-                    "--max-length (finetune.max_length).",
-                    found.n_cut, len(found), split, self._max_length,
-                )  # fmt: skip
-            self._splits[split] = found
-        return self._splits[split]
-
     def _next_parts(self) -> list[Batch]:
         """Collate this process's share of the next batch, in parts of gradient accumulation."""
         batch = self._batches.peek()
         share = self._batches.share(batch)
         pieces = np.array_split(share, min(self.config.grad_accumulation, len(share)))
-        tokens, device = self._tokenised("train"), self.accelerator.device
-        return [
-            tokens.collate(part, batch).to(device)
-            for piece in pieces
-            for part in tokens.parts(piece, self._pass_tokens)
-        ]
-
-    def _evaluation_batches(
-        self, tokens: TokenisedDataset, indices: IntArray | None
-    ) -> Iterator[IntArray]:
-        """Yield the texts of each forward pass outside training."""
-        most = None if self._pass_tokens is None else _JUDGED * self._pass_tokens
-        return tokens.in_order(self.config.eval_batch_size, indices, most)
-
-    @property
-    def _pass_tokens(self) -> int | None:
-        """Most tokens of a training pass; None for a classifier, whose batches stay whole."""
-        if not self.is_causal:
-            return None
-        here = PASS_TOKENS if self.accelerator.device.type == "cpu" else PASS_TOKENS_GPU
-        return self.config.pass_tokens or here
+        return [part for piece in pieces for part in self._splits.training_parts(piece, batch)]
 
     def _training_ranks(self, plan: IntArray) -> IntArray:
         """Return the plan, or with probability `nested_prob` random ranks."""
@@ -496,7 +417,7 @@ class TransformerLearner:
         """
         total = max(self._n_predictions(parts), 1)  # where all of a batch's answers were cut off
         summed = torch.zeros((), device=self.accelerator.device)
-        with self._memory_told():
+        with self._splits.memory_told():
             for part in parts:
                 loss = self._losses(part).sum() / total
                 self.optimisation.backward(loss)
@@ -526,24 +447,11 @@ class TransformerLearner:
         learnt = self._teachers, self._answer_weight, batch
         return self._passes.towards(*learnt, self._remembered)
 
-    @contextmanager
-    def _memory_told(self) -> Iterator[None]:
-        """Say which options to lower where memory is short."""
-        remedy = (
-            f"Lower the batch size (--batch-size, finetune.batch_size: now "
-            f"{self.config.batch_size}) or the longest text (--max-length, finetune.max_length: "
-            f"now {self._max_length} tokens)"
-        )
-        if self.is_causal:
-            remedy += f", or finetune.pass_tokens (now {self._pass_tokens})"
-        with shortage_told(f"to run {self.config.model} on these texts", f"{remedy}."):
-            yield
-
     @torch.no_grad()
     def _mean_loss(self, parts: Sequence[Batch], ranks: IntArray) -> float:
         """Return the mean loss of a batch under (N,) ranks, without dropout."""
         self.adapter.model.eval()
-        with self.adapter.at_ranks(ranks), self._memory_told():
+        with self.adapter.at_ranks(ranks), self._splits.memory_told():
             summed = torch.stack([self._passes.judge(part).loss.sum() for part in parts]).sum()
         return self._sum_over_processes(summed) / max(self._n_predictions(parts), 1)
 
@@ -588,26 +496,3 @@ def _objective(config: FinetuneConfig, data: DatasetSplits) -> Objective:
             "causal."
         )
     return SequenceClassification(data.train.n_labels)
-
-
-def _chosen_texts(
-    n_texts: int, max_examples: int | None, indices: IntArray | None, seed: int
-) -> IntArray:
-    """Return (n,) positions of the texts to judge.
-
-    Raises:
-        DataError: positions that are none of these texts, or both ways of choosing at once.
-    """
-    everything = np.arange(n_texts)
-    if indices is not None:
-        chosen = np.asarray(indices)
-        whole = chosen.ndim == 1 and chosen.size > 0 and chosen.dtype.kind in "iu"
-        if max_examples is not None or not whole or not np.isin(chosen, everything).all():
-            raise DataError(
-                f"Name the texts to judge by positions in 0..{n_texts - 1}, at least one, or by "
-                f"how many (max_examples), not both."
-            )
-        return chosen.astype(np.int64)
-    if max_examples is None or max_examples >= n_texts:
-        return everything
-    return np.sort(np.random.default_rng(seed).choice(everything, size=max_examples, replace=False))
