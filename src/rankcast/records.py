@@ -131,6 +131,10 @@ class TextStats:
     lexical_entropy: FloatArray
     oov_rate: FloatArray
 
+    def select(self, chosen: NDArray[np.bool_] | IntArray) -> TextStats:
+        """Return the texts that a (B,) mask or an index chooses."""
+        return TextStats(self.lexical_entropy[chosen], self.oov_rate[chosen])
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:

@@ -127,7 +127,8 @@ def _plans(trainer: AirLLMTrainer, problem: LevelProblem, seed: int) -> Mapping[
     nothing = np.zeros((link.size, problem.layout.n_projections), dtype=np.int64)
     repeated = type(text)(*(np.repeat(x, link.size) for x in (text.lexical_entropy, text.oov_rate)))
     observation = Observation(link, repeated, nothing)
-    gains, energy = trainer.utility.gains_at(problem, link), problem.levels.step_gains
+    gains = trainer.utility.gains_at(problem, link, text=repeated)
+    energy = problem.levels.step_gains
     whole = np.full_like(nothing, problem.layout.r_max)
     policy = trainer.policy.allocate(observation, np.random.default_rng(seed))
     return {

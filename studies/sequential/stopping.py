@@ -57,7 +57,7 @@ class IncrementalAllocator:
         """Return (B, N) ranks; `rng` is not used."""
         del rng
         known = self.gains
-        gains = known if isinstance(known, np.ndarray) else known.mean_gains()
+        gains = known if isinstance(known, np.ndarray) else known.mean_gains(observation.text)
         wanted = waterfill(gains, self.problem, observation.link, self.price)
         return self.problem.settle(wanted, observation, gains)
 

@@ -5,6 +5,7 @@ Shapes: `N` projections.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from rankcast.allocation.baselines import BeliefAllocator
 from rankcast.allocation.beliefs import LearnedUtility
 from rankcast.allocation.problem import Allocator
 from rankcast.allocation.saturating import make_utility
-from rankcast.config.policy import PolicyConfig, TrainingConfig, UtilityConfig
+from rankcast.config.policy import PolicyConfig, StateName, TrainingConfig, UtilityConfig
 from rankcast.policy.airllm import AirLLM
 from rankcast.policy.algorithm1 import AirLLMTrainer
 from studies.surrogate.world import World
@@ -90,10 +91,21 @@ def train_teacher(
     seed: int,
     evaluate_every: int = 25,
     utility_config: UtilityConfig | None = None,
+    hidden: Sequence[StateName] = (),
 ) -> tuple[LearnedUtility, tuple[CurvePoint, ...]]:
-    """Learn by Thompson sampling with the exact solver, without networks."""
+    """Learn by Thompson sampling with the exact solver, without networks.
+
+    Args:
+        world: in which it acts.
+        episodes: how many.
+        seed: of the world's noise and of the draws.
+        evaluate_every: episodes between two evaluations.
+        utility_config: prior and noise of the belief; the default of a policy's for None.
+        hidden: parts of the text that the gains do not depend on.
+    """
     rng = np.random.default_rng(seed)
-    utility = make_utility(world.problem.layout, utility_config or TrainingConfig().utility)
+    config = utility_config or TrainingConfig().utility
+    utility = make_utility(world.problem.layout, config, hidden=hidden)
     explorer = BeliefAllocator(world.problem, utility, TEACHER_WIDTH)
     greedy = BeliefAllocator(world.problem, utility)
     curve = []

@@ -89,5 +89,5 @@ class BeliefAllocator:
     def allocate(self, observation: Observation, rng: np.random.Generator) -> IntArray:
         """Return (B, N) ranks."""
         link, drawn = observation.link, None if self.width == 0.0 else rng
-        gains = self.utility.gains_at(self.problem, link, drawn, self.width)
+        gains = self.utility.gains_at(self.problem, link, drawn, self.width, text=observation.text)
         return waterfill(gains, self.problem, link)

@@ -3,20 +3,22 @@
 U(r | H, ρ) = b·(1, H, ρ) - Σ_m Σ_{i ≤ r_m} g_{m,i} with a Gaussian belief over b and g. Gains are
 correlated along the rank of a projection and decrease along it; the latter is imposed by isotonic
 projection on the mean and on every draw. A draw from the belief, solved exactly, is a plan of
-Thompson sampling.
+Thompson sampling. Where asked for, gains are linear in the text (`text_gains`).
 
 The paper has no such model: it observes R_t and differentiates nothing (docs/paper-map.md, Eq. 19).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from rankcast.allocation.problem import AllocationProblem
-from rankcast.config.policy import UtilityConfig
+from rankcast.allocation.text_gains import TextGains
+from rankcast.config.policy import StateName, UtilityConfig
 from rankcast.errors import CheckpointError, ConfigError
 from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, TextStats
 
@@ -45,8 +47,12 @@ class LearnedUtility(Protocol):
         """
         ...
 
-    def mean_gains(self) -> FloatArray:
-        """Return (N, R) expected gains, decreasing along R and not negative."""
+    def mean_gains(self, text: TextStats | None = None) -> FloatArray:
+        """Return (N, R) expected gains, decreasing along R and not negative.
+
+        Args:
+            text: B texts, for the (B, N, R) gains of each; None for a nominal one.
+        """
         ...
 
     def gains_at(
@@ -55,6 +61,8 @@ class LearnedUtility(Protocol):
         link: LinkState,
         rng: np.random.Generator | None = None,
         width: float = 1.0,
+        *,
+        text: TextStats | None = None,
     ) -> FloatArray:
         """Return (B, N, R) gains for which water-filling finds the best plan of each link.
 
@@ -63,6 +71,7 @@ class LearnedUtility(Protocol):
             link: B links.
             rng: for a draw of each link's own (Thompson sampling); None for the expected gains.
             width: scales the draws' distance from the mean.
+            text: the B texts that come next, or one for all; None for a nominal one.
         """
         ...
 
@@ -79,12 +88,14 @@ class BayesianUtility:
     """A Gaussian belief over the gains of all components, updated with every observed loss.
 
     Ranks above 8 share gains within doubling bins (9–16, 17–32, …), so that the belief grows with
-    log r_max. An update costs O(D²) per observation and a draw O(D³), D = 3 + N·bins.
+    log r_max. An update costs O(D²) per observation and a draw O(D³), D = 3 + (1 + J)·N·bins with
+    J parts of the text that gains depend on.
 
     Args:
         layout: the projections and r_max.
         config: prior and noise.
         weights: (N, R) size of each component; see `RankBins`.
+        hidden: parts of the state that gains must not depend on; see `TextGains`.
     """
 
     def __init__(
@@ -92,8 +103,10 @@ class BayesianUtility:
         layout: AdapterLayout,
         config: UtilityConfig | None = None,
         weights: FloatArray | None = None,
+        hidden: Sequence[StateName] = (),
     ) -> None:
         self.layout, self.config = layout, config or UtilityConfig()
+        self._text_gains = TextGains(self.config.text_amplitude, hidden)
         self._bins = RankBins(layout, weights)
         mean, precision = self._prior()
         self._prior_precision = precision
@@ -112,12 +125,13 @@ class BayesianUtility:
         """Learn from the losses of (B, N) plans."""
         active = self._bins.counts(ranks)
         if reference_loss is None:
-            features = np.concatenate([baseline_features(text), -active], axis=1)
+            baseline, gained = baseline_features(text), -active
             target, noise = np.asarray(task_loss), self.config.noise_std
         else:
-            missing = self._bins.full - active
-            features = np.concatenate([np.zeros((len(ranks), N_BASELINE)), missing], axis=1)
+            baseline, gained = np.zeros((len(ranks), N_BASELINE)), self._bins.full - active
             target, noise = np.asarray(task_loss) - reference_loss, self.config.paired_noise_std
+        spread = self._text_gains.spread(gained, self._text_gains.normalised(text))
+        features = np.concatenate([baseline, spread], axis=1)
         keep = self.config.forgetting ** len(ranks)
         if keep < 1.0:
             self._precision += (1.0 - keep) * (self._prior_precision - self._precision)
@@ -126,9 +140,10 @@ class BayesianUtility:
         self._information += features.T @ target / noise**2
         self._factor = None
 
-    def mean_gains(self) -> FloatArray:
-        """Return (N, R) expected gains, decreasing along R and not negative."""
-        return self._to_gains(self._mean()[None])[0]
+    def mean_gains(self, text: TextStats | None = None) -> FloatArray:
+        """Return (N, R) expected gains, decreasing along R and not negative; (B, N, R) by text."""
+        gains = self._to_gains(self._mean()[None], text)
+        return gains[0] if text is None else for_each(gains, len(text.oov_rate))
 
     def gains_at(
         self,
@@ -136,12 +151,14 @@ class BayesianUtility:
         link: LinkState,
         rng: np.random.Generator | None = None,
         width: float = 1.0,
+        *,
+        text: TextStats | None = None,
     ) -> FloatArray:
         """Return (B, N, R) gains for each link: the expected ones, or a draw."""
         del problem
         if rng is None:
-            return np.repeat(self.mean_gains()[None], link.size, axis=0)
-        return self._to_gains(drawn(self._mean(), self._cholesky(), rng, link.size, width))
+            return for_each(self._to_gains(self._mean()[None], text), link.size)
+        return self._to_gains(drawn(self._mean(), self._cholesky(), rng, link.size, width), text)
 
     def state_dict(self) -> dict[str, FloatArray]:
         """Return what is needed to continue."""
@@ -161,7 +178,8 @@ class BayesianUtility:
         if np.shape(state["precision"]) != self._precision.shape:
             raise CheckpointError(
                 f"The saved utility has {len(state['information'])} unknowns, this layout has "
-                f"{len(self._information)}; load it with the model and r_max it was trained with."
+                f"{len(self._information)}; load it with the model, r_max, utility.text_amplitude "
+                f"and hidden text that it was trained with."
             )
         self._precision = np.array(state["precision"], dtype=np.float64)
         self._information = np.array(state["information"], dtype=np.float64)
@@ -176,15 +194,12 @@ class BayesianUtility:
         distance = np.abs(np.subtract.outer(middle, middle))
         covariance = (c.relative_std**2 * np.outer(mean, mean)) * c.rank_correlation**distance
         block = np.linalg.inv(covariance)
-        precision = np.zeros((N_BASELINE + n * len(mean),) * 2)
-        # A wide prior on the baseline, in nats per nat of entropy and per unit of OOV rate.
-        precision[:N_BASELINE, :N_BASELINE] = np.diag([0.25, 25.0, 25.0])
-        for m in range(n):
-            at = slice(N_BASELINE + m * len(mean), N_BASELINE + (m + 1) * len(mean))
-            precision[at, at] = (block + block.T) / 2
         baseline = np.zeros(N_BASELINE)
         baseline[0] = 2 * c.total_gain
-        return np.concatenate([baseline, np.tile(mean, n)]), precision
+        # A wide prior on the baseline, in nats per nat of entropy and per unit of OOV rate.
+        head = baseline, np.diag([0.25, 25.0, 25.0])
+        blocks = np.kron(np.eye(n), (block + block.T) / 2).astype(np.float64)
+        return self._text_gains.prior(head, (np.tile(mean, n), blocks))
 
     def _mean(self) -> FloatArray:
         return cho_solve((self._cholesky(), True), self._information)
@@ -195,8 +210,9 @@ class BayesianUtility:
             self._factor = np.asarray(cho_factor(self._precision, lower=True)[0])
         return self._factor
 
-    def _to_gains(self, beliefs: FloatArray) -> FloatArray:
-        return self._bins.to_ranks(beliefs[:, N_BASELINE:])
+    def _to_gains(self, beliefs: FloatArray, text: TextStats | None = None) -> FloatArray:
+        """Return (B, N, R) gains of (B, D) beliefs for B texts; either may be one for all."""
+        return self._bins.to_ranks(self._text_gains.of_texts(beliefs[:, N_BASELINE:], text))
 
 
 def drawn(
@@ -213,6 +229,11 @@ def drawn(
     """
     normal = rng.standard_normal((len(mean), size))
     return mean + width * solve_triangular(factor, normal, lower=True, trans=1).T
+
+
+def for_each(gains: FloatArray, size: int) -> FloatArray:
+    """Return (size, ...) gains, from those of each link or from one for all."""
+    return np.broadcast_to(gains, (size, *gains.shape[1:])).copy()
 
 
 def baseline_features(text: TextStats) -> FloatArray:

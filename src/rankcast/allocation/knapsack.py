@@ -69,7 +69,8 @@ class KnapsackAllocator:
         del rng
         link = observation.link
         plans: list[IntArray] = []
-        for k, gains in enumerate(self.utility.gains_at(self.problem, link)):
+        expected = self.utility.gains_at(self.problem, link, text=observation.text)
+        for k, gains in enumerate(expected):
             values = np.pad(gains.cumsum(axis=1), ((0, 0), (1, 0)))
             plans.append(knapsack(values, self.problem, link.select(np.arange(link.size) == k)))
         return np.concatenate(plans)

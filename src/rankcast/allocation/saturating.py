@@ -7,13 +7,16 @@ cross-validation (`studies/calibration`), and an additive belief spreads a gain 
 rank 1 over all ranks.
 
 The prior learns from all projections at once how gains fall along the rank: u is the sum of a level
-and a slope in log2 of the rank, both common to all, a level of each projection, and a rest.
+and a slope in log2 of the rank, both common to all, a level of each projection, and a rest. Where
+asked for, u is linear in the text (`text_gains`).
 
-Shapes: `M` remembered losses, `N` projections, `R` = r_max, `K` = N·bins, `D` = 4 + K.
+Shapes: `M` remembered losses, `N` projections, `R` = r_max, `K` = N·bins, `J` parts of the text
+that gains depend on, `D` = 4 + (1 + J)·K.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +29,11 @@ from rankcast.allocation.beliefs import (
     RankBins,
     baseline_features,
     drawn,
+    for_each,
 )
 from rankcast.allocation.problem import AllocationProblem
-from rankcast.config.policy import UtilityConfig
+from rankcast.allocation.text_gains import TextGains
+from rankcast.config.policy import StateName, UtilityConfig
 from rankcast.errors import CheckpointError
 from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, TextStats
 
@@ -52,7 +57,10 @@ _LEAST_FACTOR = 1e-100  # without a price everything is worth sending, however l
 
 
 def make_utility(
-    layout: AdapterLayout, config: UtilityConfig, weights: FloatArray | None = None
+    layout: AdapterLayout,
+    config: UtilityConfig,
+    weights: FloatArray | None = None,
+    hidden: Sequence[StateName] = (),
 ) -> LearnedUtility:
     """Return the belief that a configuration asks for.
 
@@ -60,9 +68,10 @@ def make_utility(
         layout: the projections and r_max.
         config: form, prior and noise.
         weights: (N, R) size of each component; see `RankBins`.
+        hidden: parts of the state that the policy is not shown; see `TextGains`.
     """
     form = SaturatingUtility if config.form == "saturating" else BayesianUtility
-    return form(layout, config, weights)
+    return form(layout, config, weights, hidden)
 
 
 class SaturatingUtility:
@@ -75,6 +84,7 @@ class SaturatingUtility:
         layout: the projections and r_max.
         config: total gain, noise and forgetting; the spread of gains has constants of its own.
         weights: (N, R) size of each component; see `RankBins`.
+        hidden: parts of the state that gains must not depend on; see `TextGains`.
     """
 
     def __init__(
@@ -82,8 +92,10 @@ class SaturatingUtility:
         layout: AdapterLayout,
         config: UtilityConfig | None = None,
         weights: FloatArray | None = None,
+        hidden: Sequence[StateName] = (),
     ) -> None:
         self.layout, self.config = layout, config or UtilityConfig(form="saturating")
+        self._text_gains = TextGains(self.config.text_amplitude, hidden)
         self._bins = RankBins(layout, weights)
         self._prior_mean, self._prior_precision = self._prior()
         self._theta = self._prior_mean.copy()
@@ -111,12 +123,16 @@ class SaturatingUtility:
         self._paired = _append(self._paired, np.full(len(losses), paired))
         self._factor = None
 
-    def mean_gains(self) -> FloatArray:
-        """Return (N, R) gains that sum to what full rank removes; their order is what matters."""
+    def mean_gains(self, text: TextStats | None = None) -> FloatArray:
+        """Return (N, R) gains that sum to what full rank removes; their order is what matters.
+
+        With B texts, the (B, N, R) gains of each.
+        """
         self._fit()
-        g = self._to_gains(self._theta[None])[0]
-        total = g.sum()
-        return g * np.exp(self._theta[N_BASELINE]) * -np.expm1(-total) / total
+        g = self._to_gains(self._theta[None], text)
+        total = np.array([each.sum() for each in g])[:, None, None]
+        removed = g * np.exp(self._theta[N_BASELINE]) * -np.expm1(-total) / total
+        return removed[0] if text is None else for_each(removed, len(text.oov_rate))
 
     def gains_at(
         self,
@@ -124,6 +140,8 @@ class SaturatingUtility:
         link: LinkState,
         rng: np.random.Generator | None = None,
         width: float = 1.0,
+        *,
+        text: TextStats | None = None,
     ) -> FloatArray:
         """Return (B, N, R) marginal gains at the best plan of each link."""
         if rng is None:
@@ -131,9 +149,9 @@ class SaturatingUtility:
             theta = self._theta[None]
         else:
             theta = self._draw(rng, link.size, width)
-        gains, amplitude = self._to_gains(theta), np.exp(theta[:, N_BASELINE])
+        gains, amplitude = self._to_gains(theta, text), np.exp(theta[:, N_BASELINE])
         if rng is None:  # one belief for every link
-            gains, amplitude = (np.repeat(x, link.size, axis=0) for x in (gains, amplitude))
+            gains, amplitude = (for_each(x, link.size) for x in (gains, amplitude))
         return marginal_gains(gains, amplitude, problem, link)
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,8 +173,8 @@ class SaturatingUtility:
         """
         if "theta" not in state or np.shape(state["theta"]) != self._theta.shape:
             raise CheckpointError(
-                "The saved utility is of another layout or form; load it with the model, r_max and "
-                "utility.form that it was trained with."
+                "The saved utility is of another layout or form; load it with the model, r_max, "
+                "utility.form, utility.text_amplitude and hidden text that it was trained with."
             )
         self._theta = np.array(state["theta"], dtype=np.float64)
         self._counts = np.array(state["counts"], dtype=np.float64).reshape(-1, self._bins.size)
@@ -176,16 +194,12 @@ class SaturatingUtility:
         common = LEVEL_STD**2 + SLOPE_STD**2 * np.outer(at, at)
         own = PROJECTION_STD**2 + REST_STD**2 * np.eye(per_bin)
         covariance = np.tile(common, (n, n)) + np.kron(np.eye(n), own)
-        precision = np.zeros((_HEAD + n * per_bin,) * 2)
-        precision[:N_BASELINE, :N_BASELINE] = np.diag([0.25, 25.0, 25.0])
-        precision[N_BASELINE, N_BASELINE] = AMPLITUDE_STD**-2
         inverse = np.linalg.inv(covariance)
-        precision[_HEAD:, _HEAD:] = (inverse + inverse.T) / 2
-        mean = np.concatenate(
-            [[self.config.total_gain, 0.0, 0.0, np.log(self.config.total_gain)],
-             np.tile(level - SLOPE * at, n)]
-        )  # fmt: skip
-        return mean, precision
+        total_gain = self.config.total_gain
+        before = np.array([total_gain, 0.0, 0.0, np.log(total_gain)])
+        head = before, np.diag([0.25, 25.0, 25.0, AMPLITUDE_STD**-2])
+        own = np.tile(level - SLOPE * at, n), (inverse + inverse.T) / 2
+        return self._text_gains.prior(head, own)
 
     def _fit(self) -> None:
         """Climb to the mode by damped Gauss–Newton steps, from the last one."""
@@ -234,34 +248,46 @@ class SaturatingUtility:
         age = np.arange(len(self._target))[::-1]
         return c.forgetting**age / noise**2
 
-    def _residual(self, theta: FloatArray) -> tuple[FloatArray, FloatArray, float]:
-        """Return (M,) residuals, (M,) A·exp(-s) of the plans, and that of full rank."""
-        gains = np.exp(theta[_HEAD:])
-        left = np.exp(theta[N_BASELINE] - self._counts @ gains)
-        full = float(np.exp(theta[N_BASELINE] - self._bins.full @ gains))
+    def _residual(self, theta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Return (M,) residuals, (M,) A·exp(-s) of the plans and of full rank, and the gains.
+
+        Gains are (M, K), or (K,) where they are the same for all texts.
+        """
+        if self._text_gains.size:
+            gains = np.exp(self._text_gains.of_texts(theta[None, _HEAD:], self._texts()))
+            reached, whole = (self._counts * gains).sum(axis=1), gains @ self._bins.full
+        else:
+            gains = np.exp(theta[_HEAD:])
+            reached, whole = self._counts @ gains, self._bins.full @ gains
+        left = np.exp(theta[N_BASELINE] - reached)
+        full = np.broadcast_to(np.exp(theta[N_BASELINE] - whole), left.shape)
         expected = np.where(self._paired, left - full, self._text @ theta[:N_BASELINE] + left)
-        return self._target - expected, left, full
+        return self._target - expected, left, full, gains
+
+    def _texts(self) -> TextStats:
+        """Return the M texts of what is remembered."""
+        return TextStats(self._text[:, 1], self._text[:, 2])
 
     def _misfit(self, theta: FloatArray, weights: FloatArray) -> float:
         """Return minus the log posterior, up to a constant."""
         away = theta - self._prior_mean
         with np.errstate(over="ignore", invalid="ignore"):  # a step far too long ends in inf or NaN
-            residual, _, _ = self._residual(theta)
+            residual = self._residual(theta)[0]
             return float(weights @ residual**2 + away @ self._prior_precision @ away) / 2
 
     def _linearised(
         self, theta: FloatArray, weights: FloatArray
     ) -> tuple[float, FloatArray, FloatArray]:
         """Return misfit, direction of ascent (D,) and Gauss–Newton precision (D, D)."""
-        residual, left, full = self._residual(theta)
-        gains, alone = np.exp(theta[_HEAD:]), ~self._paired
+        residual, left, full, gains = self._residual(theta)
+        alone = ~self._paired
         slope = -left[:, None] * self._counts
-        slope[self._paired] += full * self._bins.full
+        slope[self._paired] += full[self._paired, None] * self._bins.full
+        by_gain = self._text_gains.spread(slope * gains, self._text_gains.normalised(self._texts()))
         jacobian = np.concatenate(
-            [self._text * alone[:, None], (left - np.where(alone, 0.0, full))[:, None],
-             slope * gains],
+            [self._text * alone[:, None], (left - np.where(alone, 0.0, full))[:, None], by_gain],
             axis=1,
-        )  # fmt: skip
+        )
         away = theta - self._prior_mean
         prior = self._prior_precision @ away
         weighted = jacobian.T * weights
@@ -277,8 +303,10 @@ class SaturatingUtility:
         theta[:, _HEAD:] = np.minimum(theta[:, _HEAD:], LARGEST_LOG_GAIN)
         return theta
 
-    def _to_gains(self, theta: FloatArray) -> FloatArray:
-        return self._bins.to_ranks(np.exp(theta[:, _HEAD:]))
+    def _to_gains(self, theta: FloatArray, text: TextStats | None = None) -> FloatArray:
+        """Return (B, N, R) gains of (B, D) beliefs for B texts; either may be one for all."""
+        logs = self._text_gains.of_texts(theta[:, _HEAD:], text)
+        return self._bins.to_ranks(np.exp(np.minimum(logs, LARGEST_LOG_GAIN)))
 
 
 def marginal_gains(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, get_args
 
 from rankcast.errors import ConfigError, check_choice
@@ -28,6 +29,10 @@ class UtilityConfig:
         form: how gains add up: `additive`, or `saturating` where later components remove less than
             the same ones alone, as on fine-tuned models (`rankcast.allocation.saturating`); the
             latter takes no notice of `relative_std`, `rank_correlation` and `rank_decay`.
+        text_amplitude: how much a gain is expected to change with the text, by 0.5 nats of lexical
+            entropy or 0.05 of OOV rate, as a share of its own standard deviation; of its logarithm
+            where gains saturate. 0: gains are the same for all texts
+            (`rankcast.allocation.text_gains`).
     """
 
     total_gain: float = 0.7
@@ -38,6 +43,7 @@ class UtilityConfig:
     paired_noise_std: float = 0.02
     forgetting: float = 1.0
     form: UtilityForm = "additive"
+    text_amplitude: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
@@ -45,10 +51,11 @@ class UtilityConfig:
         positive = ("total_gain", "relative_std", "rank_decay", "noise_std", "paired_noise_std")
         values = {name: getattr(self, name) for name in positive}
         bad = [name for name, value in values.items() if value is not None and not value > 0]
-        if bad or not 0 <= self.rank_correlation < 1 or not 0 < self.forgetting <= 1:
+        inside = 0 <= self.rank_correlation < 1 and 0 < self.forgetting <= 1
+        if bad or not inside or not 0 <= self.text_amplitude < inf:
             raise ConfigError(
-                f"The utility needs positive {', '.join(positive)}, rank_correlation in [0, 1) "
-                f"and forgetting in (0, 1]; got {self}."
+                f"The utility needs positive {', '.join(positive)}, rank_correlation in [0, 1), "
+                f"forgetting in (0, 1] and text_amplitude at least 0; got {self}."
             )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rankcast.allocation.problem import AllocationProblem
+from rankcast.allocation.text_gains import NOMINAL_ENTROPY, NOMINAL_OOV_RATE
 from rankcast.config.policy import PolicyConfig, StateName
 from rankcast.errors import check_choice
 from rankcast.policy.ddim import NoiseSchedule, ddim_sample, ddpm_sample, guided_predict
@@ -28,8 +29,8 @@ from rankcast.policy.rank_code import bin_width, decode
 from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Observation, TextStats
 
 N_STATE_FEATURES = 4
-NOMINAL_SNR_DB, NOMINAL_ENTROPY, NOMINAL_OOV_RATE = 5.0, 2.5, 0.1
-"""Values shown for hidden parts of the state; a hidden rank is shown as 0."""
+NOMINAL_SNR_DB = 5.0
+"""Shown for a hidden SNR; the text has nominal values, too, and a hidden rank is shown as 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +299,7 @@ def state_features(observation: Observation, problem: AllocationProblem) -> Floa
         [
             np.clip(np.log10(full_cost), -4.0, 4.0),
             link.snr_db / 10.0,
-            text.lexical_entropy - 2.5,
+            text.lexical_entropy - NOMINAL_ENTROPY,
             text.oov_rate,
         ]
     )

@@ -115,7 +115,10 @@ class AirLLMTrainer:
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.utility = make_utility(
-            env.layout, self.config.utility, policy.problem.component_weights
+            env.layout,
+            self.config.utility,
+            policy.problem.component_weights,
+            policy.config.blind,
         )
         self.teacher = Teacher(
             policy.problem,
@@ -390,8 +393,10 @@ class DenoiserTrainer:
     def _guided_step(self, x0: Tensor, condition: Tensor, lesson: Lesson, index: Tensor) -> float:
         """Take one step on both terms of Eq. 19, the reward through a short chain."""
         d, problem = self.policy.config.diffusion, self.policy.problem
-        cost = problem.component_costs(lesson.link)[index.numpy()]
-        reward = modelled_reward(self.utility.mean_gains(), problem.link_weight * cost)
+        at = index.numpy()
+        cost = problem.component_costs(lesson.link)[at]
+        text = lesson.text.select(at) if self.config.utility.text_amplitude else None
+        reward = modelled_reward(self.utility.mean_gains(text), problem.link_weight * cost)
         loss = utility_guided_loss(
             self.policy.denoiser, self.policy.schedule, x0, condition, reward,
             generator=self.generator, guidance_weight=d.guidance_weight,

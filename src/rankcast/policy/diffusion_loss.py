@@ -114,12 +114,12 @@ def modelled_reward(gains: FloatArray, prices: FloatArray) -> Callable[[Tensor],
     R̂ is measured in units of the total gain, so that κ does not depend on the task.
 
     Args:
-        gains: (N, R) expected loss that each component removes.
+        gains: (N, R) or (B, N, R) expected loss that each component removes.
         prices: (B, N, R) λη of each component in the states of a batch.
     """
     gain, price = (torch.tensor(x, dtype=torch.float32) for x in (gains, prices))
-    r_max, scale = gain.shape[1], gain.sum().clamp_min(1e-8)
-    removed = torch.cat([torch.zeros(len(gain), 1), gain.cumsum(dim=1)], dim=1)
+    r_max, scale = gain.shape[-1], gain.sum(dim=(-2, -1)).clamp_min(1e-8)
+    removed = torch.cat([torch.zeros_like(gain[..., :1]), gain.cumsum(dim=-1)], dim=-1)
     paid = torch.cat([torch.zeros_like(price[..., :1]), price.cumsum(dim=2)], dim=2)
 
     def reward(codes: Tensor) -> Tensor:

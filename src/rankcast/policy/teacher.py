@@ -39,6 +39,7 @@ class Lesson:
         best_coarse: (M, K) description of the plan solved from the expected gains, which the actor
             is shown.
         link: the M true links.
+        text: the M true texts.
         received: (M, N) ranks that the device has, as far as the policy sees them, or None where
             plans do not depend on them.
     """
@@ -49,6 +50,7 @@ class Lesson:
     explore: np.ndarray[tuple[int], np.dtype[np.bool_]]
     best_coarse: FloatArray
     link: LinkState
+    text: TextStats
     received: IntArray | None = None
 
 
@@ -61,7 +63,8 @@ class Teacher:
         describe: the coarse description.
         config: how plans are made.
         price: factor on λ·η by link; None: 1.
-        mask: hides parts of the state from the policy; None: nothing. Plans follow the true state.
+        mask: hides parts of the state from the policy; None: nothing. Plans follow the true state,
+            but for text that is hidden from the belief, too.
     """
 
     def __init__(
@@ -101,14 +104,15 @@ class Teacher:
         c = self.config
         observation = self._states_to_teach(rng, c.plans)
         explore = np.arange(c.plans) % 2 == 0
-        gains = self.utility.gains_at(self.problem, observation.link)
+        link, text = observation.link, observation.text
+        gains = self.utility.gains_at(self.problem, link, text=text)
         best = plan_at_price(gains, self.problem, observation, self.price)
         if c.group_price_spread > 0.0:
             members = self.describe.weights > 0
             factors = rng.normal(0.0, c.group_price_spread, (c.plans, self.describe.size))
             gains *= np.exp(factors @ members)[..., None]
         gains[explore] = self.utility.gains_at(
-            self.problem, observation.link.select(explore), rng, c.explore_width
+            self.problem, link.select(explore), rng, c.explore_width, text=text.select(explore)
         )
         ranks = plan_at_price(gains, self.problem, observation, self.price)
         seen = self.mask(observation)
@@ -118,7 +122,8 @@ class Teacher:
             self.describe(ranks),
             explore,
             self.describe(best),
-            observation.link,
+            link,
+            text,
             seen.ranks if self._received else None,
         )
 
@@ -131,7 +136,7 @@ class Teacher:
             InfeasibleDeadlineError: not even the smallest plan arrives in time.
         """
         link, width = observation.link, self.config.explore_width
-        gains = self.utility.gains_at(self.problem, link, rng, width)
+        gains = self.utility.gains_at(self.problem, link, rng, width, text=observation.text)
         wanted = plan_at_price(gains, self.problem, observation, self.price)
         return self.problem.settle(wanted, observation, gains)
 

@@ -103,7 +103,7 @@ class Planner:
             raise ConfigError("This policy plans ranks, not levels: pack them with --planned.")
         if budget_bits is None:
             budget_bits = float(self.problem.link_costs.budget_bits(link)[0])
-        worth = self.problem.worth(self.utility.mean_gains(), link)
+        worth = self.problem.worth(self.utility.mean_gains(self.text)[0], link)
         return file_within(source, self.problem.levels, plan.ranks, worth, budget_bits)
 
     def ranks(self, plan: Plan) -> IntArray:
@@ -172,7 +172,9 @@ def load_policy(run: Path | RunFolder) -> Planner:
     problem = _problem(config, layout, state)
     layout = problem.layout
     policy = AirLLM(problem, config.policy, config.seed)
-    utility = make_utility(layout, config.training.utility, problem.component_weights)
+    utility = make_utility(
+        layout, config.training.utility, problem.component_weights, config.policy.blind
+    )
     utility.load_state_dict(state["utility"])
     try:
         policy.load_state_dict(state["policy"])

@@ -334,9 +334,10 @@ def train(
     if finished:
         result = _result(session, command, time.monotonic() - started)
         if session.is_main:
-            gains = session.trainer.utility.mean_gains()
+            planner = session.planner
+            gains = planner.utility.mean_gains(planner.text)[0]
             save_adapter(session.learner.adapter, folder.adapter, gains=gains)
-            session.planner.save(folder)
+            planner.save(folder)
             folder.write_json(folder.result, result)
     return TrainResult(session, folder, finished, result)
 
