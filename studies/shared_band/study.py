@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rankcast.band.cell import Cell, DemandConfig, draw_demands
+from rankcast.band.bids import TunedIndex
+from rankcast.band.cell import Cell, DemandConfig, Demands, draw_demands
 from rankcast.band.clairvoyant import clairvoyant_bound
 from rankcast.band.delivery import Delivery, Scheduler
-from rankcast.band.ladder import Ladder
 from rankcast.band.lagrangian import Lagrangian
 from rankcast.band.schedulers import EarliestDeadlineFirst, GreedyGain, ProportionalFair
 from rankcast.link.processes import StaticSnr
+from rankcast.records import FloatArray
 from studies.harness.spec import (
     Claim,
     Job,
@@ -29,8 +28,9 @@ from studies.harness.spec import (
     Verdict,
 )
 from studies.report.statistics import Estimate, t_interval
+from studies.shared_band.ladders import measured_ladders
+from studies.shared_band.train import BOTH, DDIM, PPO, delivered, fingerprint, repeated
 
-STUDIES = Path(__file__).parents[1]
 SEEDS = (3001, 3002, 3003, 3004, 3005)
 """Draws of demands and fading on which nothing was tuned."""
 N_DEVICES = (10, 50)
@@ -44,6 +44,12 @@ SCHEDULERS: tuple[Scheduler, ...] = (
     GreedyGain(),
     Lagrangian(),
 )
+AIRLLM = f"AirLLM ({BOTH})"
+LEARNED = (TunedIndex().name, f"AirLLM ({DDIM})", f"AirLLM ({PPO})", AIRLLM)
+"""They have rows of their own. The index is what the policies start from."""
+LEARNED_ON = (10,)
+"""Numbers of devices that the policies are measured on: those that they learned with."""
+NAMES = (*(s.name for s in SCHEDULERS), *LEARNED)
 MORE_THAN_REFERENCE, OF_THE_WAY = 0.20, 0.90  # what was hoped for
 
 
@@ -59,6 +65,9 @@ def jobs(scale: Scale) -> Sequence[Job]:
                 found.append(Job(f"{n_devices}-{hz:g}-{seed}", seed, settings))
             crowded = {"kind": "known", "hz_per_device": HZ_PER_DEVICE[0], **common}
             found.append(Job(f"{n_devices}-known-{seed}", seed, crowded))
+            if n_devices in LEARNED_ON:
+                learned = {"kind": "learned", "weights": fingerprint(), **common}
+                found.append(Job(f"{n_devices}-airllm-{seed}", seed, learned))
     return found
 
 
@@ -71,17 +80,9 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
             name: {"kilobytes": (x.prefix_bits / 8e3).tolist(), "worth": x.worth.tolist()}
             for name, x in ladders.items()
         }
-    n_devices = job.settings["n_devices"]
-    cell = Cell(bandwidth_hz=n_devices * job.settings["hz_per_device"])
-    rng = np.random.default_rng(job.seed)
-    demands = draw_demands(
-        cell, tuple(ladders.values()), DemandConfig(n_devices), rng, job.settings["n_cells"]
-    )
-    if job.settings["kind"] == "known":
-        cell = replace(cell, fading=StaticSnr(0.0))
-        window = demands.deadline - demands.arrival
-        demands = replace(demands, arrival=np.zeros_like(window), deadline=window)
-    rates_bps = cell.rates_of(demands.mean_snr_db, rng)
+    if job.settings["kind"] == "learned":
+        return _learned(job)
+    cell, demands, rates_bps = _episode(job, job.settings["hz_per_device"])
     carried_bits = rates_bps.mean() * cell.slot_s * cell.n_slots
     return {
         "load": float(demands.file_bits.sum(axis=1).mean() / carried_bits),
@@ -94,25 +95,31 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
     }
 
 
-def measured_ladders() -> dict[str, Ladder]:
-    """Return the ladders of three adapters, from committed results.
+def _episode(job: Job, hz: float) -> tuple[Cell, Demands, FloatArray]:
+    """Return band, demands and rates of a job: on one seed the same for every scheduler."""
+    n_devices, rng = job.settings["n_devices"], np.random.default_rng(job.seed)
+    cell, ladders = Cell(bandwidth_hz=n_devices * hz), tuple(measured_ladders().values())
+    demands = draw_demands(cell, ladders, DemandConfig(n_devices), rng, job.settings["n_cells"])
+    if job.settings["kind"] == "known":
+        cell = replace(cell, fading=StaticSnr(0.0))
+        window = demands.deadline - demands.arrival
+        demands = replace(demands, arrival=np.zeros_like(window), deadline=window)
+    return cell, demands, cell.rates_of(demands.mean_snr_db, rng)
 
-    Bits and losses of the prefixes are those of `precision`; the loss of the same three models
-    without an adapter is `calibration`'s, on other texts of the same task.
+
+def _learned(job: Job) -> dict[str, Any]:
+    """Deliver to the cells of all bands of a seed under the learned schedulers.
+
+    All bands go side by side: only bits over rate count, so bits are divided, not bands multiplied.
     """
-    without = {row["job"]: row["values"]["rank_0_loss"] for row in _rows("calibration")}
+    cell, demands, rates_bps = _episode(job, HZ_PER_DEVICE[0])
+    scales = [HZ_PER_DEVICE[0] / hz for hz in HZ_PER_DEVICE]
+    worth = delivered(cell, repeated(demands, scales), np.tile(rates_bps, (1, len(scales), 1)))
+    bands = [f"{hz:g}" for hz in HZ_PER_DEVICE]
     return {
-        row["job"]: Ladder.of_losses(
-            [p["bits"] for p in row["values"]["prefixes"]],
-            [p["loss"] for p in row["values"]["prefixes"]],
-            without[row["job"]],
-        )
-        for row in _rows("precision")
+        name: dict(zip(bands, x.reshape(len(bands), -1).mean(axis=1).tolist(), strict=True))
+        for name, x in worth.items()
     }
-
-
-def _rows(study: str) -> list[dict[str, Any]]:
-    return json.loads((STUDIES / study / "result.json").read_text("utf-8"))["rows"]
 
 
 def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
@@ -127,7 +134,10 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
 def values_of(
     result: Result, n_devices: int, hz: float, name: str, kind: str = "cells"
 ) -> dict[int, float]:
-    """Return a number of each seed."""
+    """Return a number of each seed; the learned schedulers have rows of their own."""
+    if name in LEARNED:
+        learned = result.select(kind="learned", n_devices=n_devices)
+        return {row.job.seed: row.values[name][f"{hz:g}"] for row in learned}
     rows = result.select(kind=kind, n_devices=n_devices, hz_per_device=hz)
     return {row.job.seed: row.values[name] for row in rows}
 
@@ -135,13 +145,15 @@ def values_of(
 def more_than(result: Result, n_devices: int, hz: float, name: str, other: str) -> Estimate | None:
     """Return by what share more arrives than under another scheduler, over seeds."""
     ours, theirs = (values_of(result, n_devices, hz, x) for x in (name, other))
-    return t_interval([ours[s] / theirs[s] - 1.0 for s in ours]) if ours else None
+    both = [s for s in ours if s in theirs]
+    return t_interval([ours[s] / theirs[s] - 1.0 for s in both]) if both else None
 
 
 def of_the_way(result: Result, n_devices: int, hz: float, name: str) -> Estimate | None:
     """Return the share of the way from the reference to the bound, over seeds."""
     ours, low, high = (values_of(result, n_devices, hz, x) for x in (name, REFERENCE, BOUND))
-    return t_interval([(ours[s] - low[s]) / (high[s] - low[s]) for s in ours]) if ours else None
+    both = [s for s in ours if s in low]
+    return t_interval([(ours[s] - low[s]) / (high[s] - low[s]) for s in both]) if both else None
 
 
 def _claims(result: Result, n_devices: int) -> list[Claim]:
@@ -155,15 +167,25 @@ def _claims(result: Result, n_devices: int) -> list[Claim]:
         )
         ours, interval = f"{100 * more.value:+.1f} %", more.scaled(100.0).interval
         claims.append(Claim(claim, "", ours, interval, _goal(more, MORE_THAN_REFERENCE), seeds))
-    ways = [of_the_way(result, n_devices, hz, OURS) for hz in HZ_PER_DEVICE]
-    nearest = max((way for way in ways if way), key=lambda way: way.value, default=None)
-    if nearest is not None:
-        claim = (
-            f"{n_devices} devices, the band where it is nearest: it goes at least "
-            f"{OF_THE_WAY:.0%} of the way from {REFERENCE} to the bound."
-        )
-        ours, interval = f"{100 * nearest.value:.1f} %", nearest.scaled(100.0).interval
-        claims.append(Claim(claim, "", ours, interval, _goal(nearest, OF_THE_WAY), seeds))
+    for name, says in ((OURS, "the Lagrangian"), (AIRLLM, "AirLLM")):
+        ways = [of_the_way(result, n_devices, hz, name) for hz in HZ_PER_DEVICE]
+        nearest = max((way for way in ways if way), key=lambda way: way.value, default=None)
+        if nearest is not None:
+            claim = (
+                f"{n_devices} devices, the band where it is nearest: {says} goes at least "
+                f"{OF_THE_WAY:.0%} of the way from {REFERENCE} to the bound."
+            )
+            ours, interval = f"{100 * nearest.value:.1f} %", nearest.scaled(100.0).interval
+            claims.append(Claim(claim, "", ours, interval, _goal(nearest, OF_THE_WAY), seeds))
+    for hz in HZ_PER_DEVICE:
+        ahead = more_than(result, n_devices, hz, AIRLLM, OURS)
+        if ahead is not None:
+            claim = (
+                f"{n_devices} devices on {n_devices * hz / 1e3:g} kHz: AirLLM delivers more than "
+                "the Lagrangian."
+            )
+            ours, interval = f"{100 * ahead.value:+.2f} %", ahead.scaled(100.0).interval
+            claims.append(Claim(claim, "", ours, interval, _ahead(ahead), seeds))
     return claims
 
 
@@ -181,6 +203,13 @@ def _goal(ours: Estimate, goal: float) -> Verdict:
     return "not met" if ours.high < goal else "not distinguishable"
 
 
+def _ahead(ours: Estimate) -> Verdict:
+    """Return whether the whole interval is above nothing, or below."""
+    if ours.interval is None or ours.low <= 0.0 <= ours.high:
+        return "not distinguishable"
+    return "reproduced" if ours.low > 0.0 else "opposite sign"
+
+
 def _table(result: Result, n_devices: int) -> Table:
     """Return worth, difference to the reference and share of the way on each band."""
     rows, loads = [], []
@@ -188,21 +217,23 @@ def _table(result: Result, n_devices: int) -> Table:
         bound, everything, load = (
             values_of(result, n_devices, hz, x) for x in (BOUND, "all", "load")
         )
-        for scheduler in SCHEDULERS:
-            worth = values_of(result, n_devices, hz, scheduler.name)
-            more = more_than(result, n_devices, hz, scheduler.name, REFERENCE)
-            way = of_the_way(result, n_devices, hz, scheduler.name)
+        for name in NAMES:
+            worth = values_of(result, n_devices, hz, name)
+            more = more_than(result, n_devices, hz, name, REFERENCE)
+            way = of_the_way(result, n_devices, hz, name)
             if more is None or way is None:
                 continue
-            share = t_interval([worth[s] / everything[s] for s in worth]).scaled(100.0)
-            itself = scheduler.name == REFERENCE
+            share = t_interval([worth[s] / everything[s] for s in worth if s in everything]).scaled(
+                100.0
+            )
+            itself = name == REFERENCE
             cells = (
                 f"{n_devices * hz / 1e3:g}",
                 f"{share:.1f}",
                 "–" if itself else f"{more.scaled(100.0):+.1f}",
                 "–" if itself else f"{way.scaled(100.0):.1f}",
             )
-            rows.append((scheduler.name, *cells))
+            rows.append((name, *cells))
         if bound:
             share = t_interval([bound[s] / everything[s] for s in bound]).scaled(100.0)
             more = more_than(result, n_devices, hz, BOUND, REFERENCE)
@@ -225,16 +256,16 @@ def _table(result: Result, n_devices: int) -> Table:
 def _known_table(result: Result) -> Table:
     """Return the share of the bound where nothing is left to foresee."""
     rows = []
-    for scheduler in SCHEDULERS:
+    for scheduler in (s.name for s in SCHEDULERS):
         shares = []
         for n_devices in N_DEVICES:
             ours, bound = (
                 values_of(result, n_devices, HZ_PER_DEVICE[0], name, "known")
-                for name in (scheduler.name, BOUND)
+                for name in (scheduler, BOUND)
             )
             found = t_interval([100.0 * ours[s] / bound[s] for s in ours]) if ours else None
             shares.append("–" if found is None else f"{found:.1f}")
-        rows.append((scheduler.name, *shares))
+        rows.append((scheduler, *shares))
     found = bool(result.select(kind="known"))
     return Table(
         "Nothing to foresee: share of the bound [%]",

@@ -8,13 +8,25 @@ import numpy as np
 import pytest
 
 from helpers.bands import busy, by_hand
+from rankcast.band.airllm import AirLLMScheduler, BandPolicy, small_policy
+from rankcast.band.bids import TunedIndex
 from rankcast.band.clairvoyant import clairvoyant_bound
 from rankcast.band.delivery import Delivery, Frame, Scheduler
 from rankcast.band.ladder import Ladder
 from rankcast.band.lagrangian import Lagrangian
 from rankcast.band.schedulers import EarliestDeadlineFirst, GreedyGain, ProportionalFair
 
-SCHEDULERS = (ProportionalFair(), EarliestDeadlineFirst(), GreedyGain(), Lagrangian())
+SCHEDULERS = (
+    ProportionalFair(),
+    EarliestDeadlineFirst(),
+    GreedyGain(),
+    Lagrangian(),
+    TunedIndex(),
+    # What every policy must keep to does not depend on what it has learned.
+    AirLLMScheduler(BandPolicy(seed=1)),
+    AirLLMScheduler(BandPolicy(replace(small_policy(), refinement="none"), seed=1)),
+    AirLLMScheduler(BandPolicy(replace(small_policy(), proposal="none"), seed=1)),
+)
 every = pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: s.name)
 ONE = Ladder(np.array([0.0, 20.0]), np.array([0.0, 1.0]))
 

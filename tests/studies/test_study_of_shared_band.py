@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rankcast.band.bids import TunedIndex
+from rankcast.band.clairvoyant import clairvoyant_bound
+from rankcast.band.delivery import Delivery
 from studies.harness.spec import Job, Presentation, Result, Row, RunContext
 from studies.report.statistics import Estimate
 from studies.shared_band.study import (
+    AIRLLM,
     BOUND,
+    LEARNED,
     OURS,
     REFERENCE,
     SCHEDULERS,
     STUDY,
+    _ahead,
+    _episode,
     _goal,
     jobs,
     measured_ladders,
@@ -62,6 +69,49 @@ def test_a_goal_is_met_by_the_whole_interval(low: float, high: float, words: str
     assert _goal(Estimate(0.2, low, high), 0.2) == words
 
 
+def test_learned_schedulers_have_rows_of_their_own_and_are_paired_by_seed() -> None:
+    named = {job.name: job for job in jobs("default")}
+    rows = [row(named["10-800-3001"], 2.0, 1.0), row(named["10-800-3002"], 2.5, 1.0)]
+    for seed, worth in (
+        (3001, 2.2),
+        (3002, 2.5),
+        (3003, 9.0),
+    ):  # the last has no other to pair with
+        values = {name: dict.fromkeys(("800", "1800", "3600"), worth) for name in LEARNED}
+        rows.append(Row(named[f"10-airllm-{seed}"], values, 0.0, 0.0, "cpu", {}))
+    shown = presented(rows)
+    # 2.2 and 2.5 of 4 in all; 1.2 and 1.5 of a way of 2; +10 % and nothing over the Lagrangian.
+    [airllm] = [cells for cells in shown.tables[0].rows if cells[0] == AIRLLM]
+    assert airllm[2].startswith("58.8")
+    assert airllm[4].startswith("67.5")
+    [ahead] = [claim for claim in shown.claims if "AirLLM delivers" in claim.claim]
+    assert (ahead.ours, ahead.verdict) == ("+5.00 %", "not distinguishable")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.01, 0.1, "reproduced"),
+        (-0.01, 0.1, "not distinguishable"),
+        (-0.1, -0.01, "opposite sign"),
+        (np.nan, np.nan, "not distinguishable"),
+    ],
+)
+def test_who_is_ahead_is_ahead_with_the_whole_interval(low: float, high: float, words: str) -> None:
+    assert _ahead(Estimate(0.0, low, high)) == words
+
+
+def test_bits_that_are_divided_are_as_good_as_a_wider_band() -> None:
+    job = next(job for job in jobs("quick") if job.settings["kind"] == "learned")
+    values = run(job, RunContext(Path(), "quick", {}, {}, None))
+    assert set(values) == set(LEARNED)
+    cell, demands, rates_bps = _episode(job, 1800.0)
+    alone = Delivery(cell, demands, rates_bps).run(TunedIndex()).sum(axis=1).mean()
+    assert values[TunedIndex().name]["1800"] == pytest.approx(alone)
+    bound = clairvoyant_bound(cell, demands, rates_bps).mean()
+    assert all(0.5 * bound < values[name]["1800"] <= bound + 1e-6 for name in LEARNED)
+
+
 def test_without_rows_nothing_is_shown() -> None:
     shown = presented([])
     assert (shown.claims, shown.tables, shown.charts) == ((), (), ())
@@ -69,7 +119,7 @@ def test_without_rows_nothing_is_shown() -> None:
 
 def test_names_of_jobs_are_unique() -> None:
     names = [job.name for job in jobs("default")]
-    assert len(names) == len(set(names)) == 1 + 5 * 2 * 4
+    assert len(names) == len(set(names)) == 1 + 5 * (2 * 4 + 1)
 
 
 def test_the_ladders_are_those_of_the_committed_results() -> None:

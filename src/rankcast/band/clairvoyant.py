@@ -11,14 +11,21 @@ segment j of the upper hull of its worth over bits:
 Whatever a scheduler does is a feasible x, and its z, the bits that arrived, are worth no less on
 the hull than in whole chunks. So the optimum is at least the worth that any scheduler reaches.
 
+Its dual says what foresight would pay for another bit of a device and for a slot:
+`shadow_prices`.
+
 Shapes: `C` cells, `D` devices of a cell, `T` slots.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from rankcast.band.cell import Cell, Demands
+from rankcast.band.delivery import Frame
 from rankcast.band.ladder import upper_hull
 from rankcast.errors import ConfigError
 from rankcast.link.capacity import scipy
@@ -45,11 +52,59 @@ def clairvoyant_bound(cell: Cell, demands: Demands, rates_bps: FloatArray) -> Fl
             f"Rates must have the shape {(cell.n_slots, *demands.shape)}, got {rates_bps.shape}."
         )
     bits = rates_bps * cell.slot_s
-    return np.array([_of_cell(demands, bits[:, c], c) for c in range(demands.shape[0])])
+    return np.array([-float(_of_cell(demands, bits[:, c], c).fun) for c in range(len(bits[0]))])
 
 
-def _of_cell(demands: Demands, slot_bits: FloatArray, c: int) -> float:
-    """Solve the program of cell c, whose devices can get (T, D) bits in a slot."""
+@dataclass(frozen=True, eq=False)
+class ShadowPrices:
+    """What foresight would pay in C cells, from some slot on.
+
+    Attributes:
+        bit: (C, D) worth of another bit for each device [1/bit].
+        bid: (T, C, D) worth that each device gets out of a whole slot; 0 outside its window.
+    """
+
+    bit: FloatArray
+    bid: FloatArray
+
+    @property
+    def slot(self) -> FloatArray:
+        """(T, C) price of a whole slot: the highest bid."""
+        return self.bid.max(axis=2)
+
+
+def shadow_prices(frame: Frame, rates_bps: FloatArray) -> ShadowPrices:
+    """Return the dual of the program for what is still missing, from the slot of a frame on.
+
+    Args:
+        frame: the state of the cells.
+        rates_bps: (T, C, D) of that slot and all later ones [bit/s].
+
+    Raises:
+        ConfigError: SciPy is not installed, or a program without a solution.
+    """
+    demands, bits = _still_missing(frame), rates_bps * frame.slot_s
+    bit = np.zeros(demands.shape)
+    for c in range(len(bit)):
+        if demands.worth[c].any():
+            solved = _of_cell(demands, bits[:, c], c)
+            bit[c] = -solved.ineqlin.marginals[: bit.shape[1]] / _KBIT
+    slots = np.arange(len(bits))[:, None, None]
+    there = (slots >= demands.arrival) & (slots < demands.deadline)
+    return ShadowPrices(bit, np.where(there, bit * bits, 0.0))
+
+
+def _still_missing(frame: Frame) -> Demands:
+    """Return what devices want from a slot on, counted from it; nothing once their time is over."""
+    demands, over = frame.demands, frame.slots_left == 0
+    arrival = np.where(over, 0, np.maximum(demands.arrival - frame.slot, 0))
+    deadline = np.where(over, 1, demands.deadline - frame.slot)
+    gain = np.where(over[..., None], 0.0, frame.gain_of)
+    return Demands(frame.bits_to, gain, arrival, deadline, demands.mean_snr_db)
+
+
+def _of_cell(demands: Demands, slot_bits: FloatArray, c: int) -> Any:
+    """Solve the program of cell c, whose devices can get (T, D) bits in a slot, with SciPy."""
     n_slots, n_devices = slot_bits.shape
     slots = np.arange(n_slots)[:, None]
     slot, device = np.nonzero((slots >= demands.arrival[c]) & (slots < demands.deadline[c]))
@@ -69,7 +124,7 @@ def _of_cell(demands: Demands, slot_bits: FloatArray, c: int) -> float:
     )
     if solved.status != 0:
         raise ConfigError(f"The bound of cell {c} was not found: {solved.message}")
-    return -float(solved.fun)
+    return solved
 
 
 def _segments(demands: Demands, c: int) -> tuple[IntArray, FloatArray, FloatArray]:

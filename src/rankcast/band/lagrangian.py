@@ -127,7 +127,7 @@ def hull_steps(airtime_s: FloatArray, gain: FloatArray) -> Steps:
     return Steps(slopes, airtimes, ends)
 
 
-def sweep(steps: Steps, left_s: FloatArray) -> AirtimePlan:
+def sweep(steps: Steps, left_s: FloatArray, free_s: FloatArray | None = None) -> AirtimePlan:
     """Take steps in order of gain per second, as long as they fit before every deadline.
 
     A device whose step does not fit gets none of its later ones.
@@ -135,6 +135,7 @@ def sweep(steps: Steps, left_s: FloatArray) -> AirtimePlan:
     Args:
         steps: of each device.
         left_s: (C, D) time until each deadline [s]; infinite for devices without steps.
+        free_s: (C, D) airtime until then that nobody has yet [s]; all of it if left out.
     """
     n_cells, n_devices, _ = steps.gain_per_s.shape
     slope, airtime_s, prefix = (
@@ -143,7 +144,7 @@ def sweep(steps: Steps, left_s: FloatArray) -> AirtimePlan:
     )
     order = np.argsort(-slope, axis=1, kind="stable")
     longest = int((slope > 0).sum(axis=1).max(initial=0))
-    room_s, cells = left_s.copy(), np.arange(n_cells)
+    room_s, cells = (left_s if free_s is None else free_s).copy(), np.arange(n_cells)
     target = np.zeros(left_s.shape, dtype=np.int64)
     closed, price = np.zeros(left_s.shape, dtype=bool), np.zeros(n_cells)
     for place in range(longest):
