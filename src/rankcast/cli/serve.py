@@ -15,6 +15,8 @@ from rankcast.server import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
     from rankcast.release.store import Store
+    from rankcast.server.cells import Cell
+    from rankcast.server.registry import Device
 
 _MOST_NAMES = 10
 
@@ -42,6 +44,9 @@ class Serve:
     """Devices, tokens and events: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."""
     no_auth: bool = False
     """Answer requests without a token: whoever reaches the port may fetch, report and watch."""
+    cells: Path | None = None
+    """TOML file of cells whose band or backhaul devices share; a device is in the cell NAME if one
+    of its groups is cell=NAME. The same for all servers of a database."""
     workers: int = 1
     """Number of processes."""
     grace_s: float = 30.0
@@ -52,6 +57,7 @@ class Serve:
     def run(self, argv: Sequence[str]) -> int:
         """Serve until told to stop, and return the exit status."""
         from rankcast.release.store import Store
+        from rankcast.server.cells import read_cells
         from rankcast.server.process import ProcessSettings, log_config, serve
         from rankcast.server.registry import Registry
         from rankcast.server.settings import ServerSettings
@@ -65,11 +71,12 @@ class Serve:
             json_logs=as_json,
         )  # fmt: skip
         with closing(Registry(self.database)) as registry:
-            n_tokens = sum(device.revoked_s is None for device in registry.devices())
+            devices = [device for device in registry.devices() if device.revoked_s is None]
+        cells = () if self.cells is None else read_cells(self.cells)
         logging.config.dictConfig(log_config(as_json=as_json))
-        for line in self._greeting(store, n_tokens):
+        for line in [*self._greeting(store, len(devices)), *_about_cells(cells, devices)]:
             logging.getLogger("rankcast.serve").info(line)
-        settings = ServerSettings(database=self.database, needs_token=not self.no_auth)
+        settings = ServerSettings(database=self.database, needs_token=not self.no_auth, cells=cells)
         serve(store, settings, process)
         return 0
 
@@ -90,6 +97,18 @@ class Serve:
             lines.append(f"No device has a token; rankcast devices add NAME{where} makes one.")
         lines.append("The dashboard is at /. It takes a token of rankcast devices add --operator.")
         return lines
+
+
+def _about_cells(cells: Sequence[Cell], devices: Sequence[Device]) -> list[str]:
+    """Say which cells have no device, and which cells of devices are none."""
+    from rankcast.server.cells import cell_of
+
+    known, named = {cell.name for cell in cells}, {cell_of(d.groups) for d in devices} - {None}
+    lines = {
+        "No device has the group cell=NAME of these cells: {}.": known - named,
+        "Devices of these cells, which --cells lacks, are planned as if alone: {}.": named - known,
+    }
+    return [line.format(", ".join(map(str, cells))) for line, cells in lines.items() if cells]
 
 
 def _check_database(url: str, store: Path) -> None:

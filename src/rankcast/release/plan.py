@@ -10,6 +10,10 @@ from typing import NamedTuple
 from rankcast.errors import InfeasibleDeadlineError
 from rankcast.release.manifest import Blob, Chunk, File, Manifest, PlannerName
 
+MORE_TIME = "Give it more time or a better link; what has arrived is kept for the next try."
+LEAST_GAIN = 0.1
+"""Of a first prefix, see `gains` [nats]."""
+
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
@@ -80,7 +84,7 @@ def plan_fetch(
     prefixes = _prefixes(manifest, held)
     fitting = [prefix for prefix in prefixes if prefix.bits <= budget_bits]
     if not fitting:
-        raise InfeasibleDeadlineError(min(prefix.bits for prefix in prefixes), budget_bits)
+        raise InfeasibleDeadlineError(min(p.bits for p in prefixes), budget_bits, MORE_TIME)
     chosen = None if rate_bps is None else _policys_choice(manifest, rate_bps)
     policys = [prefix for prefix in fitting if prefix.file_index == chosen]
     best = min(policys or fitting, key=_worse)
@@ -109,6 +113,36 @@ def next_better(manifest: Manifest, plan: FetchPlan, held: AbstractSet[str]) -> 
         return None
     best = min(better, key=lambda prefix: (prefix.bits, _worse(prefix)))
     return FetchPlan.of(manifest, best.file_index, best.n_chunks, held, plan.planner)
+
+
+def gains(
+    manifest: Manifest, held: AbstractSet[str], rate_bps: float | None = None
+) -> list[tuple[int, float]]:
+    """Return the missing bits of each prefix that `plan_fetch` may choose, and what it would gain.
+
+    The gain is the loss removed [nats] beside the best prefix that is here. What a device without
+    one has is not known: the worst prefix stands for it, and having any is taken to be worth as
+    much as all that follows, `LEAST_GAIN` at least. Where no loss was measured, a file is worth 1
+    and each of its chunks the same.
+
+    Args:
+        manifest: the release.
+        held: SHA-256 of the blobs that the device has.
+        rate_bps: see `plan_fetch`.
+    """
+    prefixes = _prefixes(manifest, held)
+    chosen = None if rate_bps is None else _policys_choice(manifest, rate_bps)
+    prefixes = [prefix for prefix in prefixes if prefix.file_index == chosen] or prefixes
+    losses = [(p.bits, p.last.loss) for p in prefixes if p.last.loss is not None]
+    if losses:
+        best, worst = (of(loss for _, loss in losses) for of in (min, max))
+        without = worst + max(worst - best, LEAST_GAIN)
+    else:
+        first, without = prefixes[0].file_index, 1.0
+        share = 1.0 / len(manifest.files[first].chunks)
+        losses = [(p.bits, 1.0 - share * p.n_chunks) for p in prefixes if p.file_index == first]
+    without = min((loss for bits, loss in losses if not bits), default=without)
+    return [(bits, without - loss) for bits, loss in losses if bits]
 
 
 class _Prefix(NamedTuple):

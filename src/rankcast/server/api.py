@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from itertools import takewhile
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from rankcast.codec.header import same_base
 from rankcast.errors import InfeasibleDeadlineError, LinkError, nearest
 from rankcast.link.rate_models import rate_model
 from rankcast.release.manifest import File, Manifest
-from rankcast.release.plan import plan_fetch
+from rankcast.release.plan import FetchPlan, gains, plan_fetch
 from rankcast.release.store import Release
 from rankcast.server.auth import Caller, caller_of_calls, caller_of_files
+from rankcast.server.cell_shares import steps_of
+from rankcast.server.cells import cell_of
 from rankcast.server.contents import Contents
 from rankcast.server.errors import RefusalError
 from rankcast.server.files import is_unchanged
@@ -32,6 +35,7 @@ from rankcast.server.schemas import (
     AssignedAnswer,
     BaseModelBody,
     BlobBody,
+    CellBody,
     ChunkBody,
     DeviceBody,
     DevicesAnswer,
@@ -51,19 +55,26 @@ Known = Annotated[Caller, Depends(caller_of_calls)]
 
 
 @router.post("/plan", responses=responses(401, 404, 408, 409, 413, 415, 422, 429, 503))
-def plan(request: Request, wanted: PlanRequest, caller: Known) -> PlanAnswer:
+def plan(
+    request: Request,
+    wanted: PlanRequest,
+    caller: Known,
+    prefer: Annotated[
+        str | None, Header(description="`steps` if the device asks again between steps.")
+    ] = None,
+) -> PlanAnswer:
     """Say which blobs a device should fetch now.
 
-    The prefix of lowest expected loss whose missing blobs arrive before the deadline. It is advice:
-    a device fetches only what a signed manifest names.
+    The prefix of lowest expected loss whose missing blobs arrive before the deadline; in a cell,
+    what the devices that sync there leave room for. It is advice: a device fetches only what a
+    signed manifest names.
     """
     began_s = time.perf_counter()
     server: ServerState = request.app.state.server
     manifest = _manifest_for(server, wanted)
     budget_bits = budget_bits_of(wanted.link, wanted.deadline_s)
     try:
-        rate_bps = budget_bits / wanted.deadline_s
-        best = plan_fetch(manifest, budget_bits, frozenset(wanted.held), rate_bps)
+        best, cell = _planned(server, caller, wanted, manifest, comes_again=prefer == "steps")
     except InfeasibleDeadlineError:
         server.metrics.infeasible.labels(manifest.name).inc()
         raise
@@ -79,6 +90,7 @@ def plan(request: Request, wanted: PlanRequest, caller: Known) -> PlanAnswer:
         loss=best.loss,
         accuracy=best.accuracy,
         planner=best.planner,
+        cell=cell,
     )
     is_event = server.looks.plan(caller.name, _plan_event(wanted, answer, budget_bits, manifest))
     if not is_event:
@@ -95,6 +107,7 @@ def report(request: Request, done: ReportRequest, caller: Known) -> Response:
     """Keep what a device did."""
     server: ServerState = request.app.state.server
     server.looks.report(caller.name, done.model_dump(mode="json"))
+    server.cells.release(caller.name, done.adapter)
     now_s = server.settings.now_s()
     failed = server.rollouts.report(
         caller.name, done.adapter, now_s, version=done.version, event=done.event,
@@ -223,6 +236,43 @@ def budget_bits_of(link: RadioLink | MeasuredLink, deadline_s: float) -> float:
     return efficiency * link.bandwidth_hz * deadline_s
 
 
+def _planned(
+    server: ServerState,
+    caller: Caller,
+    wanted: PlanRequest,
+    manifest: Manifest,
+    *,
+    comes_again: bool,
+) -> tuple[FetchPlan, CellBody | None]:
+    """Return the best prefix, and what the device's cell has to do with it.
+
+    Raises:
+        InfeasibleDeadlineError: its own link carries not even the first chunk of any file.
+        RefusalError: 429, its cell has no room now, and it asks again or has no prefix yet.
+    """
+    held, budget_bits = frozenset(wanted.held), budget_bits_of(wanted.link, wanted.deadline_s)
+    rate_bps = budget_bits / wanted.deadline_s
+    alone = plan_fetch(manifest, budget_bits, held, rate_bps)
+    cell = server.cells.cells.get(cell_of(caller.groups) or "")
+    if cell is None:
+        return alone, None
+    if not alone.missing:
+        server.cells.release(caller.name, manifest.name)
+        return alone, None
+    seconds_of_bit = cell.seconds_of_bit(rate_bps)
+    bits, wait_s, told = server.cells.share(
+        cell.name, (caller.name, manifest.name),
+        steps_of(gains(manifest, held, rate_bps), seconds_of_bit, budget_bits),
+        wanted.deadline_s, server.settings.now_s(), comes_again=comes_again,
+    )  # fmt: skip
+    if bits or not comes_again:
+        with suppress(InfeasibleDeadlineError):  # it has no prefix, and none has room
+            return plan_fetch(manifest, bits, held, rate_bps), told
+    server.metrics.cell_refusals.labels(cell.name).inc()
+    headers = {"Retry-After": str(math.ceil(wait_s)), "Rankcast-Cell": cell.name}
+    raise RefusalError(HTTPStatus.TOO_MANY_REQUESTS, told.reason, headers)
+
+
 def _manifest_for(server: ServerState, wanted: PlanRequest) -> Manifest:
     """Return the release that a plan is for: the newest, or an older one that it lists.
 
@@ -268,7 +318,7 @@ def _plan_event(
     blobs = manifest.files[answer.ladder].blobs()
     n_from_first = sum(1 for _ in takewhile(lambda blob: blob.sha256 in held, blobs))
     return {
-        **answer.model_dump(exclude={"blobs"}),
+        **answer.model_dump(exclude={"blobs"} if answer.cell else {"blobs", "cell"}),
         "n_blobs": len(answer.blobs),
         "n_held": len(wanted.held),
         "n_held_rungs": max(0, n_from_first - 1),  # the header is no chunk

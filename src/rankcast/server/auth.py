@@ -28,11 +28,13 @@ class Caller:
         name: of the device; its address if it has no token and the server asks for none.
         sees_all: whether it may see the events of other devices.
         is_operator: whether it has an operator's token, on an open server, too.
+        groups: of the device.
     """
 
     name: str
     sees_all: bool
     is_operator: bool = False
+    groups: tuple[str, ...] = ()
 
 
 def caller_of_calls(request: Request, credentials: Credentials) -> Caller:
@@ -98,7 +100,7 @@ def _identify(
     needs_token = server.settings.needs_token
     if device is not None:
         is_operator = device.role == "operator"
-        return Caller(device.name, not needs_token or is_operator, is_operator)
+        return Caller(device.name, not needs_token or is_operator, is_operator, device.groups)
     if not needs_token:
         address = request.client.host if request.client else "unknown"
         return Caller(address[:64], sees_all=True)  # a proxy's header may say anything

@@ -7,7 +7,7 @@ names a folder in `PROMETHEUS_MULTIPROC_DIR`, and whichever worker is asked answ
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -27,11 +27,16 @@ class Metrics:
         infeasible: plans that fit no link, by adapter.
         reports: by event.
         looks: plans that changed nothing.
+        cell_refusals: plans for which a cell had no room, by cell.
     """
 
-    def __init__(self, active_devices: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        active_devices: Callable[[], int],
+        cell_loads: Callable[[], Mapping[str, tuple[int, float]]] = dict,
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._devices = _ActiveDevices(active_devices)
+        self._devices = _Shared(active_devices, cell_loads)
         self._registry.register(self._devices)
         of = self._registry
         self.requests = Counter(
@@ -53,6 +58,9 @@ class Metrics:
         self.looks = Counter(
             "rankcast_looks", "Plans that changed nothing, and are no events.", registry=of
         )
+        self.cell_refusals = Counter(
+            "rankcast_cell_refusals", "Plans that a cell had no room for.", ("cell",), registry=of
+        )
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
@@ -64,11 +72,13 @@ class Metrics:
         return generate_latest(together)
 
 
-class _ActiveDevices(Collector):
+class _Shared(Collector):
     """Asks the database, which all servers share, when Prometheus asks."""
 
-    def __init__(self, count: Callable[[], int]) -> None:
-        self._count = count
+    def __init__(
+        self, count: Callable[[], int], cell_loads: Callable[[], Mapping[str, tuple[int, float]]]
+    ) -> None:
+        self._count, self._cell_loads = count, cell_loads
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily(
@@ -76,6 +86,18 @@ class _ActiveDevices(Collector):
             "Devices that asked or reported lately, at any server.",
             value=self._count(),
         )
+        syncs = GaugeMetricFamily(
+            "rankcast_cell_syncs", "Syncs under way in a cell, at any server.", labels=("cell",)
+        )
+        promised = GaugeMetricFamily(
+            "rankcast_cell_promised_ratio",
+            "Share of a cell's budget until the last deadline that is promised.",
+            labels=("cell",),
+        )
+        for cell, (n_syncs, promised_share) in self._cell_loads().items():
+            syncs.add_metric((cell,), n_syncs)
+            promised.add_metric((cell,), promised_share)
+        yield from (syncs, promised)
 
     def describe(self) -> Iterable[Metric]:
         return [GaugeMetricFamily("rankcast_active_devices", "")]

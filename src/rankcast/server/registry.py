@@ -35,7 +35,9 @@ MOST_RECENT = 20_000
 Role = Literal["device", "operator"]
 Kind = Literal["plan", "report"]
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
-_GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_GROUP = re.compile(r"(cell=)?[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+CELL_LABEL = "cell="
+"""Begins the group that names a device's cell, see `rankcast.server.cells`."""
 _LOCK = 0x72636173  # "rcas", in PostgreSQL
 _IN_MEMORY = (None, "", ":memory:")
 _DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
@@ -361,14 +363,17 @@ def checked_groups(groups: Sequence[str]) -> tuple[str, ...]:
     """Return the names of groups, each once.
 
     Raises:
-        ConfigError: a name that no group can have.
+        ConfigError: a name that no group can have, or several cells.
     """
     for group in groups:
         if not _GROUP.fullmatch(group):
             raise ConfigError(
-                f"A group's name has letters, digits, dots, dashes and underscores, at most 64, "
-                f"got {group!r}."
+                f"A group's name has letters, digits, dots, dashes and underscores, at most 64, or "
+                f"is {CELL_LABEL}NAME, got {group!r}."
             )
+    cells = sorted({group for group in groups if group.startswith(CELL_LABEL)})
+    if len(cells) > 1:
+        raise ConfigError(f"A device is in one cell at most, got {' and '.join(cells)}.")
     return tuple(sorted(set(groups)))
 
 

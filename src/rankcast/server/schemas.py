@@ -90,12 +90,22 @@ class BlobBody(_Body):
     n_bytes: int = Field(ge=1, le=LARGEST_BLOB)
 
 
+class CellBody(_Body):
+    """What a device was given of the cell that it shares."""
+
+    name: str
+    airtime_share: float = Field(description="Planned of the cell's budget until the deadline.")
+    asks_again: bool = Field(description="Whether to ask again once the blobs are here.")
+    reason: str = Field(description="For people.")
+
+
 class PlanAnswer(_Body):
     """The best prefix that arrives in time, and what of it is missing."""
 
     model_config = _example(
         adapter="sst2", version=3, ladder=0, n_rungs=4, bits=6496, loss=0.31, accuracy=0.864,
         planner="solver", blobs=[{"sha256": _SHA256, "n_bytes": 812}],
+        cell={"name": "north", "airtime_share": 0.2, "asks_again": True, "reason": "20% of …"},
     )  # fmt: skip
 
     adapter: AdapterName
@@ -107,6 +117,7 @@ class PlanAnswer(_Body):
     bits: int = Field(description="Of these blobs.")
     loss: float | None = Field(description="Expected of the prefix [nats].")
     accuracy: float | None = Field(description="Expected of the prefix, a share.")
+    cell: CellBody | None = Field(default=None, description="null where no cell is shared.")
 
 
 class ReportRequest(_Body):

@@ -12,6 +12,8 @@ from rankcast.rate_limit import Buckets, Rate
 from rankcast.release.manifest import Blob, File, Manifest
 from rankcast.release.store import Release, Releases, Store
 from rankcast.server import DEFAULT_DATABASE
+from rankcast.server.cell_shares import CellShares
+from rankcast.server.cells import Cell
 from rankcast.server.contents import Contents, contents_of
 from rankcast.server.looks import Looks
 from rankcast.server.metrics import Metrics
@@ -42,9 +44,10 @@ class ServerSettings:
         keep_token_s: how long a device that was let in may fetch blobs without being looked up
             again [s]; a revoked one is refused files after it at the latest.
         keep_events_s: age at which events are deleted [s].
-        now_s: the clock of rollouts [s since 1970].
+        now_s: the clock of rollouts and cells [s since 1970].
         look_event_s: a device's look that changes nothing is an event only after so long [s].
         write_looks_s: between two times at which the times of such looks are written [s].
+        cells: whose band or backhaul devices share.
     """
 
     database: str = DEFAULT_DATABASE
@@ -61,6 +64,7 @@ class ServerSettings:
     now_s: Callable[[], float] = time.time
     look_event_s: float = 86400.0
     write_looks_s: float = 5.0
+    cells: tuple[Cell, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class ServerState:
         registry: of devices and events.
         rollouts: which version each device is to have.
         looks: when devices were last seen; keeps their plans and reports.
+        cells: what the devices of each cell were told to fetch.
         metrics: counted by this process.
         calls: how often each device may still call, at any server.
         files: how often it may still ask this process for files.
@@ -88,6 +93,7 @@ class ServerState:
     registry: Registry
     rollouts: Rollouts
     looks: Looks
+    cells: CellShares
     metrics: Metrics
     calls: SharedBuckets
     files: Buckets
@@ -105,6 +111,7 @@ class ServerState:
         """
         registry = Registry(settings.database)
         looks = Looks(registry, settings.look_event_s)
+        cells = CellShares(registry, settings.cells)
         return cls(
             store,
             settings,
@@ -112,7 +119,11 @@ class ServerState:
             registry,
             Rollouts(registry),
             looks,
-            Metrics(lambda: looks.active_devices(settings.active_s)),
+            cells,
+            Metrics(
+                lambda: looks.active_devices(settings.active_s),
+                lambda: cells.loads(settings.now_s()),
+            ),
             SharedBuckets(settings.calls, registry),
             Buckets(settings.files),
             lru_cache(_KEPT_CONTENTS)(partial(contents_of, store)),
