@@ -2,13 +2,15 @@
 
 The same pages are read in the repository. There README.md is in the root, each study has a README
 in its folder, and links lead to files that are no pages, such as results. On the site README.md is
-the first page, studies have pages, and a link to anything else is its text alone.
+the first page, studies have pages, and a link to anything else is its text alone. Some tutorials
+are notebooks as well.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(Path(__file__).parent))  # where MkDocs does not look for modules
+
+from notebooks import NOTEBOOKS, notebook_of  # noqa: E402
+
 ELSEWHERE = {
     "README.md": "index.md",
     "docs/scoreboard/report.html": "scoreboard/interactive.html",  # report.md becomes report.html
@@ -35,6 +41,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in (*ELSEWHERE, *outside(), *pictures):
         uri = site_uri(path) or path
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
+    for page in NOTEBOOKS:
+        notebook = notebook_of((ROOT / "docs" / page).read_text("utf-8"))
+        files.append(File.generated(config, _notebook(page), content=notebook))
     return files
 
 
@@ -44,7 +53,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     uri = page.file.src_uri
     moved_here = (path for path in (*ELSEWHERE, *outside()) if site_uri(path) == uri)
     here = next(moved_here, f"docs/{uri}")
+    if uri in NOTEBOOKS:
+        name = _notebook(uri)
+        markdown = markdown.replace(f"`{name}`", f"[`{name}`]({posixpath.basename(name)})")
     return "\n".join(_rewritten(markdown, here))
+
+
+def _notebook(page: str) -> str:
+    """Return where the notebook of a page is on the site."""
+    return page.removesuffix(".md") + ".ipynb"
 
 
 @cache

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import re
 import shutil
@@ -11,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from helpers.programs import lacks
 from helpers.waiting import DEADLOCK_S
@@ -87,19 +91,15 @@ def follow(page: str, folder: Path) -> list[Ran]:
         page: its text.
         folder: for the script, what it printed, and the empty folder.
     """
-    bash = shutil.which("bash")
-    if bash is None:
-        lacks("bash is not installed (Debian: apt-get install bash)")
-    assert bash is not None
+    bash = _bash()
     blocks = list(blocks_of(page))
     script, out, err = (folder / name for name in ("script.sh", "stdout", "stderr"))
     script.write_text(script_of(blocks), "utf-8")
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     (folder / "empty").mkdir()
     with out.open("wb") as printed, err.open("wb") as complained:
         process = subprocess.Popen(  # noqa: S603 our own words
             [bash, str(script)], cwd=folder / "empty", stdin=subprocess.DEVNULL, stdout=printed,
-            stderr=complained, env={**os.environ, "PATH": programs}, start_new_session=True,
+            stderr=complained, env=_environment(), start_new_session=True,
         )  # fmt: skip
         try:
             status = process.wait(2 * DEADLOCK_S)  # many programs, one after another
@@ -111,6 +111,59 @@ def follow(page: str, folder: Path) -> list[Ran]:
     parts = re.split("^" + MARK.format(r"\d+") + "\n", text, flags=re.MULTILINE)[1:]
     commands = [block for block in blocks if isinstance(block, Commands)]
     return [Ran(c, tuple(p.splitlines())) for c, p in zip(commands, parts, strict=True)]
+
+
+def run_notebook(notebook: str, module: ModuleType) -> list[Ran]:
+    """Run the cells of code in order, in this folder and in one namespace, as Jupyter does.
+
+    Args:
+        notebook: its JSON.
+        module: holds the names.
+
+    Returns:
+        Cells that the text behind them says to print something, and what they printed.
+    """
+    cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(notebook)["cells"]]
+    ran = []
+    for (kind, source), (_, after) in zip(cells, [*cells[1:], ("", "")], strict=True):
+        if kind == "code":
+            printed = tuple(_run_cell(source, module).splitlines())
+            shown = re.match(r"```text\n(.*?)^```", after, re.MULTILINE | re.DOTALL)
+            ran.append(
+                Ran(Commands(source, tuple(shown[1].splitlines()) if shown else ()), printed)
+            )
+    return ran
+
+
+def _run_cell(source: str, module: ModuleType) -> str:
+    """Run a cell of code, of which two magics are known, and return what it printed."""
+    magic, _, rest = source.partition("\n")
+    if magic.startswith("%%writefile "):
+        Path(magic.split()[1]).write_text(rest, "utf-8")
+        return ""
+    if magic == "%%bash":
+        return subprocess.run(  # noqa: S603 our own words
+            [_bash(), "-eu"], input=rest, env=_environment(), stdout=subprocess.PIPE, text=True,
+            check=True,
+        ).stdout  # fmt: skip
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(source, "cell", "exec"), vars(module))  # noqa: S102 our own words
+    return printed.getvalue()
+
+
+def _bash() -> str:
+    bash = shutil.which("bash")
+    if bash is None:
+        lacks("bash is not installed (Debian: apt-get install bash)")
+    assert bash is not None
+    return bash
+
+
+def _environment() -> dict[str, str]:
+    """Return the variables of a shell in which the project's programs are found first."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": programs}
 
 
 def _end_all(group: int) -> None:
