@@ -1,7 +1,8 @@
-"""Two hundred devices in one process: each with its token and one connection that it keeps.
+"""Many devices in one process: each with its token and one connection that it keeps.
 
 Each asks for a plan, fetches what the plan names, checks every digest, reports, and waits for a
-time drawn by chance. Prints JSON. Called by `test_serve_load.py`.
+time drawn by chance. Prints JSON. Called by `test_serve_load.py`. Where `beside` names a file of
+another server, each also has a connection there, and asks for it before each plan or after it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Seen:
     """What happened to all devices together."""
 
     plan_s: list[float] = field(default_factory=list)
+    file_s: list[float] = field(default_factory=list)
     n_blobs: int = 0
     n_bytes: int = 0
     n_reports: int = 0
@@ -57,16 +59,34 @@ class Connection:
 
 async def device(number: int, given: dict[str, Any], end_s: float, seen: Seen) -> None:
     chance = random.Random(f"{given['seed']}-{number}")  # noqa: S311 no secret
-    connection = Connection(given["port"], given["tokens"][number])
+    token, beside = given["tokens"][number], given.get("beside")
+    connection, other, path = Connection(given["port"], token), None, ""
     try:
+        if beside is not None:  # all are connected before the first of them asks
+            other, path = Connection(beside["port"], token), beside["path"]
+            await asyncio.gather(connection.open(), other.open())
         await asyncio.sleep(chance.uniform(0.0, given["pause_s"]))
-        await connection.open()
+        if other is None:
+            await connection.open()
         while time.perf_counter() < end_s:
+            is_first = chance.random() < 0.5
+            if other is not None and is_first:
+                await fetch(other, path, seen)
             await sync(connection, chance, given["base"], seen)
+            if other is not None and not is_first:
+                await fetch(other, path, seen)
             pause_s = chance.expovariate(1.0 / given["pause_s"])
             await asyncio.sleep(min(pause_s, max(0.0, end_s - time.perf_counter())))
     except (OSError, EOFError, ValueError) as error:
         seen.errors.append(repr(error))
+
+
+async def fetch(connection: Connection, path: str, seen: Seen) -> None:
+    began = time.perf_counter()
+    status, _ = await connection.ask("GET", path)
+    seen.file_s.append(time.perf_counter() - began)
+    if status != 200:
+        seen.errors.append(f"file: {status}")
 
 
 async def sync(connection: Connection, chance: random.Random, base: str, seen: Seen) -> None:

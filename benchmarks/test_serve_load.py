@@ -7,6 +7,13 @@ limit on one device's requests is raised, for 200 tokens stand for all devices. 
 share the machine's cores, so that what a request costs the server is told in CPU time as well. Run
 it alone with `python benchmarks/test_serve_load.py`; what came out lies in
 `results/serve_load.json`.
+
+Two more commands write under their names in the same file. `… test_serve_load.py edges` is of 1,000
+devices that keep their connections to nginx before one server, each of which also asks nginx for a
+plain file as long as a plan. `… test_serve_load.py rollouts` counts looks (which version, and a
+plan for it) with 100,000 registered devices, in turn without rollouts and while ten rollouts of all
+devices are under way. The ten have the same order of devices, so that the second to the tenth are
+copied in the database.
 """
 
 from __future__ import annotations
@@ -15,13 +22,14 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +43,10 @@ SMALL = (800, *(4096 * 2 ** (n // 2) for n in range(12)))
 LARGE = (2000, *(2**20,) * 6)
 """The same for a model of some billions of weights."""
 VARIANTS = ("static files", "nginx and rankcast serve", "rankcast serve")
+N_EDGES, PAUSE_S = 1000, 60.0
+"""Devices that stay connected, and the mean time between two syncs of one [s]."""
+N_REGISTERED, N_ROLLOUTS, LOOKING = 100_000, 10, 64
+FLEETS = ("no rollouts", "ten rollouts")
 
 
 @dataclass
@@ -69,15 +81,28 @@ class Site:
         return total
 
 
+def registered(database: Path, n_devices: int) -> list[str]:
+    """Let devices in, all in one transaction, and return their tokens."""
+    import sqlalchemy as sa
+
+    from rankcast.server.registry import DEVICES, Registry, new_token
+
+    registry = Registry(f"sqlite:///{database}")
+    made = [new_token(f"edge-{n}") for n in range(n_devices)]
+    with registry.writing() as connection:
+        connection.execute(sa.insert(DEVICES), [row for _, row in made])
+    registry.close()
+    return [token for token, _ in made]
+
+
 @contextmanager
-def sites(folder: Path) -> Iterator[Site]:
+def sites(folder: Path, n_devices: int = N_DEVICES) -> Iterator[Site]:
     import psutil
 
     sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
     from helpers.servers import nginx, served
     from helpers.stores import FINGERPRINT, put_release, store_with
     from rankcast.release.store import Store
-    from rankcast.server.registry import Registry
 
     store = Store(folder / "store")
     releases = [put_release(store, name, 1, (sizes,), ((1.0,) * 40,))
@@ -86,9 +111,7 @@ def sites(folder: Path) -> Iterator[Site]:
     for release in releases:
         paths = (f"/blobs/{b.sha256[:2]}/{b.sha256}" for b in release.blobs)
         (folder / f"{release.name}.paths").write_text("\n".join(paths))
-    registry = Registry(f"sqlite:///{folder}/devices.db")
-    tokens = [registry.add(f"edge-{n}") for n in range(N_DEVICES)]
-    registry.close()
+    tokens = registered(folder / "devices.db", n_devices)
     (folder / "tokens").write_text("\n".join(tokens))
     site, me = Site(folder, tokens, FINGERPRINT), psutil.Process()
     plain = {" ssl http2": "", "rate=200r/s": "rate=100000r/s", "rate=10r/s": "rate=100000r/s"}
@@ -108,7 +131,17 @@ def sites(folder: Path) -> Iterator[Site]:
         yield site
 
 
-def wrk(site: Site, variant: str, adapter: str, seconds: int, seed: int, *, plan: bool) -> Any:
+def wrk(
+    site: Site,
+    variant: str,
+    adapter: str,
+    seconds: int,
+    seed: int,
+    *,
+    plan: bool,
+    connections: int = CONNECTIONS,
+    looks: bool = False,
+) -> Any:
     from helpers.programs import needs
 
     asked = {"adapter": adapter, "base_fingerprint": site.base, "deadline_s": 1.0, "held": [],
@@ -117,8 +150,10 @@ def wrk(site: Site, variant: str, adapter: str, seconds: int, seed: int, *, plan
            "PATHS": str(site.folder / f"{adapter}.paths")}  # fmt: skip
     if plan:
         env["PLAN"] = json.dumps(asked)
+    if looks:
+        env["LOOKS"] = str(N_ROLLOUTS)
     url = f"http://127.0.0.1:{site.ports[variant]}"
-    command = [needs("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s",
+    command = [needs("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s",
                "-s", str(HERE / "load.lua"), url]  # fmt: skip
     before = site.cpu_s(variant)
     out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout  # noqa: S603
@@ -130,20 +165,140 @@ def wrk(site: Site, variant: str, adapter: str, seconds: int, seed: int, *, plan
     return got
 
 
-def devices(site: Site, variant: str, seconds: float, pause_s: float, seed: int) -> Any:
+def devices(
+    site: Site,
+    variant: str,
+    seconds: float,
+    pause_s: float,
+    seed: int,
+    *,
+    beside: dict[str, Any] | None = None,
+) -> Any:
     import numpy as np
 
     given = {"port": site.ports[variant], "tokens": site.tokens, "base": site.base,
-             "seconds": seconds, "pause_s": pause_s, "seed": seed}  # fmt: skip
+             "seconds": seconds, "pause_s": pause_s, "seed": seed, "beside": beside}  # fmt: skip
     (site.folder / "given.json").write_text(json.dumps(given))
     command = [sys.executable, str(HERE / "edges.py"), str(site.folder / "given.json")]
     began = time.perf_counter()
     seen = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)  # noqa: S603
     took_s = time.perf_counter() - began
     p50, p95, p99 = np.percentile(1e3 * np.array(seen["plan_s"]), (50, 95, 99))
-    return {"plans": len(seen["plan_s"]), "blobs": seen["n_blobs"], "bytes": seen["n_bytes"],
-            "reports": seen["n_reports"], "errors": seen["errors"], "seconds": took_s,
-            "plan_p50_ms": p50, "plan_p95_ms": p95, "plan_p99_ms": p99}  # fmt: skip
+    of_file = np.percentile(1e3 * np.array(seen["file_s"]), (50, 95, 99)) if beside else ()
+    files = dict(zip(("file_p50_ms", "file_p95_ms", "file_p99_ms"), of_file, strict=False))
+    return {**files, "plans": len(seen["plan_s"]), "blobs": seen["n_blobs"],
+            "bytes": seen["n_bytes"], "reports": seen["n_reports"], "errors": seen["errors"],
+            "seconds": took_s, "plan_p50_ms": p50, "plan_p95_ms": p95, "plan_p99_ms": p99,
+            }  # fmt: skip
+
+
+def many_edges(folder: Path, seconds: float, n_edges: int = N_EDGES) -> Any:
+    """Let devices sync through nginx, each with a plain file as long as a plan beside each plan."""
+    with sites(folder, n_edges) as site:
+        from helpers.servers import ask
+        from rankcast.release.store import Store
+
+        wanted = {"adapter": "sst2", "base_fingerprint": site.base, "deadline_s": 1.0, "held": [],
+                  "link": {"throughput_bps": 2e6}}  # fmt: skip
+        _, body = ask(site.ports[VARIANTS[2]], "POST", "/v1/plan", wanted, site.tokens[0])
+        blob = Store(folder / "store").put(bytes(len(body)))
+        path = f"/blobs/{blob.sha256[:2]}/{blob.sha256}"
+        beside = {"port": site.ports[VARIANTS[0]], "path": path}
+        got = devices(site, VARIANTS[1], seconds, min(PAUSE_S, seconds), 1, beside=beside)
+    return {"devices": n_edges, "mean_pause_s": min(PAUSE_S, seconds), "file_bytes": blob.n_bytes,
+            **got}  # fmt: skip
+
+
+def copy_rollout(registry: Any) -> None:
+    """Begin the first rollout's like for every other adapter."""
+    import sqlalchemy as sa
+
+    from rankcast.server.rollouts.database import MEMBERS, ROLLOUTS
+
+    with registry.writing() as connection:
+        for k in range(1, N_ROLLOUTS):
+            changed = {"number": k + 1, "adapter": f"a{k}",
+                       "plan": sa.func.replace(ROLLOUTS.c.plan, '"a0"', f'"a{k}"')}  # fmt: skip
+            for table, key, new in ((ROLLOUTS, "number", changed),
+                                    (MEMBERS, "rollout", {"rollout": k + 1})):  # fmt: skip
+                columns = [sa.literal(new[c.name]) if isinstance(new.get(c.name), str | int)
+                           else new.get(c.name, c) for c in table.columns]  # fmt: skip
+                rows = sa.select(*columns).where(table.c[key] == 1)
+                names = [c.name for c in table.columns]
+                connection.execute(sa.insert(table).from_select(names, rows))
+
+
+@contextmanager
+def large_fleets(folder: Path, n_devices: int) -> Iterator[Site]:
+    """Serve one store from two databases: the same devices, without rollouts and with ten."""
+    import psutil
+
+    sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+    from helpers.servers import served
+    from helpers.stores import FINGERPRINT, put_release, store_with
+    from rankcast.release.manifest import Older
+    from rankcast.release.store import Store
+    from rankcast.server.registry import Registry
+    from rankcast.server.rollouts.database import Rollouts
+    from rankcast.server.rollouts.decide import Published
+    from rankcast.server.rollouts.rollout import Order, Stage
+
+    store, releases = Store(folder / "store"), []
+    for k in range(N_ROLLOUTS):
+        first, second = (put_release(store, f"a{k}", v, (SMALL,), ((1.0,) * 12,)) for v in (1, 2))
+        releases.append(replace(second, older=(Older(1, store.put(first.listed())),)))
+    store_with(folder / "store", *releases)
+    tokens = registered(folder / "devices.db", n_devices)
+    (folder / "tokens").write_text("\n".join(tokens))
+    (folder / "a0.paths").write_text("/")
+    site, me = Site(folder, tokens, FINGERPRINT), psutil.Process()
+    with ExitStack() as stack:
+        for fleet in FLEETS:
+            root = folder / fleet.replace(" ", "-")
+            root.mkdir()
+            (root / "store").symlink_to(folder / "store")
+            shutil.copyfile(folder / "devices.db", root / "devices.db")
+            registry = Registry(f"sqlite:///{root}/devices.db")
+            if fleet == FLEETS[1]:
+                order = Order("a0", 2, 1, stages=(Stage(0.1, 1e9), Stage(1.0, 1e9)))
+                Rollouts(registry).create(order, time.time(), Published(2, frozenset({1})))
+                copy_rollout(registry)
+            registry.close()
+            before = set(me.children())
+            _, site.ports[fleet], _ = stack.enter_context(served(root, "--workers", str(WORKERS)))
+            site.processes[fleet] = [child for child in me.children() if child not in before]
+        yield site
+
+
+def large_fleet(folder: Path, rounds: int, seconds: int, n_devices: int = N_REGISTERED) -> Any:
+    """Measure looks of many registered devices, and what rollouts leave of their number."""
+    import numpy as np
+
+    with large_fleets(folder, n_devices) as site:
+        got = in_turn(
+            rounds,
+            lambda v, n: wrk(site, v, "a0", seconds, n, plan=True, connections=LOOKING, looks=True),
+            FLEETS,
+        )
+    from studies.report.statistics import t_interval
+
+    shares = {}
+    for key, power in (("per_s", 1), ("server_cpu_us", -1)):
+        none, ten = (np.log([max(x[key], 1e-9) for x in got[fleet]]) for fleet in FLEETS)
+        ratio = t_interval(power * (ten - none))
+        shares[f"by_{key}"] = [float(np.exp(x)) for x in (ratio.value, ratio.low, ratio.high)]
+    return {"devices": n_devices, "rollouts": N_ROLLOUTS, "rounds": rounds,
+            "seconds_of_each": seconds, "connections": LOOKING, "requests_for_each_look": 2,
+            "goal": "looks with ten rollouts at least 80% of those without",
+            "with_rollouts_of_without": shares, "looks": got}  # fmt: skip
+
+
+def measure_part(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        measured = many_edges(root, 120.0) if name == "edges" else large_fleet(root, 4, 12)
+    return {**measured, "workers": WORKERS, "machine": machine(), "versions": installed(),
+            "command": f"python benchmarks/test_serve_load.py {name}"}  # fmt: skip
 
 
 def in_turn(rounds: int, ask: Callable[[str, int], Any], variants: tuple[str, ...]) -> Any:
@@ -252,10 +407,26 @@ def test_two_hundred_devices_get_what_they_ask_for() -> None:
     assert n_errors(result) == 0
 
 
+def test_a_fleet_stays_connected_and_looks_while_rollouts_are_under_way(tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    (tmp_path / "many").mkdir()
+    edges = many_edges(tmp_path / "few", 3.0, 50)
+    assert edges["errors"] == []
+    assert edges["plans"] >= 50
+    looks = large_fleet(tmp_path / "many", 2, 1, 500)["looks"]
+    assert [sum(x["errors"] for x in looks[fleet]) for fleet in FLEETS] == [0, 0]
+
+
+def n_part_errors(result: dict[str, Any]) -> int:
+    looks = (x for rows in result.get("looks", {}).values() for x in rows)
+    return len(result.get("errors", ())) + sum(x["errors"] for x in looks)
+
+
 if __name__ == "__main__":
-    measured = measure(6, 5)
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
+    measured = measure_part(part) if part in {"edges", "rollouts"} else measure(6, 5)
     kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    kept[measured["parser"]] = measured  # beside what another parser gave
+    kept[part or measured["parser"]] = measured  # beside what was there
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
     print(json.dumps(measured, indent=2))
-    assert n_errors(measured) == 0
+    assert (n_part_errors if part else n_errors)(measured) == 0

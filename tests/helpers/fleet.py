@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 
 from helpers.edge import BASE
 from helpers.releases import container
 from helpers.stores import lay_out
 from rankcast.codec.header import BaseModel, header_bytes
 from rankcast.edge.assigned import ask_assigned, assigned_manifest
+from rankcast.edge.engines.folder import WriteAdapter
 from rankcast.edge.manifests import KeptManifests
-from rankcast.edge.state import ReleasePrefix
+from rankcast.edge.report import report_unhealthy
+from rankcast.edge.state import DeviceState, ReleasePrefix, read_state
+from rankcast.edge.sync import EdgeClient, Runtime
 from rankcast.release.http import http_client
 from rankcast.release.manifest import File, Manifest, Older
 from rankcast.release.store import Store
@@ -77,10 +82,14 @@ class DirectApp:
 class AppTransport(httpx2.BaseTransport):
     """Takes requests of a device to an app in this process, which `app` names."""
 
-    def __init__(self, app: Callable[[], DirectApp]) -> None:
-        self.app = app
+    def __init__(
+        self, app: Callable[[], DirectApp], loses_reports: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.app, self.loses_reports = app, loses_reports
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/v1/report" and self.loses_reports():
+            raise httpx2.ConnectError("lost on purpose", request=request)
         url = request.url.raw_path.decode()
         headers = {k: v for k, v in request.headers.items() if k.lower() != "host"}
         status, answered, body = self.app().ask(request.method, url, headers, request.read())
@@ -134,6 +143,69 @@ class SimulatedDevice:
         body = {"adapter": manifest.name, "version": manifest.version, "ladder": 0, "n_rungs": 1,
                 "event": event, "message": f"{event} {manifest.version}"}  # fmt: skip
         assert self.http.post("v1/report", json=body).status_code == 204
+
+
+class RealDevice:
+    """Does all that a device does, in a folder; only signatures and sockets are left out.
+
+    Attributes:
+        versions: all that it ever tried.
+        sick: versions with which its health check fails.
+        loses_reports: whether none of its reports arrives.
+    """
+
+    def __init__(
+        self, app: Callable[[], DirectApp], token: str, folder: Path, sick: Iterable[int]
+    ) -> None:
+        self.token, self.folder, self.sick, self.loses_reports = token, folder, set(sick), False
+        self.versions: set[int] = set()
+        self.newest: Manifest | None = None
+        self.transport = AppTransport(app, lambda: self.loses_reports)
+        self.client = EdgeClient(
+            "http://cloud", "demo", BASE, folder / "state", self,
+            WriteAdapter("rcast", folder / "adapter"), token=token, health=self.is_well,
+            runtime=Runtime(np.random.default_rng(0), transport=self.transport),
+        )  # fmt: skip
+
+    def manifest(self, name: str) -> Manifest:
+        """Stand in for signed metadata."""
+        assert self.newest is not None
+        assert name == self.newest.name
+        return self.newest
+
+    @property
+    def state(self) -> DeviceState:
+        """As it lies on the disk."""
+        state = read_state(self.folder / "state")
+        assert state is not None
+        return state
+
+    @property
+    def active(self) -> int | None:
+        """Version that it answers with."""
+        return None if self.state.active is None else self.state.active.version
+
+    @property
+    def file(self) -> bytes:
+        """The file that it answers with."""
+        return (self.folder / "adapter" / "current" / "adapter.rcast").read_bytes()
+
+    def is_well(self) -> bool:
+        """Return whether it works with the version that is being activated."""
+        pending = self.state.pending
+        assert pending is not None
+        self.versions.add(pending.version)
+        return pending.version not in self.sick
+
+    def sync(self, newest: Manifest) -> None:
+        """Do what `rankcast edge watch` does again and again."""
+        self.newest = newest
+        self.client.sync()
+
+    def report_unhealthy(self, reason: str) -> None:
+        """Do what `rankcast edge report unhealthy` does."""
+        with http_client(self.token, "http://cloud", self.transport) as http:
+            report_unhealthy(http, self.state, reason)
 
 
 @dataclass

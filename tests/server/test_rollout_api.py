@@ -188,3 +188,69 @@ def test_a_store_that_is_none_is_said(desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(DeliveryError, match="The store lacks"):
         parse(["rollout", "create", "demo", "2", "--store", str(tmp_path / "nowhere"),
                "--database", desk.url]).run([])  # fmt: skip
+
+
+def test_an_adapter_stands_for_its_newest_rollout(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.typed("create", "demo", "2", "--stages", "50%", "100%")
+    desk.typed("abort", "demo")
+    desk.typed("create", "demo", "2", "--stages", "50%", "100%")
+    capsys.readouterr()
+    assert desk.typed("advance", "demo", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["number"] == 2
+    desk.typed("status", "demo")
+    assert "2  demo 1 -> 2  running, stage 2 of 2" in capsys.readouterr().out
+
+
+def test_an_unknown_rollout_is_told_which_there_are(desk: Desk) -> None:
+    for words in (("advance", "1"), ("pause", "demo"), ("status", "1")):
+        with pytest.raises(ConfigError, match="There are none yet; rankcast rollout create"):
+            desk.typed(*words)
+    desk.typed("create", "demo", "2")
+    for word, said in (
+        ("7", r"There is no rollout 7\. There are 1 \(demo 2, running\)"),
+        ("demi", r"There is no rollout demi; did you mean 'demo'\? There are 1 "),
+        ("x", r"There is no rollout x\. There are 1 \(demo 2, running\)"),
+    ):
+        for action in ("advance", "pause", "resume", "abort", "status"):
+            with pytest.raises(ConfigError, match=said):
+                desk.typed(action, word)
+    for _ in range(6):
+        desk.typed("abort", "demo")
+        desk.typed("create", "demo", "2")
+    with pytest.raises(ConfigError, match=r"There are 7 .* 6 .* 3 \(demo 2, aborted\), …; see"):
+        desk.typed("advance", "9")
+
+
+def test_unknown_groups_and_devices_are_told_which_are_alike(desk: Desk) -> None:
+    for words, said in (
+        (("create", "demo", "2", "--group", "uss"), "group 'uss'; did you mean 'us'"),
+        (("create", "demo", "2", "--group", "mars"), "group 'mars'; groups are eu, us"),
+        (("create", "demo", "2", "--device", "pi-44"), "'pi-44' has a token; did you mean 'pi-4'"),
+        (("create", "demo", "2", "--device", "x"), "'x' has a token; see rankcast devices list"),
+        (("create", "demo", "2", "--share", "50"), "A share is from 0% to 100%"),
+        (("create", "demo", "2", "--group", 65 * "x"), "--group: "),
+        (("create", "other", "2"), "no release of an adapter 'other'; it has demo"),
+        (("pin", "pi-9", "demo", "1"), "no device 'pi-9'; did you mean 'pi-"),
+        (("unpin", "pi-9", "demo"), "no device 'pi-9'; did you mean 'pi-"),
+        (("unpin", "pi-1", "demos"), "no release of an adapter 'demos'; did you mean 'demo'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            desk.typed(*words)
+
+
+def test_a_pin_can_be_taken_off_when_the_store_no_longer_has_the_adapter(
+    desk: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for leaves in (("pin",), ("unpin",)):
+        desk.typed("pin", "pi-1", "demo", "1")
+        store = Store(tmp_path / f"other-{leaves[0]}")
+        publish_version(store, None, 1)
+        for path in store.root.glob("targets/adapters/*"):
+            path.rename(path.with_name(path.name.replace("demo", "else")))
+        capsys.readouterr()
+        options = ("--store", str(store.root), "--database", desk.url)
+        assert parse(["rollout", *leaves, "pi-1", "demo", *options]).run([]) == 0
+        assert capsys.readouterr().out == "pi-1 goes with the rollouts of demo again.\n"
+    assert desk.typed("unpin", "pi-1", "demo") == 0  # nothing is left to take off

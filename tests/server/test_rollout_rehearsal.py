@@ -1,4 +1,8 @@
-"""A rollout over 200 devices with the client's own decisions, a real app and a real database."""
+"""A rollout over 200 devices with the client's own decisions, a real app and a real database.
+
+Ten of the devices are real: they fetch chunks, verify, activate and go back as on a Pi. They are
+among the first stage of version 2.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,25 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from helpers.fleet import DirectApp, SimulatedClock, SimulatedDevice, publish_version
+from helpers.fleet import (
+    DirectApp,
+    RealDevice,
+    SimulatedClock,
+    SimulatedDevice,
+    publish_version,
+)
+from helpers.releases import container
 from helpers.servers import database
 from rankcast.edge.manifests import KeptManifests
 from rankcast.rate_limit import Rate
 from rankcast.release.store import Store
 from rankcast.server.app import create_app
 from rankcast.server.registry import Registry
+from rankcast.server.rollouts.rollout import position
 from rankcast.server.settings import ServerSettings
 
-N_DEVICES, SICK_SHARE = 200, 0.2
+N_DEVICES, N_REAL, SICK_SHARE = 200, 10, 0.2
+Device = SimulatedDevice | RealDevice
 _OFTEN = Rate(1e9, 1e9)
 
 
@@ -28,6 +41,7 @@ class Cloud:
     """A store, a database, and any number of apps over both."""
 
     def __init__(self, root: Path, url: str) -> None:
+        self.root = root
         self.store, self.url, self.clock = Store(root / "store"), url, SimulatedClock()
         self.apps: list[DirectApp] = []
         self.turn = 0
@@ -78,12 +92,22 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
     cloud.stop()
 
 
-def fleet_of(cloud: Cloud, sick: Callable[[int], bool]) -> list[SimulatedDevice]:
+def fleet_of(cloud: Cloud, sick: Callable[[int], bool], n_real: int = N_REAL) -> list[Device]:
     """Return devices with version 1; those that are sick fail their health check with version 2."""
-    return [
-        SimulatedDevice(cloud.next_app, token, cloud.kept, [2] if sick(n) else [])
-        for n, token in enumerate(cloud.tokens.values())
-    ]
+    first = set(sorted(cloud.tokens, key=lambda name: position("demo:2", name))[:n_real])
+    devices: list[Device] = []
+    for n, (name, token) in enumerate(cloud.tokens.items()):
+        of = [2] if sick(n) else []
+        if name in first:
+            devices.append(RealDevice(cloud.next_app, token, cloud.root / name, of))
+            devices[-1].sync(cloud.manifest)
+        else:
+            devices.append(SimulatedDevice(cloud.next_app, token, cloud.kept, of))
+    return devices
+
+
+def real(devices: list[Device]) -> list[RealDevice]:
+    return [device for device in devices if isinstance(device, RealDevice)]
 
 
 def sick_by_number(n: int) -> bool:
@@ -127,11 +151,45 @@ def test_a_version_that_makes_a_fifth_sick_is_halted_in_its_first_stage(
     assert 2 <= len(touched) <= 20 == shown["stages"][0]["n_devices"]
     assert [stage["states"] for stage in shown["stages"][1:]] == [{"waiting": 80}, {"waiting": 100}]
     assert sum(shown["failures_by_group"].values()) == shown["stages"][0]["states"]["rolled-back"]
+    tried = [device for device in real(devices) if 2 in device.versions]
+    assert 1 <= len(tried) <= N_REAL == len(real(devices))
+    for device in real(devices):
+        assert device.file == container(0).to_bytes()
+        assert bool(device.state.rejected) == bool(device.sick & device.versions)
+
+
+def test_devices_that_fail_later_go_back_and_too_many_halt_it(cloud: Cloud) -> None:
+    """Of 20 devices in the first stage 5 % is 1: the second that reports takes all of them back."""
+    cloud.start(2)
+    devices = fleet_of(cloud, lambda _: False)
+    one, two, *_ = real(devices)
+    order = {"adapter": "demo", "version": 2, "stages": ["10%", "100%"]}
+    number = cloud.operate("POST", "/v1/rollouts", order)["number"]
+    cloud.publish()
+    for device in devices:
+        device.sync(cloud.manifest)
+    assert sum(device.active == 2 for device in devices) == 20
+    assert {device.file for device in real(devices)} == {container(1).to_bytes()}
+    one.report_unhealthy("no answer for 30 s")
+    for device in devices:
+        device.sync(cloud.manifest)
+    assert (one.active, two.active) == (1, 2)
+    assert one.file == container(0).to_bytes()
+    shown = cloud.operate("GET", f"/v1/rollouts/{number}")
+    assert (shown["state"], shown["stages"][0]["states"]["unhealthy"]) == ("running", 1)
+    assert shown["failed"][0]["message"] == "no answer for 30 s"
+    two.report_unhealthy("answers nonsense")
+    for device in devices:
+        device.sync(cloud.manifest)
+    shown = cloud.operate("GET", f"/v1/rollouts/{number}")
+    assert "2 of 20 devices failed (2 unhealthy), more than 5%" in shown["reason"]
+    assert {device.active for device in devices} == {1}
+    assert {device.file for device in real(devices)} == {container(0).to_bytes()}
 
 
 def test_a_version_that_works_reaches_all_stage_by_stage(cloud: Cloud) -> None:
     cloud.start(2)
-    devices = fleet_of(cloud, lambda _: False)[:30]
+    devices = fleet_of(cloud, lambda _: False, n_real=0)[:30]
     order = {"adapter": "demo", "version": 2, "stages": ["10%", "50%", "100%"], "every_s": 3600.0,
              "devices": list(cloud.tokens)[:30]}  # fmt: skip
     number = cloud.operate("POST", "/v1/rollouts", order)["number"]
@@ -161,7 +219,7 @@ def test_servers_that_share_postgresql_agree(
     with database(request.getfixturevalue("postgres")) as url:
         cloud = Cloud(tmp_path, url)
         cloud.start(2)
-        devices = fleet_of(cloud, sick_by_number)
+        devices = fleet_of(cloud, sick_by_number, n_real=0)
         order = {"adapter": "demo", "version": 2, "stages": ["10%", "100%"]}
         cloud.operate("POST", "/v1/rollouts", order)
         cloud.publish()

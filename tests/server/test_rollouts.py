@@ -214,6 +214,54 @@ def test_silent_devices_halt_it_and_revoked_ones_do_not(
     assert "silent" in halted.reason
 
 
+def test_counts_leave_out_revoked_devices_in_any_state(
+    rollouts: Rollouts, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 20 devices in two stages of 10: each state once with a device that is revoked later."""
+    monkeypatch.setattr("rankcast.server.rollouts.database._AT_ONCE", 1)
+    order = replace(ORDER, stages=(Stage(0.5), Stage(1.0)), limits=Limits(failed=None))
+    rollout = rollouts.create(order, NOW_S, PUBLISHED)
+    one, two, three, four, five, _, *others = offered(rollouts)
+    waiting = [name for name in NAMES if told(rollouts, name).version == 1]
+    assert (len(others), len(waiting)) == (4, 10)
+    for name, event in ((one, "activated"), (two, "activated"), (three, "unhealthy"),
+                        (four, "unhealthy")):  # fmt: skip
+        report(rollouts, name, event)
+    late_s = NOW_S + 25 * HOUR_S
+    told(rollouts, others[0], late_s)  # still asks; two that were named and three others are silent
+    for name in (one, three, five, waiting[0]):
+        registry.revoke(name)
+    first, second = rollouts.progress(rollout.number, late_s, PUBLISHED).counts
+    assert first.states == {"activated": 1, "unhealthy": 1, "offered": 5}
+    assert (first.n_devices, first.n_silent) == (7, 4)
+    assert (second.states, second.n_silent) == ({"waiting": 9}, 0)
+    for name in waiting[1:]:
+        registry.revoke(name)
+    assert rollouts.progress(rollout.number, late_s, PUBLISHED).counts[1].states == {}
+
+
+def test_an_index_that_an_older_database_lacks_is_made(tmp_path: Path) -> None:
+    url, named = f"sqlite:///{tmp_path}/devices.db", "SELECT name FROM sqlite_master"
+    for _ in range(2):
+        registry = Registry(url)
+        Rollouts(registry)
+        registry.close()
+        with sqlite3.connect(tmp_path / "devices.db") as file:
+            assert ("rankcast_rollout_counts",) in file.execute(named).fetchall()
+            file.execute("DROP INDEX rankcast_rollout_counts")
+        file.close()
+
+
+def test_the_nearest_of_very_many_names_is_not_searched(
+    rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"no device 'pi-1'; did you mean 'pi-1"):
+        rollouts.unpin("pi-1", "demo")
+    monkeypatch.setattr("rankcast.server.rollouts.database._MOST_COMPARED", 3)
+    with pytest.raises(ConfigError, match="no device 'pi-1'; see rankcast devices list"):
+        rollouts.unpin("pi-1", "demo")
+
+
 def test_a_clock_that_jumps_back_changes_nothing(rollouts: Rollouts) -> None:
     rollout = rollouts.create(ORDER, NOW_S, PUBLISHED)
     first = offered(rollouts)
@@ -245,7 +293,7 @@ def test_a_device_that_is_pinned_stays(rollouts: Rollouts) -> None:
     assert (answer.version, answer.reason) == (1, "pi-01 is pinned to version 1.")
     withdrawn = rollouts.assign("pi-01", "demo", NOW_S, Published(2))
     assert (withdrawn.version, withdrawn.holds) == (None, True)
-    rollouts.pin("pi-01", "demo", None, PUBLISHED)
+    assert rollouts.unpin("pi-01", "demo") == 1
     assert told(rollouts, "pi-01").version == 2
     with pytest.raises(ConfigError, match="names versions 1, 2, not 5"):
         rollouts.pin("pi-01", "demo", 5, PUBLISHED)

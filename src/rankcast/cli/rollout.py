@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from rankcast.server.rollouts.bodies import RolloutBody
     from rankcast.server.rollouts.database import Rollouts
     from rankcast.server.rollouts.decide import Published
+    from rankcast.server.rollouts.rollout import Rollout as Ordered
 
 _DAY_S = 86400.0
+_OPTIONS = {"groups": "group", "devices": "device"}
+"""Options with another name than the field of a request."""
 _Action = Literal["pause", "resume", "abort", "advance"]
 
 
@@ -53,7 +56,8 @@ class _OnServer:
 
         releases = read_releases(Store(self.store), {})
         if adapter not in releases and not may_lack:
-            hint = nearest(adapter, releases) or "."
+            known = f"; it has {', '.join(sorted(releases)) or 'none'}."
+            hint = nearest(adapter, releases) or known
             raise ConfigError(f"{self.store} has no release of an adapter {adapter!r}{hint}")
         return published_of(releases.get(adapter))
 
@@ -127,20 +131,16 @@ class RolloutCreate(_OnServer):
         from rankcast.server.rollouts.bodies import OrderRequest
 
         published = self._published(self.adapter)
+        options = {field: _OPTIONS.get(field, field) for field in OrderRequest.model_fields}
+        given = {field: getattr(self, option) for field, option in options.items()}
         try:
-            wanted = OrderRequest(
-                adapter=self.adapter, version=self.version, before=self.before,
-                groups=list(self.group), devices=list(self.device), share=self.share,
-                stages=list(self.stages), every_s=self.every_s, least=self.least,
-                max_failed=self.max_failed, max_rolled_back=self.max_rolled_back,
-                max_refused=self.max_refused, max_unhealthy=self.max_unhealthy,
-                max_silent=self.max_silent, silent_after_s=self.silent_after_s,
-                window=self.window, window_days=list(self.window_days),
-            )  # fmt: skip
+            wanted = OrderRequest.model_validate(
+                {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+            )
         except ValidationError as error:
             first = error.errors()[0]
-            field = str(first["loc"][0])
-            where = field if field == "version" else f"--{field.replace('_', '-')}"
+            option = options[str(first["loc"][0])]
+            where = option if option == "version" else f"--{option.replace('_', '-')}"
             raise ConfigError(f"{where}: {first['msg']}.") from error
         with self._rollouts() as rollouts:
             before = rollouts.default_before(self.adapter, self.version, published)
@@ -158,14 +158,14 @@ class RolloutStatus(_OnServer):
     rankcast rollout status 3 --json
     """
 
-    number: tyro.conf.Positional[int | None] = None
-    """Number of the rollout; all of them if left out."""
+    number: tyro.conf.Positional[str | None] = None
+    """Number of the rollout, or an adapter's name for its newest; all of them if left out."""
 
     def run(self, argv: Sequence[str]) -> int:
         """Print it and return the exit status."""
         with self._rollouts() as rollouts:
             if self.number is not None:
-                self._show(self._body(rollouts, self.number))
+                self._show(self._body(rollouts, _named(rollouts, self.number).number))
                 return 0
             bodies = [self._body(rollouts, rollout.number) for rollout in rollouts.all()]
         if self.json:
@@ -180,8 +180,8 @@ class RolloutStatus(_OnServer):
 
 @dataclass(frozen=True, kw_only=True)
 class _OnRollout(_OnServer):
-    number: tyro.conf.Positional[int]
-    """Number of the rollout."""
+    number: tyro.conf.Positional[str]
+    """Number of the rollout, or an adapter's name for its newest."""
     reason: str = ""
     """Reason, for people."""
 
@@ -190,82 +190,82 @@ class _OnRollout(_OnServer):
     def run(self, argv: Sequence[str]) -> int:
         """Change it, print it and return the exit status."""
         with self._rollouts() as rollouts:
-            adapter = rollouts.get(self.number).order.adapter
-            published = self._published(adapter, may_lack=True)
+            rollout = _named(rollouts, self.number)
+            published = self._published(rollout.order.adapter, may_lack=True)
             reason = self.reason or f"{self.ACTION} by hand"
-            rollouts.change(self.number, self.ACTION, time.time(), published, reason)
-            self._show(self._body(rollouts, self.number))
+            rollouts.change(rollout.number, self.ACTION, time.time(), published, reason)
+            self._show(self._body(rollouts, rollout.number))
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class RolloutPause(_OnRollout):
-    """Offer the version to no further device; those that have it keep it.
+_CHANGES: Mapping[_Action, str] = {
+    "pause": """Offer the version to no further device; those that have it keep it.
 
     rankcast rollout pause 3 --reason "support is on leave"
-    """
-
-    ACTION: ClassVar[_Action] = "pause"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutResume(_OnRollout):
-    """Go on with a rollout that was paused; one that was halted has ended.
+    """,
+    "resume": """Go on with a rollout that was paused; one that was halted has ended.
 
     rankcast rollout resume 3
-    """
-
-    ACTION: ClassVar[_Action] = "resume"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutAbort(_OnRollout):
-    """End a rollout, whatever its state: each of its devices gets the version before back.
-
-    rankcast rollout abort 3 --reason "answers got worse"
-    """
-
-    ACTION: ClassVar[_Action] = "abort"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutAdvance(_OnRollout):
-    """Begin the next stage now; after the last one, the rollout is done.
+    """,
+    "advance": """Begin the next stage now; after the last one, the rollout is done.
 
     rankcast rollout advance 3
-    """
+    """,
+    "abort": """End a rollout, whatever its state: each of its devices gets the version before back.
 
-    ACTION: ClassVar[_Action] = "advance"
+    rankcast rollout abort 3 --reason "answers got worse"
+    """,
+}
+"""What an operator can do to a rollout, and the help of that command."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutPin(_OnServer):
-    """Keep a device on a version whatever is rolled out, or let it go.
+class RolloutUnpin(_OnServer):
+    """Let a device that was pinned go with the rollouts again.
 
-    rankcast rollout pin pi-7 demo 2
+    rankcast rollout unpin pi-7 demo
 
-    rankcast rollout pin pi-7 demo
+    The store need not have the adapter any more.
     """
 
     device: tyro.conf.Positional[str]
     """Name of the device."""
     adapter: tyro.conf.Positional[str]
     """Name of the adapter."""
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Let it go and return the exit status."""
+        return self._keep_on(None)
+
+    def _keep_on(self, version: int | None) -> int:
+        with self._rollouts() as rollouts:
+            if version is not None:
+                published = self._published(self.adapter)
+                rollouts.pin(self.device, self.adapter, version, published)
+            elif rollouts.unpin(self.device, self.adapter) is None:
+                self._published(self.adapter)  # a name that was mistyped is said
+        if self.json:
+            print_json({"device": self.device, "adapter": self.adapter, "version": version})
+        elif version is None:
+            print(f"{self.device} goes with the rollouts of {self.adapter} again.")
+        else:
+            print(f"{self.device} stays on version {version} of {self.adapter}.")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutPin(RolloutUnpin):
+    """Keep a device on a version whatever is rolled out, until rankcast rollout unpin.
+
+    rankcast rollout pin pi-7 demo 2
+    """
+
     version: tyro.conf.Positional[int | None] = None
     """Version to keep; the device is let go if left out."""
 
     def run(self, argv: Sequence[str]) -> int:
         """Pin it and return the exit status."""
-        published = self._published(self.adapter)
-        with self._rollouts() as rollouts:
-            rollouts.pin(self.device, self.adapter, self.version, published)
-        if self.json:
-            print_json({"device": self.device, "adapter": self.adapter, "version": self.version})
-        elif self.version is None:
-            print(f"{self.device} goes with the rollouts of {self.adapter} again.")
-        else:
-            print(f"{self.device} stays on version {self.version} of {self.adapter}.")
-        return 0
+        return self._keep_on(self.version)
 
 
 class Rollout:
@@ -278,11 +278,35 @@ class Rollout:
     rankcast rollout abort 1
     """
 
-    COMMANDS: ClassVar = {
-        "create": RolloutCreate, "status": RolloutStatus, "pause": RolloutPause,
-        "resume": RolloutResume, "advance": RolloutAdvance, "abort": RolloutAbort,
+    COMMANDS: ClassVar[dict[str, type[Any]]] = {
+        "create": RolloutCreate,
+        "status": RolloutStatus,
+        **{
+            action: type(
+                f"Rollout{action.capitalize()}", (_OnRollout,), {"__doc__": words, "ACTION": action}
+            )
+            for action, words in _CHANGES.items()
+        },
         "pin": RolloutPin,
-    }  # fmt: skip
+        "unpin": RolloutUnpin,
+    }
+
+
+def _named(rollouts: Rollouts, word: str) -> Ordered:
+    """Return the rollout of a number, or the newest of an adapter.
+
+    Raises:
+        ConfigError: there is none; names what there is.
+    """
+    from rankcast.server.rollouts.database import known_words
+
+    known = rollouts.all()
+    newest = {rollout.order.adapter: rollout for rollout in reversed(known)}
+    numbered = {str(rollout.number): rollout for rollout in known}
+    if word not in numbered and word not in newest:
+        hint = nearest(word, newest) or "."
+        raise ConfigError(f"There is no rollout {word}{hint} {known_words(known)}")
+    return numbered.get(word) or newest[word]
 
 
 def _line(body: RolloutBody) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 
-from rankcast.errors import ConfigError
+from rankcast.errors import ConfigError, nearest
 from rankcast.server.registry import DEVICES, Device, Registry, as_device
 from rankcast.server.rollouts.decide import (
     Action,
@@ -39,6 +40,7 @@ LOOK_EVERY_S = 5.0
 _SEEN_SHARE = 0.1
 """Of the time after which a device counts as silent: how exactly it is known when it was seen."""
 _LONGEST_MESSAGE = 500
+_MOST_NAMED, _MOST_COMPARED = 5, 10_000
 _NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 _METADATA = sa.MetaData()
@@ -69,7 +71,7 @@ MEMBERS = sa.Table(
     sa.Column("offered_s", sa.Float),
     sa.Column("seen_s", sa.Float),
     sa.Column("message", sa.Text, nullable=False),
-    sa.Index("rankcast_rollout_states", "rollout", "state"),
+    sa.Index("rankcast_rollout_counts", "rollout", "state", "stage"),
 )
 PINS = sa.Table(
     "rankcast_pins",
@@ -83,6 +85,29 @@ _STATE_FIELDS = (
     "revision",
 )  # fmt: skip
 _MEMBER_FIELDS = ("device", "stage", "before", "state", "offered_s", "seen_s", "message")
+
+
+_HERE = MEMBERS.c.rollout == sa.bindparam("rollout")
+_FELL_SILENT = (MEMBERS.c.state == "offered") & (MEMBERS.c.seen_s < sa.bindparam("silent_s"))
+_BY_STATE = sa.select(MEMBERS.c.stage, MEMBERS.c.state, sa.func.count()).where(_HERE)
+_BY_STATE = _BY_STATE.group_by(MEMBERS.c.state, MEMBERS.c.stage)
+_FELL_SILENT = (MEMBERS.c.state == "offered") & (MEMBERS.c.seen_s < sa.bindparam("silent_s"))
+_SILENT = sa.select(MEMBERS.c.stage, sa.func.count()).where(_HERE, _FELL_SILENT)
+_SILENT = _SILENT.group_by(MEMBERS.c.stage)
+_ANY_FAILED = sa.select(1).where(_HERE, MEMBERS.c.state.in_((*FAILURES, "offered"))).limit(1)
+_ANY_FAILED = _ANY_FAILED.where((MEMBERS.c.state != "offered") | _FELL_SILENT)  # by the index
+_REVOKED = sa.select(DEVICES.c.name).where(DEVICES.c.revoked_s.is_not(None))
+"""Few devices are: all are counted in the index of members, and then those are taken off."""
+_AT_ONCE = 500
+"""Devices of one statement."""
+_OF_DEVICES = sa.select(MEMBERS).where(
+    _HERE, MEMBERS.c.device.in_(sa.bindparam("devices", expanding=True))
+)
+_MEMBER = sa.select(MEMBERS).where(_HERE, MEMBERS.c.device == sa.bindparam("device"))
+_ALL = sa.select(ROLLOUTS).order_by(ROLLOUTS.c.number.desc())
+_OF_ADAPTER = _ALL.where(ROLLOUTS.c.adapter == sa.bindparam("adapter"))
+_THIS_PIN = (PINS.c.device == sa.bindparam("device")) & (PINS.c.adapter == sa.bindparam("adapter"))
+_PIN = sa.select(PINS.c.version).where(_THIS_PIN)
 
 
 class UnknownRolloutError(ConfigError):
@@ -140,6 +165,8 @@ class Rollouts:
         self._looked_s: dict[int, float] = {}
         with registry.writing() as connection:
             _METADATA.create_all(connection)
+            for index in MEMBERS.indexes:  # those that an older database lacks
+                index.create(connection, checkfirst=True)
 
     def create(self, order: Order, now_s: float, published: Published) -> Rollout:
         """Begin a rollout, or let it wait until its version is published.
@@ -331,18 +358,19 @@ class Rollouts:
             active: the version that it has; None if it has none, or does not say.
             rejected: versions that failed their proof on it.
         """
+        question = _Question(device, adapter, now_s, published, active, rejected)
         with self._registry.reading() as connection:
             pin = _pin(connection, device, adapter)
             if pin is not None:
                 return _held_to(published, pin, f"{device} is pinned to version {pin}.")
             rollouts = _rollouts(connection, adapter)
-        if not rollouts:
-            return Assignment()
+            if not rollouts:
+                return Assignment()
+            answer, row = question.answered(connection, rollouts)
         if rollouts[0].is_open and self._is_due(rollouts[0].number, now_s):
             self.look(rollouts[0].number, now_s, published)
-        question = _Question(device, adapter, now_s, published, active, rejected)
-        with self._registry.reading() as connection:
-            answer, row = question.answered(connection)
+            with self._registry.reading() as connection:
+                answer, row = question.answered(connection)
         if row is None:
             return answer
         with self._registry.writing() as connection:  # as things are now that it is our turn
@@ -389,24 +417,35 @@ class Rollouts:
                 _put_member(connection, _member_row(rollout.number, after))
         return rollout.number if after.state in FAILURES and rollout.is_open else None
 
-    def pin(self, device: str, adapter: str, version: int | None, published: Published) -> None:
-        """Keep a device on a version whatever is rolled out; None lets it go.
+    def pin(self, device: str, adapter: str, version: int, published: Published) -> None:
+        """Keep a device on a version whatever is rolled out.
 
         Raises:
             ConfigError: an unknown device, or a version that cannot be had.
         """
-        if version is not None and version not in published.versions:
+        if version not in published.versions:
             raise ConfigError(
                 f"The signed release of {adapter} names versions {published.words}, not {version}."
             )
+        row = {"device": device, "adapter": adapter, "version": version}
         with self._registry.writing() as connection:
-            if device not in _devices(connection, [device]):
-                raise ConfigError(f"There is no device {device!r}; see rankcast devices list.")
-            here = (PINS.c.device == device) & (PINS.c.adapter == adapter)
-            connection.execute(sa.delete(PINS).where(here))
-            if version is not None:
-                row = {"device": device, "adapter": adapter, "version": version}
-                connection.execute(sa.insert(PINS).values(**row))
+            _check_device(connection, device)
+            connection.execute(sa.delete(PINS).where(_THIS_PIN), row)
+            connection.execute(sa.insert(PINS).values(**row))
+
+    def unpin(self, device: str, adapter: str) -> int | None:
+        """Let a device go, and return the version that it was kept on; None for none.
+
+        Raises:
+            ConfigError: an unknown device without such a pin.
+        """
+        with self._registry.writing() as connection:
+            version = _pin(connection, device, adapter)
+            if version is None:
+                _check_device(connection, device)
+            here = {"device": device, "adapter": adapter}
+            connection.execute(sa.delete(PINS).where(_THIS_PIN), here)
+        return version
 
     def _is_due(self, number: int, now_s: float) -> bool:
         """Return whether it is time for a look; at once where the clock was set back."""
@@ -425,12 +464,14 @@ class _Question:
     active: int | None
     rejected: AbstractSet[int]
 
-    def answered(self, connection: sa.Connection) -> tuple[Assignment, dict[str, Any] | None]:
+    def answered(
+        self, connection: sa.Connection, rollouts: Sequence[Rollout] = ()
+    ) -> tuple[Assignment, dict[str, Any] | None]:
         """Return the answer, and the row to keep of the device; None if nothing is new."""
         known = _devices(connection, [self.device]).get(self.device)
         groups = () if known is None else known.groups
         zone = "UTC" if known is None else known.time_zone
-        rollouts = _rollouts(connection, self.adapter)
+        rollouts = rollouts or _rollouts(connection, self.adapter)
         baseline = rollouts[-1].order.before
         valid = _still_valid(rollouts)
         ended = [(r, _member(connection, r.number, self.device)) for r in valid]
@@ -492,13 +533,14 @@ def _meant(connection: sa.Connection, order: Order) -> dict[str, tuple[str, ...]
     rows = connection.execute(sa.select(DEVICES.c.name, DEVICES.c.groups).where(holding)).all()
     groups_of = {row.name: tuple(json.loads(row.groups or "[]")) for row in rows}
     groups = {group for names in groups_of.values() for group in names}
-    target, unknown = order.target, "; see rankcast devices list."
+    target = order.target
     for group in target.groups:
         if group not in groups:
-            raise ConfigError(f"No device is in a group {group!r}{unknown}")
+            known = f"; groups are {', '.join(sorted(groups)) or 'none'}."
+            raise ConfigError(f"No device is in a group {group!r}{nearest(group, groups) or known}")
     for name in target.devices:
         if name not in groups_of:
-            raise ConfigError(f"No device {name!r} has a token{unknown}")
+            raise ConfigError(f"No device {name!r} has a token{_alike(name, groups_of)}")
     meant = {name: of for name, of in groups_of.items() if target.matches(name, of, order.adapter)}
     if groups_of and not meant:
         raise ConfigError(f"{target.words} are no device at all; name a larger target.")
@@ -513,15 +555,23 @@ def _devices(connection: sa.Connection, names: Sequence[str]) -> dict[str, Devic
 def _rollout(connection: sa.Connection, number: int) -> Rollout:
     row = connection.execute(sa.select(ROLLOUTS).where(ROLLOUTS.c.number == number)).one_or_none()
     if row is None:
-        raise UnknownRolloutError(f"There is no rollout {number}; see rankcast rollout status.")
+        words = known_words(_rollouts(connection, None))
+        raise UnknownRolloutError(f"There is no rollout {number}. {words}")
     return _as_rollout(row)
 
 
+def known_words(rollouts: Sequence[Rollout]) -> str:
+    """Return which rollouts there are, the newest first, for whoever named another."""
+    if not rollouts:
+        return "There are none yet; rankcast rollout create begins one."
+    shown = [f"{r.number} ({r.order.adapter} {r.order.version}, {r.state})" for r in rollouts]
+    more = ", …" if len(shown) > _MOST_NAMED else ""
+    return f"There are {', '.join(shown[:_MOST_NAMED])}{more}; see rankcast rollout status."
+
+
 def _rollouts(connection: sa.Connection, adapter: str | None) -> list[Rollout]:
-    query = sa.select(ROLLOUTS).order_by(ROLLOUTS.c.number.desc())
-    if adapter is not None:
-        query = query.where(ROLLOUTS.c.adapter == adapter)
-    return [_as_rollout(row) for row in connection.execute(query).all()]
+    query = connection.execute(_ALL if adapter is None else _OF_ADAPTER, {"adapter": adapter})
+    return [_as_rollout(row) for row in query]
 
 
 def _members(connection: sa.Connection, number: int) -> dict[str, Member]:
@@ -530,8 +580,7 @@ def _members(connection: sa.Connection, number: int) -> dict[str, Member]:
 
 
 def _member(connection: sa.Connection, number: int, device: str) -> Member | None:
-    here = (MEMBERS.c.rollout == number) & (MEMBERS.c.device == device)
-    row = connection.execute(sa.select(MEMBERS).where(here)).one_or_none()
+    row = connection.execute(_MEMBER, {"rollout": number, "device": device}).one_or_none()
     return None if row is None else _as_member(row)
 
 
@@ -545,26 +594,38 @@ def _newest_of(
 
 
 def _pin(connection: sa.Connection, device: str, adapter: str) -> int | None:
-    here = (PINS.c.device == device) & (PINS.c.adapter == adapter)
-    return connection.execute(sa.select(PINS.c.version).where(here)).scalar()
+    return connection.execute(_PIN, {"device": device, "adapter": adapter}).scalar()
+
+
+def _check_device(connection: sa.Connection, device: str) -> None:
+    if device not in _devices(connection, [device]):
+        names = connection.execute(sa.select(DEVICES.c.name)).scalars().all()
+        raise ConfigError(f"There is no device {device!r}{_alike(device, names)}")
+
+
+def _alike(device: str, names: Collection[str]) -> str:
+    """Return the nearest name; a comparison with very many would take seconds."""
+    near = nearest(device, names) if len(names) <= _MOST_COMPARED else ""
+    return near or "; see rankcast devices list."
 
 
 def _counts(connection: sa.Connection, rollout: Rollout, now_s: float) -> tuple[StageCount, ...]:
     """Return what became of the devices of each stage whose token holds."""
-    silent_s = now_s - rollout.order.silent_after_s
-    fell_silent = (MEMBERS.c.state == "offered") & (MEMBERS.c.seen_s < silent_s)
-    silent = sa.func.sum(sa.case((fell_silent, 1), else_=0))
-    query = sa.select(MEMBERS.c.stage, MEMBERS.c.state, sa.func.count(), silent)
-    query = query.outerjoin(DEVICES, DEVICES.c.name == MEMBERS.c.device)
-    query = query.where(MEMBERS.c.rollout == rollout.number, DEVICES.c.revoked_s.is_(None))
-    rows = connection.execute(query.group_by(MEMBERS.c.stage, MEMBERS.c.state)).all()
-    return tuple(
-        StageCount(
-            {state: n for stage, state, n, _ in rows if stage == number},
-            sum(int(n) for stage, _, _, n in rows if stage == number),
-        )
-        for number in range(rollout.order.n_stages)
-    )
+    here = {"rollout": rollout.number, "silent_s": now_s - rollout.order.silent_after_s}
+    states = [Counter[Any]() for _ in rollout.order.stages]
+    silent = Counter[int]()
+    for stage, state, n in connection.execute(_BY_STATE, here):
+        states[stage][state] += n
+    revoked = connection.execute(_REVOKED).scalars().all()
+    for start in range(0, len(revoked), _AT_ONCE):
+        some = here | {"devices": revoked[start : start + _AT_ONCE]}
+        for member in connection.execute(_OF_DEVICES, some):
+            states[member.stage][member.state] -= 1
+            was_silent = member.seen_s is not None and member.seen_s < here["silent_s"]
+            silent[member.stage] -= member.state == "offered" and was_silent
+    for stage, n in connection.execute(_SILENT, here):
+        silent[stage] += n
+    return tuple(StageCount(dict(+count), silent[k]) for k, count in enumerate(states))
 
 
 def _decided(
@@ -572,6 +633,11 @@ def _decided(
 ) -> Rollout | None:
     if rollout.state not in OPEN:
         return None
+    after_s = rollout.order.stages[rollout.stage].after_s
+    is_due = after_s is not None and now_s - rollout.stage_began_s >= after_s
+    here = {"rollout": rollout.number, "silent_s": now_s - rollout.order.silent_after_s}
+    if rollout.stage_began_s and not is_due and not connection.execute(_ANY_FAILED, here).first():
+        return None  # nothing to count for
     counts = _counts(connection, rollout, now_s)
     return decide(rollout, counts, now_s, is_published=_has(published, rollout.order))
 
@@ -609,4 +675,10 @@ def _as_member(row: Any) -> Member:
 
 def _as_rollout(row: Any) -> Rollout:
     state = {name: getattr(row, name) for name in _STATE_FIELDS}
-    return Rollout(row.number, Order.from_plain(json.loads(row.plan)), **state)
+    return Rollout(row.number, _order_of(row.plan), **state)
+
+
+@lru_cache(256)
+def _order_of(plan: str) -> Order:
+    """Return the order of a row; nobody changes one, and every question reads it."""
+    return Order.from_plain(json.loads(plan))
