@@ -16,7 +16,7 @@ from rankcast.codec.packing import Coding
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
-from rankcast.learner.byte_budget import ByteBudgetTraining, packer, steps_for, usual_training
+from rankcast.learner.byte_budget import ByteBudgetTraining, packer, small_steps, usual_training
 from rankcast.learner.teachers import Teachers, teacher_training
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
@@ -124,7 +124,7 @@ def train_for_sizes(request: Request) -> TrainedFile:
     *prefixes, target = request.sizes
     codec = CodecConfig(target, tuple(prefixes), rank=1, teachers=request.teachers)
     steps = request.config.total_steps
-    usual = usual_training(_config(request), codec, steps_for(codec, steps)[0])
+    usual = usual_training(_config(request), codec, small_steps(codec, steps))
     learner = _learner(usual, request)
     training = ByteBudgetTraining(learner, codec, steps, packer(learner))
     checkpoint = request.scratch / CHECKPOINT

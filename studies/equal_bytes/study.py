@@ -63,6 +63,7 @@ def _ours(seed: int, steps: int, episodes: int) -> Job:
         "task": TASK,
         "setup": TASKS[TASK].to_plain(),
         "sizes": list(trained_sizes()),
+        "order": "together",
         "teachers": TEACHERS,
         "settings": dict(CHOSEN[TASK]),
         "steps": steps,

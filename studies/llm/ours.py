@@ -20,7 +20,7 @@ from rankcast.files import only_one
 from rankcast.learner.byte_budget import (
     ByteBudgetTraining,
     packer,
-    steps_for,
+    small_steps,
     teacher_steps,
     usual_training,
 )
@@ -100,7 +100,7 @@ def sized_qat_file(
         InfeasibleSizeError: even a file without any weights is larger.
     """
     codec = CodecConfig(n_bytes, teachers=0)
-    usual = usual_training(ours.config, codec, steps_for(codec, steps)[0])
+    usual = usual_training(ours.config, codec, small_steps(codec, steps))
     learner = learner_for(adapter, usual, ours.splits)
     lower(learner)
     learner.learn_from([AdapterSnapshot(learner.adapter)])
@@ -162,7 +162,7 @@ def taught_file(
 
 def _for_size(ours: Ours, codec: CodecConfig, steps: int) -> ByteBudgetTraining:
     """Return a training for a size at its first step."""
-    usual = usual_training(ours.config, codec, steps_for(codec, steps)[0])
+    usual = usual_training(ours.config, codec, small_steps(codec, steps))
     learner = TransformerLearner(usual, ours.splits)
     lower(learner)
     return ByteBudgetTraining(learner, codec, steps, packer(learner, ours.base))

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.codec import random_adapter
 from rankcast.codec.header import BaseModel
-from rankcast.codec.packing import Coding, Source
+from rankcast.codec.packing import Coding, Source, without_zeros
 from rankcast.codec.quantiser import Float32Array, dequantise
 from rankcast.codec.tensors import Factors
 from rankcast.codec.trained_levels import (
@@ -57,6 +57,24 @@ def test_a_prefix_that_adds_nothing_is_no_level() -> None:
     levels = trained_levels(source)
     assert levels.ranks[:2].tolist() == [[0, 1, 3, 3], [0, 2, 2, 2]]
     assert np.diff(levels.bits, axis=1)[:2, -1].tolist() == [0, 0]
+
+
+def test_components_of_zeros_are_left_out_wherever_they_stand() -> None:
+    source = trained_source()
+    first, *others = source.tensors.factors
+    left, right = first.left.copy(), first.right.copy()
+    left[:, 0], right[0] = 0, 0
+    tensors = replace(source.tensors, factors=(Factors(left, right), *others))
+    assert source.coding is not None
+    coding = replace(source.coding, component_offsets=((1, 2, 3), *((0,) * 3,) * (N - 1)))
+    cut, trimmed = without_zeros(tensors, coding)
+    assert cut.ranks.tolist() == [2] + [3] * (N - 1)
+    np.testing.assert_array_equal(cut.factors[0].left, first.left[:, 1:])
+    assert trimmed.component_offsets[0] == (2, 3)
+    assert [ranks[:2] for ranks in trimmed.prefix_ranks] == [(0, 1), (1, 2), (2, 3)]
+    # Without steps of their own their number is all that a file has, and only last ones go.
+    cut, _ = without_zeros(tensors, replace(coding, component_offsets=()))
+    assert cut.ranks.tolist() == [3] * N
 
 
 def test_a_projection_without_components_costs_a_bit_and_brings_nothing() -> None:

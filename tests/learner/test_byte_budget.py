@@ -31,7 +31,7 @@ from rankcast.learner.byte_budget import (
     rank_for,
     ranks_for,
     rounded_steps,
-    steps_for,
+    small_steps,
 )
 from rankcast.learner.objectives import AdapterSnapshot, mean_logits
 from rankcast.learner.rounded_weights import LOG_GRID, STRIP_BITS, RoundedWeights, StripBits
@@ -175,9 +175,65 @@ def test_steps_suit_a_size(bits: float) -> None:
     randomise(learner.adapter, 3)
     weights = RoundedWeights(learner.adapter, 1.0)
     before = weights.weights(0.0).detach()
-    weights.coarsen_to(bits)
+    weights.coarsen_to([bits])
     assert weights.bits().total == pytest.approx(bits, rel=0.02)
     torch.testing.assert_close(weights.weights(0.0).detach(), before)
+
+
+def two_prefixes() -> tuple[TransformerLearner, RoundedWeights]:
+    """Return an adapter whose projections have 0, 1 or 2 components, the first in a prefix."""
+    learner = learner_of()
+    randomise(learner.adapter, 8, scale=0.5)
+    whole = np.arange(learner.layout.n_projections) % 3
+    learner.adapter.set_ranks(whole)
+    ranks = [np.minimum(whole, 1), whole]
+    return learner, RoundedWeights(learner.adapter, 1.5, learner.classifier_tensors(), ranks)
+
+
+def test_a_prefix_is_trained_as_it_is_decoded() -> None:
+    learner, weights = two_prefixes()
+    row = weights.weights(1.0).detach()
+    file = pack(weights.decoded(weights.indices()), weights.coding())
+    decoded = [tensors for _, tensors in file.decoded()]
+    assert len(decoded) == 2
+    for prefix, tensors in enumerate(decoded):
+        load_tensors(learner.adapter, tensors)
+        live = dict(learner.adapter.model.named_parameters())
+        for name, value in weights.by_parameter(row, prefix).items():
+            held = live[name].detach()[tuple(slice(0, n) for n in value.shape)]
+            torch.testing.assert_close(value, held, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_have_bits_and_steps_of_their_own() -> None:
+    _, weights = two_prefixes()
+    assert sum(weights.chunk_bits(weights.bits())) == pytest.approx(weights.bits().total)
+    before = weights.weights(0.0).detach()
+    weights.coarsen_to([900.0, 400.0])
+    assert weights.chunk_bits(weights.bits()) == pytest.approx([900.0, 400.0], rel=0.03)
+    torch.testing.assert_close(weights.weights(0.0).detach(), before)
+
+
+def test_a_step_for_a_prefix_leaves_later_chunks_alone() -> None:
+    learner, weights = two_prefixes()
+    leaf = weights.weights(0.0).detach().requires_grad_()
+    with learner.adapter.at_ranks(weights.ranks[0]):
+        learner.gradients_at(weights.by_parameter(leaf, 0))
+    assert leaf.grad is not None
+    later = ~weights._own[0]
+    assert bool(later.any())
+    assert not bool(leaf.grad[later].any())
+    assert bool(leaf.grad[~later].any())
+    weights.price(weights.bits(), [1.0]).backward()
+    assert weights.latents.grad is not None
+    assert not bool(weights.latents.grad[later].any())
+    assert bool(weights.latents.grad[~later].any())
+
+
+def test_only_weights_of_a_chunk_are_taken_away() -> None:
+    _, weights = two_prefixes()
+    n_alive = [weights.n_alive(0), weights.n_alive(1)]
+    left = weights.without_smallest([0, 3])
+    assert [int(left[own].count_nonzero()) for own in weights._own] == [n_alive[0], n_alive[1] - 3]
 
 
 @pytest.mark.parametrize("bits", [2000.0, 6000.0, 12000.0])
@@ -185,7 +241,7 @@ def test_the_coder_takes_about_the_bits_that_are_counted(bits: float) -> None:
     learner = learner_of()
     randomise(learner.adapter, 4)
     weights = RoundedWeights(learner.adapter, 1.0, learner.classifier_tensors())
-    weights.coarsen_to(bits)
+    weights.coarsen_to([bits])
     (chunk,) = pack(weights.decoded(weights.indices()), weights.coding()).chunks
     assert 8 * len(chunk) == pytest.approx(weights.bits().total, rel=0.05, abs=300)
 
@@ -330,11 +386,10 @@ def test_answers_and_labels_are_weighed() -> None:
 
 def test_steps_and_ranks_of_sizes() -> None:
     config = CodecConfig(target_bytes=4000, prefix_bytes=(1000, 2000), teachers=0)
-    assert steps_for(config, 100) == [50, 25, 25]
-    assert steps_for(CodecConfig(target_bytes=4000, teachers=0), 100) == [100]
-    assert steps_for(CodecConfig(target_bytes=4000, teachers=3), 100) == [61]  # 13 for each
+    assert small_steps(config, 100) == 100
+    assert small_steps(CodecConfig(target_bytes=4000, teachers=3), 100) == 61  # 13 for each
     with pytest.raises(ConfigError, match="5 steps are too few"):
-        steps_for(config, 5)
+        small_steps(config, 5)
     assert ranks_for(replace(config, rank=2), learner_of().layout) == [2, 4, 6]
 
 

@@ -26,7 +26,7 @@ from rankcast.codec.quantiser import (
     exponent_near,
     step_of,
 )
-from rankcast.codec.tensors import AdapterTensors
+from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import CodecError
 from rankcast.records import FloatArray, IntArray
 
@@ -281,12 +281,25 @@ def chunk_plans(
 
 
 def without_zeros(tensors: AdapterTensors, coding: Coding) -> tuple[AdapterTensors, Coding]:
-    """Return an adapter without last components of zeros, and its steps."""
-    peaks = [sizes.peaks for sizes in tensors.component_sizes]
-    ranks = [int(np.max(np.nonzero(p)[0], initial=-1)) + 1 for p in peaks]
-    prefixes = tuple(tuple(map(min, prefix, ranks)) for prefix in coding.prefix_ranks)
-    each = tuple(o[:r] for o, r in zip(coding.component_offsets, ranks, strict=True))
-    cut = tensors.truncated(np.array(ranks, dtype=np.int64))
+    """Return an adapter without components of zeros, and its steps.
+
+    Where components have no steps of their own, only last ones are left out.
+    """
+    kept = [sizes.peaks > 0 for sizes in tensors.component_sizes]
+    if not coding.component_offsets:
+        kept = [np.arange(len(own)) <= np.max(np.nonzero(own)[0], initial=-1) for own in kept]
+    prefixes = tuple(
+        tuple(int(own[:r].sum()) for own, r in zip(kept, prefix, strict=True))
+        for prefix in coding.prefix_ranks
+    )
+    each = tuple(
+        tuple(o for o, k in zip(offsets, own.tolist(), strict=False) if k)
+        for offsets, own in zip(coding.component_offsets, kept, strict=False)
+    )
+    factors = tuple(
+        Factors(f.left[:, own], f.right[own]) for f, own in zip(tensors.factors, kept, strict=True)
+    )
+    cut = replace(tensors, factors=factors)
     return cut, replace(coding, prefix_ranks=prefixes, component_offsets=each)
 
 

@@ -4,6 +4,9 @@ First as usual, then on weights that are rounded by a growing share of the way, 
 of the file. Their steps train, too. Bits have a price, and a controller moves it so that the file
 comes down to the bytes that are allowed while there is still time to learn.
 
+A file for several sizes trains for all of them at once: each step is for one, drawn at random, and
+trains the components that its prefix has. What each size adds has a price of its own.
+
 Differs from the paper, which sends 32 bits a number: there is no price on ranks here, because a
 component that is worth little loses its weights one by one.
 """
@@ -22,19 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankcast.adapters.arrays import load_modules, load_tensors
-from rankcast.adapters.elastic import ElasticAdapter
+from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.export import base_name, task_of
 from rankcast.adapters.fingerprint import base_fingerprint
-from rankcast.adapters.layer import initialise
-from rankcast.codec.container import Container, pack_as_trained, read_container
+from rankcast.codec.container import Container, pack_as_trained
 from rankcast.codec.header import BaseModel
-from rankcast.codec.packing import Coding, Source, coding_of, without_zeros
+from rankcast.codec.packing import Coding, Source, without_zeros
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
-from rankcast.errors import ConfigError, InfeasibleSizeError, RankcastError
-from rankcast.learner.rounded_weights import Chunks, RoundedWeights
+from rankcast.errors import CheckpointError, ConfigError, InfeasibleSizeError, RankcastError
+from rankcast.learner.rounded_weights import RoundedWeights
 from rankcast.learner.teachers import Teachers
 from rankcast.learner.transformer import TransformerLearner
 from rankcast.records import AdapterLayout, IntArray
@@ -59,8 +60,6 @@ LR_LEFT = 0.4
 """Share of the learning rate that is left when the usual training ends."""
 LARGEST_RANK = 16
 """Of components that a size adds by itself."""
-LATER_CHUNK = 24
-"""Bytes that a later chunk may add to a prefix: an entry in the header."""
 PACK_EVERY = 50
 """Steps after which the file is made, to see what it takes beside its weights."""
 
@@ -82,24 +81,21 @@ def teacher_steps(config: CodecConfig, steps: int) -> int:
     return max(1, int(config.teacher_share * steps / config.teachers)) if config.teachers else 0
 
 
-def steps_for(config: CodecConfig, steps: int) -> list[int]:
-    """Return how many training steps each size has: half are for the first of several.
+def small_steps(config: CodecConfig, steps: int) -> int:
+    """Return in how many of the training steps the small adapter trains, after its teachers.
 
     Raises:
-        ConfigError: there is no size.
+        ConfigError: there is no size, or too few are left.
     """
     if not config.sizes:
         raise ConfigError("Training for a size needs target_bytes.")
-    later, left = len(config.sizes) - 1, steps - config.teachers * teacher_steps(config, steps)
+    left = steps - config.teachers * teacher_steps(config, steps)
     if left < 2 * len(config.sizes):
         raise ConfigError(
             f"{steps} steps are too few: {config.teachers} teachers leave {left}, and each size "
             f"({', '.join(map(str, config.sizes))} bytes) needs two. Hundreds or more serve it."
         )
-    if not later:
-        return [left]
-    each = max(1, left // (2 * later))
-    return [left - later * each, *(each,) * later]
+    return left
 
 
 @dataclass
@@ -146,32 +142,41 @@ class _Rounding:
 
     Attributes:
         weights: of the adapter.
-        controller: of the price.
+        controllers: of the price of each chunk.
         optimizer: of latents and steps.
-        bytes_beside: what a file takes beside the bits of its weights.
+        bytes_beside: (K,) what a file takes for each chunk beside the bits of its weights.
     """
 
     def __init__(
         self,
         learner: TransformerLearner,
         config: CodecConfig,
-        size: int,
+        ranks: Sequence[IntArray],
         n_steps: int,
-        before: Chunks | None,
     ) -> None:
         contrasts, step = learner.classifier_tensors(), config.relative_step
-        self.weights = RoundedWeights(learner.adapter, step or 1.0, contrasts, before)
+        sizes = [size - before for before, size in pairwise((0, *config.sizes))]
+        self.weights = RoundedWeights(learner.adapter, step or 1.0, contrasts, ranks)
         if step is None:
-            new = size - (0 if before is None else before.n_bytes)
-            self.weights.coarsen_to(8 * FIRST_SIZE * new)
-        self.controller = PriceController(size, n_steps)
-        self.bytes_beside = 0.0
+            self.weights.coarsen_to([8 * FIRST_SIZE * size for size in sizes])
+        self.controllers = [PriceController(size, n_steps) for size in sizes]
+        self.bytes_beside = [0.0] * len(sizes)
         rates = config.lr or max(LR, MOVES / n_steps), STEP_LR
         groups = [
             {"params": [parameter], "lr": lr, "peak": lr}
             for parameter, lr in zip(self.weights.parameters, rates, strict=True)
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+
+    def measure(self, pack: Pack) -> None:
+        """Make the file as it would be now, to see what it takes beside its weights."""
+        weights = self.weights
+        tensors, coding = without_zeros(weights.decoded(weights.indices()), weights.coding())
+        ends = prefix_bytes(pack(tensors, coding), coding)
+        bits = weights.chunk_bits(weights.bits())
+        self.bytes_beside = [
+            end - begin - n / 8 for (begin, end), n in zip(pairwise((0, *ends)), bits, strict=True)
+        ]
 
     def move(self, share: float) -> None:
         """Step with the gradients that are there, at a share of the learning rates."""
@@ -185,23 +190,20 @@ class _Rounding:
         return {
             "weights": self.weights.state_dict(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "controller": asdict(self.controller),
-            "bytes_beside": self.bytes_beside,
+            "controllers": [asdict(controller) for controller in self.controllers],
+            "bytes_beside": list(self.bytes_beside),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.weights.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.controller = PriceController(**state["controller"])
-        self.bytes_beside = state["bytes_beside"]
+        self.controllers = [PriceController(**kept) for kept in state["controllers"]]
+        self.bytes_beside = list(state["bytes_beside"])
 
 
 class ByteBudgetTraining:
     """Trains a learner's adapter for a file of a given size, and for prefixes of given sizes.
-
-    One size after the other. What was trained for a smaller one stays, and components that come
-    after it train.
 
     Attributes:
         n_steps: steps taken.
@@ -235,26 +237,25 @@ class ByteBudgetTraining:
         self._pack, self._usual = pack, learner.config
         each = teacher_steps(config, steps)
         self._first = config.teachers * each
-        self._ends = [self._first + n for n in accumulate(steps_for(config, steps))]
+        small = small_steps(config, steps)
+        self._n_rounded = rounded_steps(config, small)
         r_max = learner.layout.r_max
-        self._most = np.full(learner.layout.n_projections, r_max) if most is None else most
-        self._ranks = ranks_for(config, learner.layout)
-        self._before: Chunks | None = None
+        room = np.full(learner.layout.n_projections, r_max) if most is None else most
+        self._ranks = [np.minimum(room, rank) for rank in ranks_for(config, learner.layout)]
         self._rounding: _Rounding | None = None
-        self._stage = 0
         self._teachers = Teachers(learner, config.teachers, each) if config.teachers else None
         if self._teachers is None:
-            learner.adapter.set_ranks(np.minimum(self._most, self._ranks[0]))
+            learner.adapter.set_ranks(self._ranks[-1])
 
     @property
     def rounding_is_next(self) -> bool:
         """Whether the next step is the first on rounded weights."""
-        return self._stage == 0 and self._place()[0] == 0
+        return self.n_steps == self.steps - self._n_rounded
 
     @property
     def price(self) -> float:
-        """What a bit costs now [nats]: at the end, what one more would gain."""
-        return 0.0 if self._rounding is None else self._rounding.controller.price
+        """What a bit of the last chunk costs now [nats]: at the end, what one more would gain."""
+        return 0.0 if self._rounding is None else self._rounding.controllers[-1].price
 
     def step(self) -> float:
         """Train one batch and return its loss, price of bits excluded.
@@ -269,15 +270,12 @@ class ByteBudgetTraining:
             if self._teachers.done:
                 self._begin_after(self._teachers)
             return loss
-        if self.n_steps == self._ends[self._stage]:
-            self._next_stage()
-        place, n_steps = self._place()
+        place = self.n_steps - (self.steps - self._n_rounded)
         if place >= 0:
-            loss = self._rounded_step(place, n_steps)
+            loss = self._rounded_step(place)
         else:
-            loss = self.learner.train_step()
-            if self._before is not None:
-                _put_back(self.learner.adapter, self._before.tensors)
+            with self.learner.adapter.at_ranks(self._ranks[self._prefix()]):
+                loss = self.learner.train_step()
         self.n_steps += 1
         return loss
 
@@ -289,88 +287,88 @@ class ByteBudgetTraining:
         Raises:
             InfeasibleSizeError: a file of zeros is too large.
         """
-        last = self._finished()
-        file = self._pack(last.tensors, last.coding)
-        self.n_bytes = last.n_bytes
-        return file, last.coding
+        counts = [0] * len(self._ranks)
+        while True:  # one prefix's weights change another's bytes a little, through the header
+            before = list(counts)
+            for chunk, size in enumerate(self.config.sizes):
+                counts[chunk] = self._taken_away(counts, chunk, size)
+            if counts == before:
+                break
+        tensors, coding, file = self._file(counts)
+        load_tensors(self.learner.adapter, tensors)
+        self.n_bytes = file.n_bits // 8
+        return file, coding
 
-    def _place(self) -> tuple[int, int]:
-        """Return how many steps on rounded weights are done, below 0 before, and their number."""
-        begin = self._ends[self._stage - 1] if self._stage else self._first
-        n_steps = rounded_steps(self.config, self._ends[self._stage] - begin)
-        return self.n_steps - (self._ends[self._stage] - n_steps), n_steps
+    def _taken_away(self, counts: Sequence[int], chunk: int, size: int) -> int:
+        """Return how many weights of a chunk have to go for its prefix to have a size.
+
+        Raises:
+            InfeasibleSizeError: all of them are too few.
+        """
+
+        def n_bytes(count: int) -> int:
+            _, coding, file = self._file([*counts[:chunk], count, *counts[chunk + 1 :]])
+            return prefix_bytes(file, coding)[chunk]
+
+        n_alive = self._begun().weights.n_alive(chunk)
+        fits = lambda count: n_bytes(count) <= size  # noqa: E731
+        count = bisect_left(range(n_alive), True, lo=counts[chunk], key=fits)
+        if not fits(count):
+            raise InfeasibleSizeError(n_bytes(count), size, trainable=False)
+        return count
+
+    def _file(self, counts: Sequence[int]) -> tuple[AdapterTensors, Coding, Container]:
+        """Return what a file holds without the smallest weights of each chunk, and the file."""
+        weights = self._begun().weights
+        decoded = weights.decoded(weights.without_smallest(counts))
+        tensors, coding = without_zeros(decoded, weights.coding())
+        return tensors, coding, self._pack(tensors, coding)
+
+    def _prefix(self) -> int:
+        """Return the prefix that the next step is for, at random."""
+        rng = np.random.default_rng([self.learner.config.seed, self.n_steps, 4])
+        return int(rng.integers(len(self._ranks)))
 
     def _begin_after(self, teachers: Teachers) -> None:
         """Begin with the small adapter, which learns what others answer that have been trained."""
         teachers.teach(self.config.answer_weight)
         self.learner.restart(self._usual)
-        self.learner.adapter.set_ranks(np.minimum(self._most, self._ranks[0]))
+        self.learner.adapter.set_ranks(self._ranks[-1])
 
     def _begun(self) -> _Rounding:
         """Return what trains on rounded weights; turn to it if that has not been done."""
         if self._rounding is None:
-            self._rounding = _Rounding(
-                self.learner, self.config, self._size(), self._place()[1], self._before
-            )
+            self._rounding = _Rounding(self.learner, self.config, self._ranks, self._n_rounded)
         return self._rounding
 
-    def _size(self) -> int:
-        """Return the bytes of the prefix that is trained now, less what later chunks add to it."""
-        later = len(self.config.sizes) - 1 - self._stage
-        return self.config.sizes[self._stage] - LATER_CHUNK * later
-
-    def _finished(self) -> Chunks:
-        """Return what this size has come to, in a file that fits; see `finish`."""
-        weights, size = self._begun().weights, self._size()
-        coding, n_alive = weights.coding(), int(weights.indices().count_nonzero())
-
-        def found(count: int) -> Chunks:
-            tensors, trimmed = without_zeros(
-                weights.decoded(weights.without_smallest(count)), coding
-            )
-            return Chunks(tensors, trimmed, self._pack(tensors, trimmed).n_bits // 8)
-
-        count = bisect_left(range(n_alive), True, key=lambda count: found(count).n_bytes <= size)
-        chunks = found(count)
-        if chunks.n_bytes > size:
-            raise InfeasibleSizeError(chunks.n_bytes, size, trainable=False)
-        load_tensors(self.learner.adapter, chunks.tensors)
-        return chunks
-
-    def _next_stage(self) -> None:
-        """Keep what this size has come to, and begin with the components of the next one."""
-        self._keep(self._finished(), self._stage + 1)
-
-    def _keep(self, chunks: Chunks, stage: int) -> None:
-        """Begin a stage after what was trained before it."""
-        self._before, self._rounding, self._stage = chunks, None, stage
-        adapter, more = self.learner.adapter, self._ranks[stage] - self._ranks[stage - 1]
-        ranks = chunks.tensors.ranks
-        generator = torch.Generator().manual_seed(self.learner.config.seed + stage)
-        for (Q, lam, P), r in zip(adapter.factors(), ranks.tolist(), strict=True):
-            new = Q.detach()[r:], lam.detach()[r:], P.detach()[:, r:]
-            initialise(*new, std=None, generator=generator)
-        adapter.set_ranks(np.minimum(self._most, ranks + more))
-        n_steps = self._ends[stage] - self._ends[stage - 1]
-        self.learner.restart(usual_training(self._usual, self.config, n_steps))
-        self.n_bytes = None
-
-    def _rounded_step(self, step: int, n_steps: int) -> float:
+    def _rounded_step(self, step: int) -> float:
         """Train a batch on weights that are rounded by a share of the way."""
-        now = self._begun()
+        now, n_steps = self._begun(), self._n_rounded
         weights, bits = now.weights, now.weights.bits()
+        prefix = self._prefix() if step else len(self._ranks) - 1  # at first all find their price
         if step % PACK_EVERY == 0:
-            file = self._pack(weights.decoded(weights.indices()), weights.coding())
-            now.bytes_beside = (file.n_bits - bits.total) / 8
-        n_bytes = self.n_bytes = bits.total / 8 + now.bytes_beside
-        price = now.controller.update(n_bytes, step)
+            now.measure(self._pack)
+        sizes = [
+            n / 8 + beside
+            for n, beside in zip(weights.chunk_bits(bits), now.bytes_beside, strict=True)
+        ]
+        self.n_bytes = sum(sizes)
+        prices = [
+            controller.update(n_bytes, step)
+            for controller, n_bytes in zip(now.controllers, sizes, strict=True)
+        ]
         row = weights.weights(min(1.0, step / (ROUNDED_AT * n_steps)))
         leaf = row.detach().requires_grad_()
-        loss = self.learner.gradients_at(weights.by_parameter(leaf))
+        with self.learner.adapter.at_ranks(self._ranks[prefix]):
+            loss = self.learner.gradients_at(weights.by_parameter(leaf, prefix))
         self.learner.optimisation.sum_over_processes([leaf])
-        torch.autograd.backward([row, price * weights.price(bits)], [leaf.grad, None])
+        paid = weights.price(bits, prices[: prefix + 1])
+        torch.autograd.backward([row, paid], [leaf.grad, None])
         if step == 0:
-            now.controller.begin = PRICE_SHARE * weights.gradient_per_bit(bits)
+            for controller, per_bit in zip(
+                now.controllers, weights.gradients_per_bit(bits), strict=True
+            ):
+                controller.begin = PRICE_SHARE * per_bit
         self._clip(weights.parameters)
         now.move(min(1.0, (step + 1) / WARMUP) * (1 - step / n_steps))
         return loss
@@ -390,13 +388,8 @@ class ByteBudgetTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue bit-exactly."""
-        before = self._before
-        kept = None if before is None else self._pack(before.tensors, before.coding).to_bytes()
         return {
             "n_steps": self.n_steps,
-            "stage": self._stage,
-            "file": None if kept is None else np.frombuffer(bytearray(kept), np.uint8),
-            "coding": None if before is None else asdict(before.coding),
             "teachers": None if self._teachers is None else self._teachers.state_dict(),
             "learner": self.learner.state_dict(),
             "rounding": None if self._rounding is None else self._rounding.state_dict(),
@@ -406,31 +399,32 @@ class ByteBudgetTraining:
         """Continue from `state_dict()`.
 
         Raises:
-            CheckpointError: the state is of another model or data set.
+            CheckpointError: the state is of another model or data set, or of an earlier version.
         """
+        if "stage" in state:
+            raise CheckpointError(
+                "An earlier version began this training, one size after the other. Start it anew."
+            )
         if self._teachers is not None:
             self._teachers.load_state_dict(state["teachers"])
             if self._teachers.done:
                 self._begin_after(self._teachers)
-        if state["file"] is not None:
-            file = read_container(bytes(np.asarray(state["file"])))
-            coding = coding_of(**state["coding"])
-            self._keep(Chunks(file.tensors(), coding, file.n_bits // 8), int(state["stage"]))
         self.n_steps = int(state["n_steps"])
         self.learner.load_state_dict(state["learner"])
         if state["rounding"] is not None:
             self._begun().load_state_dict(state["rounding"])
 
 
-@torch.no_grad()
-def _put_back(adapter: ElasticAdapter, tensors: AdapterTensors) -> None:
-    """Undo what a training step has changed of components and tensors that are to stay."""
-    for (Q, lam, P), factors in zip(adapter.factors(), tensors.factors, strict=True):
-        r = factors.rank
-        P[:, :r].copy_(torch.from_numpy(factors.left))
-        Q[:r].copy_(torch.from_numpy(factors.right))
-        lam[:r].fill_(1 / adapter.scale)
-    load_modules(adapter, tensors)
+def prefix_bytes(file: Container, coding: Coding) -> list[int]:
+    """Return the bytes of each prefix for which a file was trained.
+
+    Args:
+        file: packed as trained, which leaves out chunks that bring nothing.
+        coding: its steps and prefixes.
+    """
+    ends = [prefix.n_bytes for prefix in file.ladder]
+    places = accumulate(int(a != b) for a, b in pairwise(coding.prefix_ranks))
+    return [ends[place] for place in (0, *places)]
 
 
 def usual_training(config: FinetuneConfig, codec: CodecConfig, steps: int) -> FinetuneConfig:

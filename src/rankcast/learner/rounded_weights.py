@@ -4,17 +4,18 @@ A *group* has one step: some components of a projection, or a tensor beside the 
 *strip* has one spread: a column of P, a row of Q, a row of a tensor (`rankcast.codec.blocks`). The
 weights of all strips stand in one row, so that hundreds of strips take a few operations.
 
-A file can have several prefixes that are trained one after the other. What the chunks before hold
-stays as it is then; only components that come after them train.
+A file can have several prefixes. Each has the components of the one before and some of its own,
+which are a group of their own in each projection; what a prefix adds is a *chunk*.
 
-Shapes: W weights, S strips, G groups.
+Shapes: W weights, S strips, G groups, K chunks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.codec.packing import Coding
 from rankcast.codec.quantiser import EXPONENTS, PER_RADIX, RADIX, Float32Array, dequantise
 from rankcast.codec.tensors import AdapterTensors, Factors
+from rankcast.records import IntArray
 
 LOG_GRID = math.log(RADIX) / PER_RADIX
 """Steps are powers of 3^(1/6): distance of their logarithms."""
@@ -44,12 +46,17 @@ class StripBits:
     """What rounded weights take, as an entropy coder that knows the spread of every strip.
 
     Attributes:
-        total: bits of all strips.
+        each: (S,) bits of each strip.
         marginal: (S,) bits that another weight other than zero would take more than a zero.
     """
 
-    total: float
+    each: Tensor
     marginal: Tensor
+
+    @property
+    def total(self) -> float:
+        """Bits of all strips."""
+        return float(self.each.sum())
 
     @classmethod
     def of(cls, indices: Tensor, strip: Tensor, widths: Tensor) -> StripBits:
@@ -70,8 +77,7 @@ class StripBits:
         larger = (excess / (nonzero + excess).clamp_min(1)).clamp(_RAREST, 1 - _RAREST)
         signs = nonzero + torch.where(nonzero > 0, widths * _entropy(rate), 0.0)
         magnitudes = torch.where(excess > 0, (nonzero + excess) * _entropy(larger), 0.0)
-        total = (signs + magnitudes + STRIP_BITS).sum()
-        return cls(float(total), ((1 - rate) / rate).log2() + 1)
+        return cls(signs + magnitudes + STRIP_BITS, ((1 - rate) / rate).log2() + 1)
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -80,26 +86,12 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Chunks:
-    """What the chunks hold that have been trained.
-
-    Attributes:
-        tensors: the adapter that a decoder makes of them.
-        coding: their steps and ranks.
-        n_bytes: of header and chunks.
-    """
-
-    tensors: AdapterTensors
-    coding: Coding
-    n_bytes: int
-
-
-@dataclass(frozen=True, eq=False)
 class _Place:
     """Where the weights of a parameter stand in the row of all.
 
     Attributes:
         parameter: its name in the model.
+        chunk: in which they are sent.
         start: first of its weights.
         strips: (strips, width).
         columns: whether strips are its columns.
@@ -108,6 +100,7 @@ class _Place:
     """
 
     parameter: str
+    chunk: int
     start: int
     strips: tuple[int, int]
     columns: bool
@@ -118,6 +111,12 @@ class _Place:
     def stop(self) -> int:
         """Behind its last weight."""
         return self.start + math.prod(self.strips)
+
+    def take(self, weights: Tensor) -> Tensor:
+        """Return its part of (W,) weights, as the parameter has it."""
+        strips = weights[self.start : self.stop].view(self.strips)
+        tensor = (strips.mT if self.columns else strips).reshape(self.shape)
+        return tensor if self.base is None else tensor + self.base
 
 
 class RoundedWeights:
@@ -130,7 +129,8 @@ class RoundedWeights:
             its weights.
         contrasts: names of tensors whose first row may be taken from all rows without changing
             what the model answers, such as a softmax classifier's: the row is then 0 and stays 0.
-        before: chunks whose components and tensors stay as they are; None for none.
+        ranks: (N,) components of each prefix, ascending, the adapter's own last; all are in one
+            prefix if there are none.
     """
 
     def __init__(
@@ -138,22 +138,23 @@ class RoundedWeights:
         adapter: ElasticAdapter,
         relative_step: float,
         contrasts: Collection[str] = (),
-        before: Chunks | None = None,
+        ranks: Sequence[IntArray] = (),
     ) -> None:
         self._tensors = balanced_tensors_of(adapter)
-        self._before = before
+        self.ranks = tuple(ranks) or (adapter.ranks,)
+        """(N,) components of each prefix."""
         self._device = adapter.factors()[0][0].device
         self._names = {p.data_ptr(): name for name, p in adapter.model.named_parameters()}
         self._rows: list[Float32Array] = []
         self._at_zero: list[NDArray[np.bool_]] = []
         self._group_of_row: list[int] = []
         self._places: list[_Place] = []
-        self._unit: dict[str, Tensor] = {}
-        self._groups: list[int | str] = []
-        self._sent_parts: dict[str, tuple[Tensor, int]] = {}
+        self._scale = adapter.scale
+        self._lambdas = [self._names[lam.data_ptr()] for _, lam, _ in adapter.factors()]
+        self._groups: list[tuple[int | str, int]] = []
         for i in range(len(adapter.layers)):
             self._take_projection(adapter, i)
-        for name, live in {} if before else adapter.extra_tensors().items():
+        for name, live in adapter.extra_tensors().items():
             self._take_tensor(name, live, contrast=name in contrasts)
         widths = np.array([len(row) for row in self._rows])
         group = np.repeat(self._group_of_row, widths)
@@ -164,25 +165,28 @@ class RoundedWeights:
         self._widths = self._on_device(widths)
         self._strip = torch.from_numpy(np.repeat(np.arange(len(widths)), widths)).to(self._device)
         self._group = torch.from_numpy(group).to(self._device)
+        chunks = np.array([chunk for _, chunk in self._groups])
+        own = [chunks == chunk for chunk in range(len(self.ranks))]
+        of_strips = chunks[self._group_of_row]
+        self._own_groups = [torch.from_numpy(of).to(self._device) for of in own]
+        self._own_strips = [
+            torch.from_numpy(of_strips == chunk).to(self._device) for chunk in range(len(own))
+        ]
+        self._own = [of[self._group] for of in self._own_groups]
         self._free = self._on_device(~np.concatenate(self._at_zero))
         self.latents: Tensor = nn.Parameter(self._on_device(weights / steps[group]))
         self.log_steps: Tensor = nn.Parameter(self._on_device(np.log(steps)))
 
     def _take_projection(self, adapter: ElasticAdapter, i: int) -> None:
-        """Take the components of a projection that are to be trained as one group."""
-        factors, (Q, lam, P) = self._tensors.factors[i], adapter.factors()[i]
-        sent = None if self._before is None else self._before.tensors.factors[i]
-        first = 0 if sent is None else sent.rank
-        left, right = factors.left[:, first:], factors.right[first:]
-        if len(right):
-            self._groups.append(i)
-            self._take(left.T, P, left.shape, columns=True)
-            self._take(right, Q, right.shape)
-            unit = torch.full((factors.rank, 1), 1 / adapter.scale, device=self._device)
-            self._unit[self._names[lam.data_ptr()]] = unit
-        if sent is not None and len(right):
-            self._sent_parts[self._names[P.data_ptr()]] = torch.from_numpy(sent.left).to(P), 1
-            self._sent_parts[self._names[Q.data_ptr()]] = torch.from_numpy(sent.right).to(Q), 0
+        """Take the components of a projection: those of each chunk are a group."""
+        factors, (Q, _, P) = self._tensors.factors[i], adapter.factors()[i]
+        ends = (0, *(int(ranks[i]) for ranks in self.ranks))
+        for chunk, (first, end) in enumerate(pairwise(ends)):
+            left, right = factors.left[:, first:end], factors.right[first:end]
+            if len(right):
+                self._groups.append((i, chunk))
+                self._take(left.T, P, left.shape, columns=True)
+                self._take(right, Q, right.shape)
 
     def _take_tensor(self, name: str, live: Tensor, *, contrast: bool) -> None:
         """Take a tensor beside the projections as one group, if it is trained."""
@@ -194,7 +198,7 @@ class RoundedWeights:
             values, at_zero[0] = values - values[0], True
         is_difference = self._tensors.carriage[name] == "difference"
         base = live.detach() - torch.from_numpy(values).to(live) if is_difference else None
-        self._groups.append(name)
+        self._groups.append((name, 0))
         width = values.shape[-1] if values.ndim else 1
         self._take(values.reshape(-1, width), live, values.shape, at_zero=at_zero, base=base)
 
@@ -211,7 +215,8 @@ class RoundedWeights:
         """Let the strips of a parameter stand behind those before, in the group begun last."""
         start = self._places[-1].stop if self._places else 0
         name = self._names[live.data_ptr()]
-        self._places.append(_Place(name, start, rows.shape, columns, shape, base))
+        chunk = self._groups[-1][1]
+        self._places.append(_Place(name, chunk, start, rows.shape, columns, shape, base))
         self._rows += list(rows)
         self._at_zero.append(
             np.zeros(rows.size, np.bool_) if at_zero is None else at_zero.reshape(-1)
@@ -234,37 +239,60 @@ class RoundedWeights:
         """Return what the rounded weights take."""
         return StripBits.of(self.indices(), self._strip, self._widths)
 
+    def chunk_bits(self, bits: StripBits) -> list[float]:
+        """Return the bits of each chunk."""
+        return [float(bits.each[own].sum()) for own in self._own_strips]
+
     @torch.no_grad()
-    def coarsen_to(self, bits: float) -> None:
-        """Make all steps coarser or finer, by one factor, so that rounded weights take some bits.
+    def coarsen_to(self, bits: Sequence[float]) -> None:
+        """Make the steps of each chunk coarser or finer, by one factor, for a number of bits.
 
         Args:
-            bits: to come near to; the coarsest or the finest steps where they are out of reach.
+            bits: (K,) to come near to; the coarsest or the finest steps where they are out of
+                reach.
         """
-        low, high = -_WIDEST_FACTOR, _WIDEST_FACTOR
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            indices = (self.latents * self._free / math.exp(middle)).round()
-            if StripBits.of(indices, self._strip, self._widths).total > bits:
-                low = middle
-            else:
-                high = middle
-        self.latents /= math.exp(high)
-        self.log_steps += high
+        for own, strips, groups, most in zip(
+            self._own, self._own_strips, self._own_groups, bits, strict=True
+        ):
+            low, high = -_WIDEST_FACTOR, _WIDEST_FACTOR
+            for _ in range(_HALVINGS):
+                middle = (low + high) / 2
+                indices = (self.latents * self._free / math.exp(middle)).round()
+                found = StripBits.of(indices, self._strip, self._widths)
+                if float(found.each[strips].sum()) > most:
+                    low = middle
+                else:
+                    high = middle
+            self.latents[own] /= math.exp(high)
+            self.log_steps[groups] += high
 
-    def price(self, bits: StripBits) -> Tensor:
-        """Return the bits that would be saved if every weight went to zero at the marginal price.
+    def price(self, bits: StripBits, prices: Sequence[float]) -> Tensor:
+        """Return what would be saved if every weight went to zero at the marginal bits.
 
         What is differentiable about the bits: a step of a weight costs what one more weight other
         than zero would cost in its strip.
-        """
-        each = bits.marginal.clamp_min(1.0)[self._strip]
-        return ((self.latents * self._free).abs() * each).sum()
 
-    def gradient_per_bit(self, bits: StripBits) -> float:
-        """Return the mean gradient of a latent beside the mean marginal bits, both without sign."""
-        gradient, each = self.latents.grad, bits.marginal.clamp_min(1.0)[self._strip]
-        return 0.0 if gradient is None else float(gradient.abs().sum() / (self._free * each).sum())
+        Args:
+            bits: of the rounded weights.
+            prices: of a bit of each chunk; chunks without one cost nothing.
+        """
+        saved = (self.latents * self._free).abs() * self._each(bits)
+        parts = [price * saved[own].sum() for price, own in zip(prices, self._own, strict=False)]
+        return torch.stack(parts).sum()
+
+    def gradients_per_bit(self, bits: StripBits) -> list[float]:
+        """Return the mean gradient of a chunk's latents beside their bits, both without sign."""
+        gradient, each = self.latents.grad, self._free * self._each(bits)
+        if gradient is None:
+            return [0.0] * len(self._own)
+        sums = [
+            (gradient[own].abs().sum(), each[own].sum().clamp_min(_RAREST)) for own in self._own
+        ]
+        return [float(total / bits) for total, bits in sums]
+
+    def _each(self, bits: StripBits) -> Tensor:
+        """Return the (W,) marginal bits of each weight."""
+        return bits.marginal.clamp_min(1.0)[self._strip]
 
     def weights(self, share: float) -> Tensor:
         """Return the (W,) weights, rounded by a share of the way; gradients pass through.
@@ -278,50 +306,65 @@ class RoundedWeights:
         steps = (self.log_steps + share * (whole - self.log_steps).detach()).exp()
         return rounded * steps[self._group]
 
-    def by_parameter(self, weights: Tensor) -> dict[str, Tensor]:
-        """Return what replaces parameters of the model, by their names, from (W,) weights."""
-        replaced = dict(self._unit)
+    def by_parameter(self, weights: Tensor, prefix: int = -1) -> dict[str, Tensor]:
+        """Return what replaces parameters of the model, by their names.
+
+        Args:
+            weights: (W,).
+            prefix: which; the adapter has to have its ranks.
+        """
+        ranks = self.ranks[prefix].tolist()
+        last = prefix % len(self.ranks)
+        parts: dict[str, list[Tensor]] = {}
+        axis: dict[str, int] = {}
         for place in self._places:
-            strips = weights[place.start : place.stop].view(place.strips)
-            tensor = (strips.mT if place.columns else strips).reshape(place.shape)
-            if place.parameter in self._sent_parts:
-                sent, axis = self._sent_parts[place.parameter]
-                tensor = torch.cat([sent, tensor], dim=axis)
-            replaced[place.parameter] = tensor if place.base is None else tensor + place.base
+            if place.chunk <= last:
+                parts.setdefault(place.parameter, []).append(place.take(weights))
+                axis[place.parameter] = int(place.columns)
+        replaced = {
+            name: torch.full((r, 1), 1 / self._scale, device=self._device)
+            for name, r in zip(self._lambdas, ranks, strict=True)
+            if r
+        }
+        for name, own in parts.items():
+            replaced[name] = own[0] if len(own) == 1 else torch.cat(own, dim=axis[name])
         return replaced
 
     def coding(self) -> Coding:
-        """Return the steps that training has come to, and the ranks of the prefixes so far."""
+        """Return the steps that training has come to, and the ranks of the prefixes."""
         found = dict(zip(self._groups, self._exponents(), strict=True))
-        ranks, n = tuple(self._tensors.ranks.tolist()), len(self._tensors.projections)
-        if self._before is None:
-            common = int(np.median([found[i] for i in range(n) if i in found] or [0]))
-            offsets = tuple(found.get(i, common) - common for i in range(n))
-            of_tensors = {name: e - common for name, e in found.items() if isinstance(name, str)}
-            each = tuple((offset,) * r for offset, r in zip(offsets, ranks, strict=True))
-            return Coding(common, offsets, of_tensors, (ranks,), each)
-        coding = self._before.coding
+        n = len(self._tensors.projections)
+        common = int(np.median([found[i, 0] for i in range(n) if (i, 0) in found] or [0]))
+        offsets = tuple(found.get((i, 0), common) - common for i in range(n))
+        of_tensors = {name: e - common for (name, _), e in found.items() if isinstance(name, str)}
+        ends = [(0, *(int(ranks[i]) for ranks in self.ranks)) for i in range(n)]
         each = tuple(
-            (*old, *((found.get(i, coding.exponent) - coding.exponent,) * (ranks[i] - len(old))))
-            for i, old in enumerate(coding.component_offsets)
+            tuple(
+                found[i, chunk] - common
+                for chunk, (first, end) in enumerate(pairwise(ends[i]))
+                for _ in range(first, end)
+            )
+            for i in range(n)
         )
-        prefixes = (*coding.prefix_ranks, ranks)
-        return replace(coding, prefix_ranks=prefixes, component_offsets=each)
+        prefixes = tuple(tuple(ranks.tolist()) for ranks in self.ranks)
+        return Coding(common, offsets, of_tensors, prefixes, each)
 
     def decoded(self, indices: Tensor) -> AdapterTensors:
         """Return the adapter of (W,) rounded weights, as a decoder computes it from a file."""
         whole = indices.to(torch.int32).cpu().numpy()
         strips = iter([whole[p.start : p.stop].reshape(p.strips) for p in self._places])
-        known = self._tensors if self._before is None else self._before.tensors
-        factors, modules = list(known.factors), dict(known.modules)
-        for group, exponent in zip(self._groups, self._exponents(), strict=True):
+        parts: dict[int, list[Factors]] = {}
+        modules = dict(self._tensors.modules)
+        for (group, _), exponent in zip(self._groups, self._exponents(), strict=True):
             if isinstance(group, str):
                 shape = modules[group].shape
                 modules[group] = dequantise(next(strips), exponent).reshape(shape)
                 continue
             left, right = (dequantise(next(strips), exponent) for _ in range(2))
-            new = Factors(np.ascontiguousarray(left.T), right)
-            factors[group] = new if self._before is None else _joined(factors[group], new)
+            parts.setdefault(group, []).append(Factors(np.ascontiguousarray(left.T), right))
+        factors = list(self._tensors.factors)
+        for i, own in parts.items():
+            factors[i] = own[0] if len(own) == 1 else _joined(own)
         by_name = {name: modules[name] for name in sorted(modules)}  # as `read_native` has them
         return replace(self._tensors, factors=tuple(factors), modules=by_name)
 
@@ -330,16 +373,21 @@ class RoundedWeights:
         whole = (self.log_steps.detach() / LOG_GRID).round()
         return whole.clamp(*EXPONENTS).int().tolist()
 
-    def without_smallest(self, count: int) -> Tensor:
+    def n_alive(self, chunk: int) -> int:
+        """Return how many rounded weights of a chunk are not zero."""
+        return int(self.indices()[self._own[chunk]].count_nonzero())
+
+    def without_smallest(self, counts: Sequence[int]) -> Tensor:
         """Return the rounded weights with some at zero: those whose latents are nearest to it.
 
         Args:
-            count: of weights other than zero that become zero.
+            counts: for each chunk, of weights other than zero that become zero.
         """
         indices = self.indices()
-        (alive,) = torch.nonzero(indices, as_tuple=True)
-        order = torch.argsort(self.latents.detach()[alive].abs(), stable=True)
-        indices[alive[order[:count]]] = 0
+        for own, count in zip(self._own, counts, strict=True):
+            (alive,) = torch.nonzero(indices * own, as_tuple=True)
+            order = torch.argsort(self.latents.detach()[alive].abs(), stable=True)
+            indices[alive[order[:count]]] = 0
         return indices
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -356,9 +404,9 @@ class RoundedWeights:
         self.log_steps.copy_(state["log_steps"])
 
 
-def _joined(one: Factors, other: Factors) -> Factors:
-    """Return the components of one, then those of the other."""
+def _joined(parts: Sequence[Factors]) -> Factors:
+    """Return the components of all parts, one part after the other."""
     return Factors(
-        np.concatenate([one.left, other.left], axis=1),
-        np.concatenate([one.right, other.right]),
+        np.concatenate([part.left for part in parts], axis=1),
+        np.concatenate([part.right for part in parts]),
     )

@@ -13,7 +13,7 @@ from rankcast.codec.container import pack_at_exponent
 from rankcast.codec.packing import Coding, Source
 from rankcast.config.codec import CodecConfig
 from rankcast.errors import CheckpointError
-from rankcast.learner.byte_budget import ByteBudgetTraining, packer, steps_for, usual_training
+from rankcast.learner.byte_budget import ByteBudgetTraining, packer, small_steps, usual_training
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.protocol import Evaluation
 from rankcast.learner.qat import QatConfig, learner_for, prepare_qat, run_qat
@@ -150,7 +150,7 @@ def train_to_size(
     checkpoint = output / CHECKPOINT
     settings = {"source": str(adapter.resolve()), **asdict(config)}
     state = _interrupted(checkpoint, settings)
-    first = steps_for(config.codec, config.steps)[0]
+    first = small_steps(config.codec, config.steps)
     usual = usual_training(replace(setup.config, lr=config.lr), config.codec, first)
     learner = learner_for(setup.source.tensors, usual, setup.splits)
     setup.check(learner)

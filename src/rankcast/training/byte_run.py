@@ -25,7 +25,7 @@ from rankcast.learner.byte_budget import (
     ByteBudgetTraining,
     packer,
     ranks_for,
-    steps_for,
+    small_steps,
     usual_training,
 )
 from rankcast.learner.datasets import load_dataset
@@ -319,8 +319,8 @@ def _learner(config: RunConfig) -> TransformerLearner:
     Raises:
         ConfigError: there is no size.
     """
-    codec, steps = config.codec, steps_for(config.codec, config.steps)
-    usual, data = usual_training(config.finetune, codec, steps[0]), load_dataset(config.data)
+    codec, steps = config.codec, small_steps(config.codec, config.steps)
+    usual, data = usual_training(config.finetune, codec, steps), load_dataset(config.data)
     scale = 1.0 if usual.alpha is None else usual.alpha / usual.r_max
     learner = TransformerLearner(replace(usual, r_max=1, alpha=scale), data)
     rank = max(ranks_for(codec, learner.layout)[-1], usual.r_max if codec.teachers else 1)
