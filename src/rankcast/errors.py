@@ -39,16 +39,17 @@ class InfeasibleDeadlineError(LinkError):
         budget_bits: bits that the link carries before the deadline.
     """
 
-    def __init__(self, payload_bits: float, budget_bits: float) -> None:
-        """Word the shortfall from the two bit counts."""
+    _REMEDY = "Give it more time, more bandwidth, or allow a smaller minimum rank."
+
+    def __init__(self, payload_bits: float, budget_bits: float, remedy: str = _REMEDY) -> None:
+        """Word the shortfall from the two bit counts, and the remedy."""
         self.payload_bits = float(payload_bits)
         self.budget_bits = float(budget_bits)
-        factor = payload_bits / budget_bits if budget_bits > 0 else float("inf")
+        factor = f" (a factor of {payload_bits / budget_bits:.3g})" if budget_bits > 0 else ""
         super().__init__(
             f"The smallest plan needs {payload_bits:,.0f} bits, but the link carries only "
             f"{budget_bits:,.0f} before the deadline: short by {payload_bits - budget_bits:,.0f} "
-            f"bits (a factor of {factor:.3g}). Give it more time, more bandwidth, or allow a "
-            f"smaller minimum rank."
+            f"bits{factor}. {remedy}"
         )
 
 

@@ -132,7 +132,8 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"lost. Free some space and try again; it continues where it stopped."
             ) from error
         raise UnavailableError(
-            f"{path} could not be written: {error.strerror or error}."
+            f"{path} could not be written: {error.strerror or error}. Check the folder's "
+            f"permissions, or name another."
         ) from error
 
 

@@ -159,9 +159,9 @@ def _worth_table(result: Result) -> Table:
         if not known[0]:
             continue
         most = [row.values["text_worth"] for row in known[0]]
-        linear = [_cell([row.values["linear_worth"] for row in own], ".4f") for own in known]
+        linear = [_cell([row.values["linear_worth"] for row in own], "z.4f") for own in known]
         regrets = [_blind_regret(row) for row in known[0]]
-        lines.append((f"{correlation:g}", _cell(most, ".4f"), *linear, _cell(regrets)))
+        lines.append((f"{correlation:g}", _cell(most, "z.4f"), *linear, _cell(regrets)))
     return Table(
         "What knowing the text is worth where the gains are known",
         (
@@ -249,18 +249,18 @@ def _answer(result: Result) -> str:
             continue
         worth = np.mean([row.values["text_worth"] for row in full])
         airllm, _ = _gained(result, AIRLLM, PLAIN, correlation)
-        last = "" if airllm is None else f", and AirLLM {airllm.value:+.4f}"
+        last = "" if airllm is None else f", and AirLLM {airllm.value:+z.4f}"
         words.append(
             f"Where the gains of domains correlate by {correlation:g}, knowing the domain is worth "
             f"{max(worth, 0.0):.4f} nats of reward at most. Of that the solver whose gains depend "
-            f"on the text earns {solver.value:+.4f} over one utility for all texts{last}."
+            f"on the text earns {solver.value:+z.4f} over one utility for all texts{last}."
         )
     return " ".join(words)
 
 
 def _claim(words: str, gained: Estimate, rows: Sequence[Row], note: str) -> Claim:
     seeds = tuple(row.job.seed for row in rows)
-    return Claim(words, "", f"{gained.value:+.4f}", gained.interval, "measured", seeds, note)
+    return Claim(words, "", f"{gained.value:+z.4f}", gained.interval, "measured", seeds, note)
 
 
 def _cell(values: Sequence[float], spec: str = ".3f") -> str:

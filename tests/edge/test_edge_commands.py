@@ -38,7 +38,7 @@ def options(server: EdgeServer, folder: Path) -> list[str]:
 def test_sync_and_status(server: EdgeServer, tmp_path: Path, call: Call) -> None:
     folder, token = tmp_path / "device", tmp_path / "token"
     token.write_bytes(b"\xef\xbb\xbfof-this-device\r\n")  # as editors of Windows write it
-    assert "state.json" in call.refused("edge", "status", "--folder", str(folder))
+    assert "no device's folder" in call.refused("edge", "status", "--folder", str(folder))
     server.publish(release_of(1, measured=True))
     args = ["edge", "sync", *options(server, folder), "--token-file", str(token)]
     out = call.ok(*args, "--json")

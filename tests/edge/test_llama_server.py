@@ -126,7 +126,7 @@ def test_a_server_that_was_killed_gets_its_adapter_back_and_the_device_says_so(
         assert distance(alone(), says(server)) < SAME
         out = device.sync(server)
         assert out["outcome"] == "up-to-date"
-        assert out["message"].startswith(f"The engine had lost {label}, which is active again.")
+        assert out["message"].startswith(f"The engine had lost {label}, or its files were changed")
         assert distance(expected, says(server)) < SAME
         state = device.state
         assert (state.last_error, state.phase) == (None, "idle")

@@ -138,7 +138,7 @@ def test_after_a_restart_of_the_server_the_scales_are_set_again(device: Device) 
     assert device.active() is None
     result = device.sync()
     assert (result.outcome, device.active()) == ("up-to-date", 1)
-    assert result.message.startswith(f"The engine had lost {label}, which is active again. ")
+    assert result.message.startswith(f"The engine had lost {label}, or its files were changed")
     assert device.llama.n_loads == n_loads + 1
     assert "had lost" not in device.sync().message
     device.llama.restart()

@@ -122,6 +122,43 @@ def refuse_both(**options: Any) -> None:
         raise ConfigError(f"Give one of {' and '.join(given)}, not both.")
 
 
+def check_free(output: Path, *, overwrite: bool = False) -> None:
+    """Refuse to write where something is that rankcast pack did not write, unless it may be lost.
+
+    Raises:
+        ConfigError: a folder that is not empty, or a file of something else.
+    """
+    is_free = not any(output.iterdir()) if output.is_dir() else not output.exists()
+    if output.is_file():
+        with output.open("rb") as file:
+            is_free = file.read(3) in (b"", b"\x89RC")
+    if not is_free and not overwrite:
+        raise ConfigError(
+            f"{output} is there already and no file of rankcast pack: it stays. Name another with "
+            f"-o; rankcast unpack and export write into it with --overwrite."
+        )
+
+
+def device_token(token: str | None, file: Path | None) -> str | None:
+    """Return a device's token, from its file if one is named; None for an open server.
+
+    Raises:
+        ConfigError: both are given, or the file cannot be read.
+    """
+    refuse_both(token=token, token_file=file)
+    if file is None:
+        return token
+    try:
+        return file.read_text("utf-8-sig").strip()
+    except OSError as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error.strerror}. Name the file with the token that rankcast "
+            f"devices add printed, with --token-file."
+        ) from error
+    except UnicodeError as error:
+        raise ConfigError(f"{file} holds no token: it is not text.") from error
+
+
 @contextmanager
 def stop_on_signal(after: str = "this episode") -> Iterator[Callable[[], bool]]:
     """Yield a question "should we stop?" that the first Ctrl-C or SIGTERM answers with yes.

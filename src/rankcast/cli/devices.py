@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import tyro
 
 from rankcast.cli.common import print_json
+from rankcast.errors import ConfigError
 from rankcast.server import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
@@ -29,10 +30,22 @@ class _OnDatabase:
     database: str = DEFAULT_DATABASE
     """The server's: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."""
 
-    def _registry(self) -> Registry:
+    def _registry(self, *, makes: bool = False) -> Registry:
         from rankcast.server.registry import Registry
 
+        scheme, _, path = self.database.partition(":///")
+        is_new = scheme == "sqlite" and not Path(path).exists()
+        if is_new and not makes:
+            raise ConfigError(f"There is no database {path}; name the server's with --database.")
+        if is_new:
+            words = "It is new: only a server with this --database lets these devices in."
+            print(f"rankcast: {path}: {words}", file=sys.stderr)
         return Registry(self.database)
+
+    @property
+    def _where(self) -> str:
+        """The database for people, without a password."""
+        return f"in {self.database.partition('///')[2] or 'the database'} (--database)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +68,7 @@ class DevicesAdd(_OnDatabase):
 
     def run(self, argv: Sequence[str]) -> int:
         """Print the token and return the exit status."""
-        with closing(self._registry()) as registry:
+        with closing(self._registry(makes=True)) as registry:
             role = "operator" if self.operator else "device"
             print(registry.add(self.name, role, self.group, self.time_zone))
         use = "type it into the dashboard" if self.operator else "give it by --token-file FILE"
@@ -83,7 +96,7 @@ class DevicesList(_OnDatabase):
         if self.json:
             print_json([asdict(device) for device in devices])
         else:
-            Console().print(_table(devices))
+            Console().print(_table(devices, self._where))
         return 0
 
 
@@ -107,7 +120,7 @@ class DevicesImport(_OnDatabase):
         from rankcast.server.provisioning import import_devices, read_devices
 
         devices = read_devices(self.file)
-        with closing(self._registry()) as registry:
+        with closing(self._registry(makes=True)) as registry:
             import_devices(registry, devices, self.output)
         print(f"{_counted(len(devices))} let in; the tokens are in {self.output}.")
         return 0
@@ -165,7 +178,7 @@ class DevicesRevoke(_OfSome):
             n = revoke(registry, self._selection())
         is_one = n == 1 and len(self.names) == 1
         who = f"{self.names[0]} is" if is_one else f"{n:,} devices are"
-        print(f"{who} let in no longer.")
+        print(f"{who} let in no longer, {self._where}.")
         return 0
 
 
@@ -189,7 +202,7 @@ class DevicesLabel(_OfSome):
 
         with closing(self._registry()) as registry:
             n = label(registry, self._selection(), self.groups, self.time_zone)
-        print(f"{_counted(n)} changed.")
+        print(f"{_counted(n)} changed, {self._where}.")
         return 0
 
 
@@ -211,10 +224,11 @@ class Devices:
     }  # fmt: skip
 
 
-def _table(devices: Sequence[Device]) -> Table:
+def _table(devices: Sequence[Device], where: str) -> Table:
     from rich.table import Table
 
     table = Table("device", "role", "groups", "time zone", "since", "revoked")
+    table.title, table.title_justify = f"Devices {where}", "left"
     for device in devices:
         revoked = "" if device.revoked_s is None else _date(device.revoked_s)
         groups = " ".join(device.groups)

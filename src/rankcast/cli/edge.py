@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rankcast.cli.common import (
     LogFormat,
+    device_token,
     logs_json,
     print_json,
     refuse_both,
     stop_on_signal,
 )
+from rankcast.cli.edge_report import EdgeReport, state_of
 from rankcast.errors import ConfigError, RankcastError
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from rankcast.codec.formats.gguf_architecture import GgufArchitecture
     from rankcast.edge.activate import Activator, Candidate
     from rankcast.edge.advice import RadioLink
+    from rankcast.edge.manifests import KeptManifests
     from rankcast.edge.state import DeviceState
     from rankcast.edge.sync import EdgeClient, SyncResult
 
@@ -110,7 +113,7 @@ class _DeviceOptions:
             radio=self._radio(),
             fetch=FetchSettings(max_bps=self.max_bps),
         )
-        token, fingerprints = self._token(), self._fingerprints()
+        token, fingerprints = device_token(self.token, self.token_file), self._fingerprints()
         source = verify.signed_source(
             self.server, self.folder, token=token, root=self.root, root_sha256=self.root_sha256
         )
@@ -148,17 +151,6 @@ class _DeviceOptions:
             raise ConfigError("A link needs --snr-db and --bandwidth-hz.")
         return RadioLink(self.snr_db, self.bandwidth_hz, self.rate_model)
 
-    def _token(self) -> str | None:
-        refuse_both(token=self.token, token_file=self.token_file)
-        if self.token_file is None:
-            return self.token
-        try:
-            return self.token_file.read_text("utf-8-sig").strip()
-        except OSError as error:
-            raise ConfigError(f"{self.token_file} cannot be read: {error.strerror}.") from error
-        except UnicodeError as error:
-            raise ConfigError(f"{self.token_file} holds no token: it is not text.") from error
-
     def _fingerprints(self) -> Sequence[str]:
         """Return the base model's fingerprint, or those that it may have.
 
@@ -181,6 +173,7 @@ class _DeviceOptions:
     def _activator(self, fingerprints: Sequence[str]) -> Activator:
         from rankcast.edge.engines.folder import WriteAdapter
         from rankcast.edge.engines.vllm import VllmEndpoint
+        from rankcast.packaging.base_model import check_fits
         from rankcast.packaging.export import in_full_on
 
         refuse_both(hook=self.hook, vllm_url=self.vllm_url)
@@ -201,6 +194,7 @@ class _DeviceOptions:
             None if base is None else lambda tensors, header: in_full_on(base, tensors, header),
             hook,
             self.hook_timeout_s,
+            lambda h: check_fits(base, h.projections) if base and base.is_dir() else None,
         )
 
     def _llama_server(
@@ -429,15 +423,13 @@ class EdgeStatus:
 
     def run(self, argv: Sequence[str]) -> int:
         """Print the state."""
-        from rankcast.edge.state import read_state
+        from rankcast.edge.manifests import KeptManifests
 
-        state = read_state(self.folder)
-        if state is None:
-            raise ConfigError(f"{self.folder} is no device's folder: it has no state.json.")
+        state, manifests = state_of(self.folder), KeptManifests(self.folder / "manifests")
         if self.json:
-            print_json(state.to_plain())
+            print_json(state.to_plain() | {"file_chunks": manifests.n_chunks(state.active)})
         else:
-            _show_state(state)
+            _show_state(state, manifests)
         return 0
 
 
@@ -454,6 +446,7 @@ class Edge:
         "watch": EdgeWatch,
         "prepare": EdgePrepare,
         "status": EdgeStatus,
+        "report": EdgeReport,
     }
 
 
@@ -474,7 +467,7 @@ def _print_result(result: SyncResult, place: str, *, as_json: bool) -> None:
     print(f"{result.outcome}: {result.message}{came}", flush=True)
 
 
-def _show_state(state: DeviceState) -> None:
+def _show_state(state: DeviceState, manifests: KeptManifests) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -487,7 +480,7 @@ def _show_state(state: DeviceState) -> None:
         worth = "" if prefix.loss is None else f", expected {prefix.measure} {prefix.loss:.4f}"
         console.print(
             f"{state.adapter}, {role}: version {prefix.version}, file {prefix.file_index}, "
-            f"{prefix.n_chunks} chunks{worth}."
+            f"{prefix.n_chunks} of {manifests.n_chunks(prefix) or 'unknown'} chunks{worth}."
         )
     rate = "not measured" if state.throughput_bps is None else f"{state.throughput_bps:,.0f} bit/s"
     console.print(f"Now: {state.phase}. Throughput: {rate}.")

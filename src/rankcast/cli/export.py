@@ -9,8 +9,9 @@ from typing import Literal
 
 import tyro
 
-from rankcast.cli.common import OptionalRun
+from rankcast.cli.common import OptionalRun, check_free
 from rankcast.errors import ConfigError
+from rankcast.files import disk_errors
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Export:
     chunks: int | None = None
     """Use so many chunks of the file; all of them if left out."""
     prefix: bool = False
-    """Accept a file that was cut short, and use the chunks that are complete."""
+    """Accept a file that was cut short or damaged, and use the chunks before that."""
+    overwrite: bool = False
+    """Replace files in a folder that is not empty."""
     base_model: Path | None = None
     """Folder of the base model: for gguf (its config.json), for merged, whose folder has to be new,
     and where a module travels as a difference."""
@@ -56,6 +59,7 @@ class Export:
 
     def run(self, argv: Sequence[str]) -> int:
         """Write the adapter of a file, or of a run."""
+        check_free(self.output, overwrite=self.overwrite)
         if self.file is not None and self.run_folder is None:
             print(self._export_file(self.file))
         elif self.run_folder is not None and self.file is None:
@@ -69,12 +73,13 @@ class Export:
         from rankcast.codec.container import load
         from rankcast.packaging.export import export
 
-        whole = load(file, prefix=self.prefix)
+        whole = load(file, prefix=self.prefix or self.chunks is not None)
         used = whole if self.chunks is None else whole.prefix(self.chunks)
         if self.base_gguf is not None and self.format != "gguf":
             raise ConfigError("--base-gguf is for --format gguf.")
         bases = {"base_model": self.base_model, "base_gguf": self.base_gguf}
-        tensors = export(used, self.format, self.output, **bases)
+        with disk_errors(self.output):
+            tensors = export(used, self.format, self.output, **bases)
         what = {"gguf": "GGUF LoRA", "merged": "the model with the adapter merged in"}
         method = str(tensors.config.get("peft_type", "LoRA"))
         rank = f", mean rank {tensors.ranks.mean():.2f}" if tensors.projections else ""
@@ -92,5 +97,6 @@ class Export:
             )
         from rankcast.packaging.export import export_run
 
-        plan = export_run(folder, self.output, self.snr_db, self.bandwidth_hz, self.deadline_s)
+        with disk_errors(self.output):
+            plan = export_run(folder, self.output, self.snr_db, self.bandwidth_hz, self.deadline_s)
         return f"{self.output}: plain LoRA, mean rank {plan.ranks.mean():.2f}."

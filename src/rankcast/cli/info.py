@@ -30,7 +30,7 @@ class Info:
     file: tyro.conf.Positional[Path]
     """File that rankcast pack wrote."""
     prefix: bool = False
-    """Accept a file that was cut short."""
+    """Accept a file that was cut short or damaged, and show the chunks before that."""
     json: bool = False
     """Print JSON."""
 
@@ -50,7 +50,8 @@ class Info:
         console = stdout()
         console.print(
             f"{self.file}: adapter of {header.base.name or 'a model that is not named'}, "
-            f"{header.n_params:,} numbers, {len(container.chunks)} of {len(header.chunks)} chunks."
+            f"{header.n_params:,} numbers, {len(container.chunks)} of {len(header.chunks)} chunks. "
+            f"Weights are rounded: rankcast pack says what that loses."
         )
         reason = why_general(header)
         if reason is not None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from rankcast.cli.common import mean_rank, print_json, why_general
+from rankcast.cli.common import check_free, mean_rank, print_json, why_general
 from rankcast.errors import ConfigError
-from rankcast.files import put_file
+from rankcast.files import disk_errors, put_file
 from rankcast.packaging.texts import Texts
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Pack:
 
     Takes runs of rankcast, and adapters of every kind that PEFT saved: LoRA and AdaLoRA as
     factors, whose ranks shrink with the file; all others, and LoRAs that are more than factors, in
-    general form. What cannot be carried unchanged is refused. Needs torch only to measure. For the
-    fewest bytes, rankcast qat comes first.
+    general form. Weights are rounded, and it says what that loses. What cannot be carried at all is
+    refused. Needs torch only to measure. For the fewest bytes, rankcast qat comes first.
     """
 
     adapter: tyro.conf.Positional[Path]
@@ -90,6 +90,7 @@ class Pack:
         """Write the file and print its size."""
         from rankcast.packaging.pack import pack
 
+        check_free(self.output)
         costs: list[Cost] = []
         measure = self.measure or self.texts.texts is not None
         on_hub = measure and not Path(self.texts.base_model or ".").is_dir()
@@ -106,17 +107,18 @@ class Pack:
             embeddings=self.embeddings,
             previous=self.previous,
             keep=self.keep_within,
-            on_cost=None if self.target_bytes is None else costs.append,
+            on_cost=costs.append,
         )
-        cost = costs[0] if costs else None
-        put_file(self.output, container.to_bytes())
+        (cost,) = costs
+        with disk_errors(self.output):
+            put_file(self.output, container.to_bytes())
         if self.json:
             print_json(self._described(container, cost))
         else:
             print(self._words(container, cost))
         return 0
 
-    def _described(self, container: Container, cost: Cost | None) -> dict[str, Any]:
+    def _described(self, container: Container, cost: Cost) -> dict[str, Any]:
         """Return what was written, for machines."""
         from rankcast.codec.header import measure_of
         from rankcast.packaging.pack import given_bits
@@ -137,12 +139,12 @@ class Pack:
             "measure": measure_of(header.task),
             "loss": header.chunks[-1].loss,
             "accuracy": header.chunks[-1].accuracy,
-            "loss_before": None if cost is None else cost.loss,
-            "accuracy_before": None if cost is None else cost.accuracy,
-            "lost_energy": None if cost is None else cost.lost_energy,
+            "loss_before": cost.loss,
+            "accuracy_before": cost.accuracy,
+            "lost_energy": cost.lost_energy,
         }
 
-    def _words(self, container: Container, cost: Cost | None) -> str:
+    def _words(self, container: Container, cost: Cost) -> str:
         """Return what was written, for people."""
         from rankcast.packaging.pack import given_bits
 
@@ -157,7 +159,9 @@ class Pack:
             form = f"mean rank {mean_rank(container.tensors()):.2f}"
         else:
             form = f"packed in general form because {reason}: {len(header.modules)} tensors"
-        lost = "" if cost is None else _lost(container, cost)
+        lost = _lost(container, cost)
+        if cost.lost_energy and self._budget_bits() is None and self.target_bytes is None:
+            lost += " Finer: --quality fine, or --budget-bits." if self.quality != "fine" else ""
         return f"{self.output}: {size}, {form}.{lost} See rankcast info {self.output}"
 
     def _budget_bits(self) -> float | None:

@@ -144,9 +144,11 @@ class Publish(SigningOptions):
                 )
         if manifest.version == 1:
             print(
-                f"Next: rankcast serve --store {store.root}; and on a device, with "
-                f"{store.metadata / 'root.json'} copied to it, rankcast edge sync --adapter "
-                f"{manifest.name} --root root.json …"
+                f"Next: rankcast devices add DEVICE > TOKEN-FILE; rankcast serve --store "
+                f"{store.root}; and on a device, with TOKEN-FILE and "
+                f"{store.metadata / 'root.json'} copied to it:\nrankcast edge sync --server "
+                f"http://SERVER:8080 --adapter {manifest.name} --folder FOLDER --base-model MODEL "
+                f"--root root.json --token-file TOKEN-FILE"
             )
         return 0
 

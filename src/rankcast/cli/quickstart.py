@@ -169,17 +169,19 @@ class Quickstart:
             made_up.write_adapter(folder / "first", _FIRST)
             made_up.write_next_adapter(folder / "first", folder / "next", _SECOND)
             return "first", ["--base-model", "base"], ["--base-model", "base"]
-        fingerprint = read_adapter(self.adapter).base.fingerprint
-        if self.base_model is None and fingerprint is None:
-            raise ConfigError(
-                f"{self.adapter} does not say of which base model it is: name its folder with "
-                f"--base-model."
-            )
+        known, base_model = read_adapter(self.adapter).base, self.base_model
+        if base_model is None and known.fingerprint is None:
+            base_model = Path(known.name or "")
+            if not known.name or not base_model.is_dir():
+                raise ConfigError(
+                    f"{self.adapter} is of {known.name or 'a model that it does not name'}, and "
+                    f"there is no such folder here: name the base model's with --base-model."
+                )
         made_up.write_next_adapter(adapter_folder(self.adapter), folder / "next", _SECOND)
         adapter = str(self.adapter.resolve())
-        if self.base_model is None:
-            return adapter, [], ["--base-fingerprint", str(fingerprint)]
-        base = ["--base-model", str(self.base_model.resolve())]
+        if base_model is None:
+            return adapter, [], ["--base-fingerprint", str(known.fingerprint)]
+        base = ["--base-model", str(base_model.resolve())]
         return adapter, base, base
 
 
@@ -225,13 +227,15 @@ class _Session:
                     "steps": self.done,
                 }
             )  # fmt: skip
-        self._say(f"\nDone in {elapsed_s:.0f} s. The device's adapter: {adapter}")
+        self._say(f"\nDone in {elapsed_s:.0f} s after start-up. The device's adapter: {adapter}")
+        if not keeps:
+            again = f"cd {shlex.quote(str(self.folder))} && {self.done[5]['command']}"
+            self._say(f"Server and link have ended. To bring the dashboard back: {again}")
         token = (self.folder / _OPERATOR_TOKEN).read_text("utf-8").strip()
         self._say(f"The dashboard: {address} It asks for a token: {token}")
         if options.adapter is None:
             self._say("With your own: rankcast quickstart MY-LORA --base-model MODEL --folder mine")
         if not keeps:
-            self._say("Server and link have ended; steps 6 and 7 start them again.")
             return
         self._say(f"Serving until Ctrl-C; the log is {self.folder / _LOG}")
         sys.stdout.flush()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from rankcast.cli.common import mean_rank
+from rankcast.cli.common import check_free, mean_rank
+from rankcast.files import disk_errors
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,20 @@ class Unpack:
     chunks: int | None = None
     """Use so many chunks; all of them if left out."""
     prefix: bool = False
-    """Accept a file that was cut short, and use the chunks that are complete."""
+    """Accept a file that was cut short or damaged, and use the chunks before that."""
+    overwrite: bool = False
+    """Replace files in a folder that is not empty."""
 
     def run(self, argv: Sequence[str]) -> int:
         """Write the folder."""
         from rankcast.codec.container import load
 
-        whole = load(self.file, prefix=self.prefix)
+        whole = load(self.file, prefix=self.prefix or self.chunks is not None)
         used = whole if self.chunks is None else whole.prefix(self.chunks)
         tensors = used.tensors()
-        used.export("peft", self.output, tensors=tensors)
+        check_free(self.output, overwrite=self.overwrite)
+        with disk_errors(self.output):
+            used.export("peft", self.output, tensors=tensors)
         rank, chunks = (
             mean_rank(tensors),
             f"{len(used.chunks)} of {len(whole.header.chunks)} chunks",

@@ -223,13 +223,18 @@ def _container(source: Source, chunks: list[bytes]) -> Container:
 
 
 def read_container(
-    data: bytes | memoryview, *, allow_prefix: bool = False, largest_params: int = LARGEST_PARAMS
+    data: bytes | memoryview,
+    *,
+    allow_prefix: bool = False,
+    allow_damage: bool = False,
+    largest_params: int = LARGEST_PARAMS,
 ) -> Container:
     """Return what a file holds.
 
     Args:
         data: the file.
         allow_prefix: accept a file that ends early, with the chunks that are complete in it.
+        allow_damage: accept one with a damaged chunk, with the chunks before that.
         largest_params: refuse an adapter of more numbers than that before memory is taken for it.
 
     Raises:
@@ -243,16 +248,19 @@ def read_container(
             break
         chunk = bytes(data[start:end])
         if not entry.fits(chunk):
+            if allow_damage:
+                break
+            before = f", or use the {number} before it with --prefix (prefix=True in Python)"
             raise CodecError(
-                f"Chunk {number} is damaged: its checksum is not the one in the header. Fetch it "
-                f"again."
+                f"Chunk {number} is damaged: its checksum is not the one in the header. Fetch the "
+                f"file again{before if number else ''}."
             )
         chunks.append(chunk)
         start = end
     if len(chunks) == len(header.chunks):
         if start != len(data):
             raise CodecError(f"{len(data) - start} bytes follow the last chunk; fetch it again.")
-    elif not allow_prefix:
+    elif not allow_prefix and not allow_damage:
         missing = start + sum(e.n_bytes for e in header.chunks[len(chunks) :]) - len(data)
         raise CodecError(
             f"The file ends within chunk {len(chunks)} of {len(header.chunks)}: it was cut short, "
@@ -267,7 +275,7 @@ def load(path: str | os.PathLike[str], *, prefix: bool = False) -> Container:
 
     Args:
         path: of the `.rcast` file.
-        prefix: accept a file that was cut short, with the chunks that are complete in it.
+        prefix: accept a file that was cut short or damaged, with the chunks before that.
 
     Raises:
         CodecError: the file cannot be read, is no container, is damaged or was cut short.
@@ -275,5 +283,6 @@ def load(path: str | os.PathLike[str], *, prefix: bool = False) -> Container:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise CodecError(f"{path} cannot be read: {error.strerror}.") from error
-    return read_container(data, allow_prefix=prefix)
+        more = "; rankcast pack makes a file of an adapter's folder" if Path(path).is_dir() else ""
+        raise CodecError(f"{path} cannot be read: {error.strerror}{more}.") from error
+    return read_container(data, allow_damage=prefix)

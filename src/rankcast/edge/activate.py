@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rankcast.codec.container import Container, read_container
@@ -26,6 +26,7 @@ _NEW_SHARE = 0.5
 """Of the newest measurement in the throughput that is kept."""
 _LEAST_MEASURED = 1024
 """Bytes; fewer say more about the delay of the link than about its rate."""
+_MEND = "The one before is active. Mend what failed; rankcast edge sync then tries this again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,6 +232,8 @@ class Activation:
         self.states.note("rolled-back", f"{prefix.label}: {error}")
         self.states.reject(prefix.label)
         last_error = LastError.of(error, self.states.now())
+        if isinstance(error, DeliveryError):
+            last_error = replace(last_error, remedy=_MEND)
         try:
             self._put_back()
         except UnavailableError:

@@ -7,6 +7,7 @@ is no obstacle: the device plans for itself, from the same manifest and the same
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
@@ -15,7 +16,13 @@ from typing import Any, Literal, TypeGuard
 import httpx2
 import numpy as np
 
-from rankcast.errors import ConfigError, DeliveryError, InfeasibleDeadlineError, TrustError
+from rankcast.errors import (
+    ConfigError,
+    DeliveryError,
+    InfeasibleDeadlineError,
+    TrustError,
+    UnavailableError,
+)
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits
 from rankcast.link.rate_models import rate_model
@@ -27,6 +34,9 @@ LARGEST_ANSWER = 2**20
 """Bytes."""
 _WAIT_S = 10.0
 _HTTP_OK = 200
+_STEPS = {"Prefer": "steps"}
+"""Tells a server that this device asks again between steps, if its cell is shared."""
+_LONGEST_REASON = 500
 
 PlannedBy = Literal["server", "device"]
 
@@ -74,6 +84,19 @@ class MeasuredLink:
         return self.bps
 
 
+class CellFullError(UnavailableError):
+    """The device's cell has no room for it now.
+
+    Attributes:
+        wait_s: after which to ask again [s].
+    """
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        """Keep the wait with the message."""
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
 @dataclass(frozen=True, slots=True)
 class Advice:
     """A plan and who made it.
@@ -81,10 +104,14 @@ class Advice:
     Attributes:
         plan: which prefix, and what of it is missing.
         planned_by: the server, or the device itself.
+        cell: what the server says of the cell that the device shares, for people; None for none.
+        asks_again: whether to ask again once the plan's blobs are here.
     """
 
     plan: FetchPlan
     planned_by: PlannedBy
+    cell: str | None = None
+    asks_again: bool = False
 
 
 def advise(
@@ -100,7 +127,7 @@ def advise(
 
     A link that was only measured may be better by now, and only another transfer can tell: where
     nothing more is expected in time over it, the next better prefix is planned all the same. What
-    arrives of it until the deadline is kept.
+    arrives of it until the deadline is kept. In a cell the device takes what the server says.
 
     Args:
         http: the connection to the server.
@@ -113,6 +140,7 @@ def advise(
     Raises:
         TrustError: the plan names blobs that are no prefix of a file of the manifest.
         InfeasibleDeadlineError: not even the first chunk arrives in time, as the modem sees it.
+        CellFullError: the device's cell has no room for more.
         ConfigError: a deadline that is not positive.
     """
     if not deadline_s > 0:
@@ -128,10 +156,14 @@ def advise(
         question["version"] = manifest.version
     answer = _ask(http, question)
     if answer is not None and answer.get("version") == manifest.version:
-        advice = Advice(checked_plan(answer, manifest, held), "server")
+        told = answer.get("cell")
+        cell = told if isinstance(told, dict) else None
+        reason = None if cell is None else str(cell.get("reason"))[:_LONGEST_REASON]
+        asks_again = cell is not None and cell.get("asks_again") is True
+        advice = Advice(checked_plan(answer, manifest, held), "server", reason, asks_again)
     else:
         advice = Advice(_own_plan(manifest, link, deadline_s, held), "device")
-    if isinstance(link, MeasuredLink) and not advice.plan.missing:
+    if isinstance(link, MeasuredLink) and not advice.plan.missing and advice.cell is None:
         better = next_better(manifest, advice.plan, held)
         return advice if better is None else Advice(better, "device")
     return advice
@@ -185,10 +217,17 @@ _FOREIGN = (
 
 
 def _ask(http: httpx2.Client, question: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the server's answer; None if it gives no plan."""
+    """Return the server's answer; None if it gives no plan.
+
+    Raises:
+        CellFullError: it says that the device's cell has no room.
+    """
     try:
-        with http.stream("POST", "v1/plan", json=question, timeout=_WAIT_S) as response:
-            if response.status_code != _HTTP_OK:
+        with http.stream(
+            "POST", "v1/plan", json=question, headers=_STEPS, timeout=_WAIT_S
+        ) as response:
+            status, headers = response.status_code, response.headers
+            if status != _HTTP_OK and "Rankcast-Cell" not in headers:
                 return None
             body = bytearray()
             for received in response.iter_raw():
@@ -198,6 +237,11 @@ def _ask(http: httpx2.Client, question: Mapping[str, Any]) -> Mapping[str, Any] 
         answer = json.loads(bytes(body))
     except (httpx2.HTTPError, DeliveryError, ValueError, RecursionError):
         return None
+    if isinstance(answer, dict) and status != _HTTP_OK:
+        asked, told = headers.get("Retry-After", ""), answer.get("error")
+        reason = told.get("message") if isinstance(told, dict) else "Its cell has no room."
+        wait_s = float(asked) if asked.isdecimal() else math.inf
+        raise CellFullError(str(reason)[:_LONGEST_REASON], max(1.0, wait_s))
     return answer if isinstance(answer, dict) else None
 
 

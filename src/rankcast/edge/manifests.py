@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rankcast.edge.state import ReleasePrefix
 from rankcast.errors import DeliveryError
 from rankcast.files import disk_errors, put_file
 from rankcast.release.manifest import Manifest
@@ -39,6 +40,12 @@ class KeptManifests:
         except (OSError, DeliveryError):
             return None
         return manifest if manifest.version == version else None
+
+    def n_chunks(self, prefix: ReleasePrefix | None) -> int | None:
+        """Return how many chunks a prefix's file has; None if its manifest is not here."""
+        if prefix is None or (manifest := self.get(prefix.version)) is None:
+            return None
+        return len(manifest.files[prefix.file_index].chunks)
 
     def collect(self, keep: Iterable[int]) -> None:
         """Drop the manifests of all versions but some."""

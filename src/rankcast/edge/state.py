@@ -255,6 +255,8 @@ class StateFile:
             with contextlib.suppress(DeliveryError):
                 copy = read_state(self.folder, BACKUP)
         self.state = state or copy or DeviceState(self.adapter)
+        if not (self.state.active or self.state.previous or self.state.pending):
+            self.state = replace(self.state, adapter=self.adapter)  # nobody's before a delivery
         if self.state.adapter != self.adapter:
             raise DeliveryError(
                 f"{self.folder} is the folder of {self.state.adapter}; give {self.adapter} "

@@ -21,12 +21,21 @@ import numpy as np
 
 from rankcast.codec.header import same_base
 from rankcast.edge.activate import Activation, Activator
-from rankcast.edge.advice import MeasuredLink, PlannedBy, RadioLink, advise
+from rankcast.edge.advice import (
+    Advice,
+    CellFullError,
+    MeasuredLink,
+    PlannedBy,
+    RadioLink,
+    advise,
+)
 from rankcast.edge.assigned import Assigned, ask_assigned, assigned_manifest
+from rankcast.edge.cell_steps import fetch_in_steps
 from rankcast.edge.engines.folder import WriteAdapter
 from rankcast.edge.fetch import BlobCache, Fetched, Fetcher, FetchSettings
 from rankcast.edge.manifests import KeptManifests
-from rankcast.edge.state import DeviceState, ReleasePrefix, StateFile, utc_now
+from rankcast.edge.report import report
+from rankcast.edge.state import ReleasePrefix, StateFile, utc_now
 from rankcast.edge.updating import Updated, UpdateResult, best_offer, take_update
 from rankcast.errors import (
     DeliveryError,
@@ -39,6 +48,7 @@ from rankcast.errors import (
 from rankcast.files import only_one
 from rankcast.release.http import http_client
 from rankcast.release.manifest import Blob, Manifest, checked_fingerprint, checked_name
+from rankcast.release.plan import MORE_TIME, FetchPlan
 from rankcast.release.runs_on import copy_with
 from rankcast.release.verify import signed_source
 
@@ -49,9 +59,8 @@ _EARLY_SHARE, _EARLY_NATS = 0.25, 0.1
 may still be missing when a device that has nothing begins."""
 _MANIFEST_TRIES = 3
 _REFUSALS = (TrustError, ModelError)
-_REPORT_WAIT_S = 5.0
-_LONGEST_MESSAGE = 500
-"""Characters of a report's message."""
+_LEAST_LEFT_S = 1e-3
+"""For what has arrived by the deadline: it is activated, and nothing more is fetched."""
 
 
 class ManifestSource(Protocol):
@@ -105,6 +114,8 @@ class SyncResult:
         message: in words.
         update: `applied`: the release was made of the adapter before and its difference to it;
             `refused`: that did not work, and whole chunks were fetched; `none`: they always were.
+        cell: what the server says of the cell that the device shares; None for none.
+        file_chunks: of the file of which `active` has the first ones; None where unknown.
     """
 
     outcome: Outcome
@@ -115,6 +126,8 @@ class SyncResult:
     throughput_bps: float | None
     message: str
     update: Updated = "none"
+    cell: str | None = None
+    file_chunks: int | None = None
 
     def then(self, rest: SyncResult) -> SyncResult:
         """Return the outcome of two transfers together."""
@@ -244,8 +257,8 @@ class EdgeClient:
                 result = self._take_newest(http, radio, retry_rejected)
         if restored is None or result.outcome == "activated":
             return result
-        words = f"The engine had lost {restored}, which is active again. {result.message}"
-        return replace(result, message=words)
+        words = f"The engine had lost {restored}, or its files were changed; it is active again."
+        return replace(result, message=f"{words} {result.message}")
 
     def _take_newest(
         self, http: httpx2.Client, radio: RadioLink | None, retry_rejected: bool
@@ -268,21 +281,27 @@ class EdgeClient:
         updated = self._update(http, manifest, retry_rejected)
         left_s = deadline_s - updated.fetched.elapsed_s
         if not 0.0 < deadline_s <= updated.fetched.elapsed_s:
-            held = activation.cache.held(manifest.blobs)
             is_older = manifest.version != newest.version
-            advice = advise(http, manifest, link, left_s, held, names_version=is_older)
-            plan, planned_by = advice.plan, advice.planned_by
+            try:
+                advice, left_s, came = self._advised(
+                    http, manifest, link, left_s, names_version=is_older
+                )
+            except CellFullError as full:
+                return self._held(Assigned(holds=True, reason=str(full)))
+            plan, planned_by, cell = advice.plan, advice.planned_by, advice.cell
             wanted = ReleasePrefix.of(manifest, plan.file_index, plan.n_chunks)
         else:
             wanted, planned_by, left_s = updated.made(), "device", deadline_s
+            cell, came = None, Fetched(0, 0.0)
         installer = _Installer(
             http, self._fetcher(http), activation, manifest, planned_by, retry_rejected,
-            updated, self.base_fingerprints,
+            updated, self.base_fingerprints, cell, came,
         )  # fmt: skip
         skipped = installer.skip(wanted)
         if skipped is not None:
             return skipped
         may_begin = self.settings.progressive and activation.state.active is None
+        may_begin = may_begin and not came.n_bytes  # after steps most of it is here
         early = early_prefix(manifest, wanted) if may_begin else None
         if early is None:
             return installer.install(wanted, left_s)
@@ -290,6 +309,33 @@ class EdgeClient:
         first = installer.install(early, left_s)
         left_s -= self._runtime.clock() - start_s
         return first if left_s <= 0.0 else first.then(installer.install(wanted, left_s))
+
+    def _advised(
+        self,
+        http: httpx2.Client,
+        manifest: Manifest,
+        link: RadioLink | MeasuredLink,
+        left_s: float,
+        *,
+        names_version: bool,
+    ) -> tuple[Advice, float, Fetched]:
+        """Ask for a plan, and in a cell fetch step by step; see `fetch_in_steps`."""
+        activation, fetcher = self._activation, self._fetcher(http)
+
+        def ask(left_s: float) -> Advice:
+            held = activation.cache.held(manifest.blobs)
+            return advise(http, manifest, link, left_s, held, names_version=names_version)
+
+        def fetch(plan: FetchPlan, left_s: float) -> Fetched:
+            activation.begin_fetch(manifest)
+            blobs = manifest.files[plan.file_index].blobs(plan.n_chunks)
+            fetched = fetcher.fetch(blobs, left_s)
+            activation.end_fetch(fetched)
+            return fetched
+
+        clock, sleep = self._runtime.clock, self._runtime.sleep
+        advice, left_s, came = fetch_in_steps(ask, fetch, left_s, clock, sleep)
+        return advice, max(left_s, _LEAST_LEFT_S), came
 
     def _update(
         self, http: httpx2.Client, manifest: Manifest, retry_rejected: bool
@@ -304,6 +350,10 @@ class EdgeClient:
             return UpdateResult()
         held = [prefix for prefix in (state.active, state.previous) if prefix is not None]
         offer = best_offer(manifest, held, activation.cache)
+        lost = [s for s in state.active.blobs if not activation.cache.path(s).is_file()]
+        if lost and offer is None and manifest.update_blobs:
+            words = f"What lay here of {state.active.label} was damaged: whole files were fetched."
+            return UpdateResult(words=words)
         if offer is None or (offer.prefix.label in state.rejected and not retry_rejected):
             return UpdateResult()
         activation.begin_fetch(manifest)
@@ -394,6 +444,8 @@ class _Installer:
         retry_rejected: whether to try again what failed its proof before.
         updated: what an update made of the release before.
         fingerprints: of the base model on this device.
+        cell: see `SyncResult`.
+        came: what was fetched in steps.
     """
 
     http: httpx2.Client
@@ -404,6 +456,8 @@ class _Installer:
     retry_rejected: bool
     updated: UpdateResult
     fingerprints: tuple[str, ...]
+    cell: str | None
+    came: Fetched
 
     def install(self, wanted: ReleasePrefix, deadline_s: float) -> SyncResult:
         """Fetch a prefix, or as much of it as arrives in time, and make it active.
@@ -431,7 +485,7 @@ class _Installer:
             activation.tidy(self.manifest)
         outcome = "activated" if failure is None else "rolled-back"
         words = failure or self.updated.words
-        _report(self.http, outcome, activation.state, self._all(fetched), words)
+        report(self.http, outcome, activation.state, self._all(fetched), words)
         words = failure or self._active_words(here)
         return self._result(outcome, words, fetched)
 
@@ -441,6 +495,10 @@ class _Installer:
         if not _is_better(wanted, state.active):
             self.activation.idle()
             words = "Nothing better than the active adapter arrives in time."
+            files = enumerate(self.manifest.files)
+            whole = (ReleasePrefix.of(self.manifest, i, len(file.chunks)) for i, file in files)
+            if state.active is not None and not any(_is_better(w, state.active) for w in whole):
+                words = f"There is nothing new: all of {state.active.label} is active."
             return self._result("up-to-date", words, came)
         if wanted.label in state.rejected and not self.retry_rejected:
             words = (
@@ -454,7 +512,10 @@ class _Installer:
         """Say what is active, and on which copy of the base model if it is one."""
         copy = copy_with(self.manifest.runs_on, self.fingerprints)
         on = "" if copy is None else f" on {copy.words(self.manifest.base.name)}"
-        return f"{here.label} is active{on}. {self.updated.words}".strip()
+        m, n = here.n_chunks, len(self.manifest.files[here.file_index].chunks)
+        more = f"{m} of {n} chunks; sync again for the rest." if m < n else ""
+        words = (f"{here.label} is active{on}.", more, self.updated.words, self.cell)
+        return " ".join(filter(None, words))
 
     def _complete(self, wanted: ReleasePrefix, fetched: Fetched) -> ReleasePrefix:
         """Return as much of a prefix as is here."""
@@ -465,20 +526,21 @@ class _Installer:
         if n_here < 2:  # the header, and not even one chunk
             least = self.manifest.files[wanted.file_index].blobs(1)
             bits = 8 * sum(blob.n_bytes for blob in least)
-            raise InfeasibleDeadlineError(bits, 8 * fetched.n_bytes)
+            raise InfeasibleDeadlineError(bits, 8 * fetched.n_bytes, MORE_TIME)
         return ReleasePrefix.of(self.manifest, wanted.file_index, n_here - 1)
 
     def _result(self, outcome: Outcome, message: str, fetched: Fetched) -> SyncResult:
         state, fetched = self.activation.state, self._all(fetched)
         return SyncResult(
             outcome, state.active, self.planned_by, fetched.n_bytes, fetched.elapsed_s,
-            state.throughput_bps, message, self.updated.outcome,
+            state.throughput_bps, message, self.updated.outcome, self.cell,
+            self.activation.manifests.n_chunks(state.active),
         )  # fmt: skip
 
     def _all(self, fetched: Fetched) -> Fetched:
-        """Return what came, that of an update included."""
-        came = self.updated.fetched
-        return Fetched(came.n_bytes + fetched.n_bytes, came.elapsed_s + fetched.elapsed_s)
+        """Return what came, that of an update and of steps included."""
+        all_of = (self.updated.fetched, self.came, fetched)
+        return Fetched(sum(f.n_bytes for f in all_of), sum(f.elapsed_s for f in all_of))
 
 
 def check_runs_on(manifest: Manifest, fingerprints: Sequence[str]) -> None:
@@ -544,28 +606,5 @@ def _errors_told(http: httpx2.Client, activation: Activation) -> Iterator[None]:
         kind = "refused" if isinstance(error, _REFUSALS) else "failed"
         with contextlib.suppress(DeliveryError):  # the first error is the one to report
             activation.failed(kind, error)
-        _report(http, kind, activation.state, Fetched(0, 0.0), str(error))
+        report(http, kind, activation.state, Fetched(0, 0.0), str(error))
         raise
-
-
-def _report(
-    http: httpx2.Client, event: str, state: DeviceState, fetched: Fetched, message: str
-) -> None:
-    """Tell the server what happened, as in docs/delivery-api.md; it need not listen."""
-    active = state.active
-    body = {
-        "adapter": state.adapter,
-        "version": state.newest_version,
-        "ladder": 0 if active is None else active.file_index,
-        "n_rungs": 0 if active is None else active.n_chunks,
-        "event": event,
-        "throughput_bps": state.throughput_bps,
-        "received_bits": 8 * fetched.n_bytes,
-        "elapsed_s": fetched.elapsed_s,
-        "message": message[:_LONGEST_MESSAGE],
-    }
-    with (
-        contextlib.suppress(httpx2.HTTPError, DeliveryError),
-        http.stream("POST", "v1/report", json=body, timeout=_REPORT_WAIT_S),
-    ):
-        pass  # whatever it answers

@@ -23,6 +23,7 @@ from rankcast.errors import (
     UnavailableError,
 )
 from rankcast.release.manifest import Blob, Manifest, Update, base_of, blob_of
+from rankcast.release.plan import MORE_TIME
 
 Updated = Literal["none", "applied", "refused"]
 
@@ -104,7 +105,7 @@ class UpdateResult:
         if self.outcome != "applied" or self.offer is None:
             least = sum(blob.n_bytes for blob in self.fetched.missing)
             raise InfeasibleDeadlineError(
-                8 * (self.fetched.n_bytes + least), 8 * self.fetched.n_bytes
+                8 * (self.fetched.n_bytes + least), 8 * self.fetched.n_bytes, MORE_TIME
             )
         return self.offer.prefix
 

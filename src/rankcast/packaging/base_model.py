@@ -145,9 +145,7 @@ def identified(
     Raises:
         ModelError: the adapter is of another model, or the folder's fingerprint is not known.
     """
-    base = BaseFolder.open(folder)
-    for p in projections:
-        base.check_fits(split_expert(p.name)[0], p.d_in, p.d_out)
+    check_fits(folder, projections)
     found = base_fingerprint_of_folder(folder, task_type, adapted_names(projections, config))
     if known.fingerprint is not None and not same_base(known.fingerprint, found):
         raise ModelError(
@@ -155,6 +153,13 @@ def identified(
             f"{str(known.fingerprint)[:12]}…), and {folder} holds another one ({found[:12]}…)."
         )
     return BaseModel(known.name or str(folder), found)
+
+
+def check_fits(folder: Path, projections: Sequence[Projection]) -> None:
+    """Raise ModelError for an adapter of modules that a folder's base model has not; no torch."""
+    base = BaseFolder.open(folder)
+    for p in projections:
+        base.check_fits(split_expert(p.name)[0], p.d_in, p.d_out)
 
 
 def load_base(folder: Path, adapted: Adapted) -> Any:

@@ -305,7 +305,7 @@ def _folder_of(path: Path) -> tuple[Path, str]:
                 return candidate, description
     inside = sorted({p.parent.name for p in path.glob(f"*/{peft.CONFIG}")})
     if path.is_file():
-        words = "it is a file; name the folder of the adapter"
+        words = "it is a file; name the folder of the adapter. rankcast info shows a packed file"
     elif not path.exists():
         words = "there is no such folder; an adapter on the hub has to be downloaded first"
     elif (path / peft.WEIGHTS).is_file():

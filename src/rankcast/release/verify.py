@@ -88,7 +88,7 @@ def trust_root(state_dir: Path, data: bytes, sha256: str | None = None) -> str:
             raise TrustError(f"This file is {root.signed.type}.json; a device trusts root.json.")
         root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
     except (RepositoryError, ValueError) as error:
-        raise TrustError(f"This is no root signed by its own keys: {error}.") from error
+        raise TrustError(f"This is no root signed by its own keys (--root): {error}.") from error
     pinned = state_dir / _PINNED
     try:
         if not pinned.exists():
@@ -329,6 +329,9 @@ def _of_download(error: DownloadError, file: str) -> DeliveryError:
             return UnavailableError(f"The server fell silent ({error}). {_KEPT} Try again later.")
         case DownloadHTTPError() if may_pass(error.status_code):
             return UnavailableError(f"The server cannot answer now ({error}). {_KEPT} Try later.")
+        case DownloadHTTPError() if error.status_code == HTTPStatus.UNAUTHORIZED:
+            where, _, why = str(error).partition(": HTTP status 401: ")
+            return DeliveryError(f"The server refused: {why}. {_KEPT} ({where}, status 401)")
         case DownloadHTTPError():
             absent = error.status_code == HTTPStatus.NOT_FOUND
             lacks = "does not have" if absent else "did not hand out"

@@ -145,15 +145,17 @@ class BaseFolder:
         """Raise if a module is not here as an adapter has it; not if it may have another name.
 
         Raises:
-            ModelError: a weight of another shape, or a layer that is beyond the last one.
+            ModelError: a weight of another shape, or a layer or module that this model has not.
         """
-        key = self._key_of(name)
+        key, kind = self._key_of(name), str(self.config.get("model_type"))
         first = re.sub(r"\.\d+\.", ".0.", name, count=1)
         shape = self._entry(key).shape if key and self._entry(key).is_float else ()
         if len(shape) == 2 and sorted(shape) != sorted((d_in, d_out)):
             what = f"maps {d_in} to {d_out}, and the model's has the shape {shape}"
         elif key is None and first != name and self._key_of(first):
             what = f"is not there, other than {first}"
+        elif key is None and kind in PREFIXES and not {*_HEAD_NAMES, "pooler"} & {*name.split(".")}:
+            what = f"is no module of this {kind}"
         else:
             return
         raise ModelError(
@@ -381,7 +383,10 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         plain = json.loads((folder / name).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} holds no base model: no readable {name} ({error}).") from error
+        why = f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise ModelError(
+            f"{folder} holds no base model ({why}). Name the folder that save_pretrained wrote."
+        ) from error
     if not isinstance(plain, dict):
         raise ModelError(f"{folder} holds no base model: {name} is no description of one.")
     return plain

@@ -229,10 +229,12 @@ class WriteAdapter(AdapterFolder):
             finds the adapter's folder in `RANKCAST_ADAPTER` and its label in `RANKCAST_RELEASE`.
             Any status but 0 means that the adapter before is put back.
         hook_timeout_s: after which it is ended and counts as failed [s].
+        fits: raises for an adapter that the base model cannot take.
     """
 
     hook: Sequence[str] = ()
     hook_timeout_s: float = 60.0
+    fits: Callable[[Header], None] | None = None
 
     def activate(self, candidate: Candidate) -> None:
         """Write, switch, run the hook; put the version before back if the hook fails.
@@ -243,6 +245,8 @@ class WriteAdapter(AdapterFolder):
             ConfigError: the format needs the base model.
         """
         label, before = candidate.prefix.label, self.active()
+        if self.fits is not None:
+            self.fits(candidate.container.header)
         self.write(candidate)
         self.switch(label)
         try:
