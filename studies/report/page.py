@@ -27,6 +27,8 @@ MOST_NAMED = 3
 """Missing jobs that are named; of more there is the number."""
 MOST_ROWS = 8
 """Of a table on a page of several studies; a page of one study has all."""
+MOST_CHARTS = 2
+"""Likewise, of a study of ours. The paper's figures are whole."""
 
 CLAIM_COLUMNS = ("Claim", "Paper", "Ours (95 % interval)", "Verdict", "Seeds", "Note")
 
@@ -138,8 +140,7 @@ def make_page(presented: Sequence[Presented]) -> Page:
     if twice:
         raise ConfigError(f"The report was given {', '.join(twice)} more than once.")
     ordered = sorted(presented, key=lambda one: _rank(one.study.source))
-    most = None if len(ordered) == 1 else MOST_ROWS
-    sections = tuple(_section(one, most) for one in ordered)
+    sections = tuple(_section(one, short=len(ordered) > 1) for one in ordered)
     return Page("rankcast: the scoreboard", sections, _effort(ordered))
 
 
@@ -159,19 +160,25 @@ def _effort(presented: Sequence[Presented]) -> str:
     return f"All of this took {total} of processor time in {len(rows)} jobs.{left}"
 
 
-def _section(one: Presented, most_rows: int | None) -> Section:
+def _section(one: Presented, *, short: bool) -> Section:
     study, presentation = one.study, one.presentation
+    most = MOST_CHARTS if short and study.source == "ours" else None
     figures = tuple(
         _figure(chart, f"{slug(study.name)}-{number}")
-        for number, chart in enumerate(presentation.charts, start=1)
+        for number, chart in enumerate(presentation.charts[:most], start=1)
     )
+    left = len(presentation.charts) - len(figures)
+    if left:
+        where = f"{left} more {'chart' if left == 1 else 'charts'}: {_whole(study.name)}"
+        figures = (*figures[:-1], replace(figures[-1], note=f"{figures[-1].note} {where}".strip()))
+    tables = presentation.tables
     return Section(
         study.name,
         study.title,
         study.question,
         study.source,
         presentation.claims,
-        tuple(_shortened(table, study.name, most_rows) for table in presentation.tables),
+        tuple(_shortened(table, study.name) for table in tables) if short else tuple(tables),
         figures,
         paragraphs(presentation.text),
         presentation.summary,
@@ -180,14 +187,18 @@ def _section(one: Presented, most_rows: int | None) -> Section:
     )
 
 
-def _shortened(table: Table, study: str, most_rows: int | None) -> Table:
-    """Return a table of at most so many rows, which says where the others are."""
-    if most_rows is None or len(table.rows) <= most_rows:
+def _shortened(table: Table, study: str) -> Table:
+    """Return a table of at most `MOST_ROWS`, which says where the others are."""
+    left = len(table.rows) - MOST_ROWS
+    if left <= 0:
         return table
-    left = len(table.rows) - most_rows
-    where = f"{left} more rows: `python3 dev.py study report {study}`."
-    note = f"{table.note} {where}".strip()
-    return replace(table, rows=table.rows[:most_rows], note=note)
+    note = f"{table.note} {left} more rows: {_whole(study)}".strip()
+    return replace(table, rows=table.rows[:MOST_ROWS], note=note)
+
+
+def _whole(study: str) -> str:
+    """Return where all of a study is."""
+    return f"`python3 dev.py study report {study}`."
 
 
 def _figure(chart: Chart, name: str) -> Figure:
