@@ -30,7 +30,7 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results" / "cell_rehearsal.json"
 TESTS = str(Path(__file__).parents[1] / "tests")
 N_DEVICES, SEED = 50, 0
-RATES_BPS, CELL_SHARE = {"crowded": 40_000.0, "light": 80_000.0}, 0.8
+RATES_BPS, CELL_SHARE = {"crowded": 40_000.0, "light": 80_000.0}, 0.9
 """Of the link, and the share of it that the cell may use: metadata and questions take the rest. At
 80 kbit/s the link carries nearly all that is wanted, at 40 kbit/s about a third beside metadata."""
 STARTS_S, DEADLINES_S = (0.0, 60.0), (60.0, 180.0)
@@ -177,7 +177,8 @@ def simulate(seeds: list[int]) -> list[dict[str, Any]]:
                 app.close()
         rows.append(row)
         print(row, flush=True)
-        result = {**json.loads(RESULTS.read_text("utf-8")), "simulated": rows}
+        earlier = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+        result = {**earlier, "simulated": rows}
         RESULTS.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return rows
 

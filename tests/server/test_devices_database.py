@@ -29,6 +29,12 @@ def test_what_needs_a_database_makes_none(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rollouts_make_none(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no database rankcast.db" in call.refused("rollout", "status")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_new_database_is_told_once_and_named(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rankcast.codec.header import Header
     from rankcast.codec.tensors import AdapterTensors
     from rankcast.learner.protocol import Evaluation
+    from rankcast.server.registry import Registry
     from rankcast.training.byte_run import SizedAdapter
 
 INTERRUPTED = 130
@@ -157,6 +158,28 @@ def device_token(token: str | None, file: Path | None) -> str | None:
         ) from error
     except UnicodeError as error:
         raise ConfigError(f"{file} holds no token: it is not text.") from error
+
+
+def open_registry(database: str, *, makes: bool = False) -> Registry:
+    """Return a server's database.
+
+    Args:
+        database: its address.
+        makes: whether it may be new, which is said.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    from rankcast.server.registry import Registry
+
+    scheme, _, path = database.partition(":///")
+    is_new = scheme == "sqlite" and not Path(path).exists()
+    if is_new and not makes:
+        raise ConfigError(f"There is no database {path}; name the server's with --database.")
+    if is_new:
+        words = "It is new: only a server with this --database lets these devices in."
+        print(f"rankcast: {path}: {words}", file=sys.stderr)
+    return Registry(database)
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from rankcast.cli.common import print_json
-from rankcast.errors import ConfigError
+from rankcast.cli.common import open_registry, print_json
 from rankcast.server import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
@@ -31,16 +30,7 @@ class _OnDatabase:
     """The server's: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."""
 
     def _registry(self, *, makes: bool = False) -> Registry:
-        from rankcast.server.registry import Registry
-
-        scheme, _, path = self.database.partition(":///")
-        is_new = scheme == "sqlite" and not Path(path).exists()
-        if is_new and not makes:
-            raise ConfigError(f"There is no database {path}; name the server's with --database.")
-        if is_new:
-            words = "It is new: only a server with this --database lets these devices in."
-            print(f"rankcast: {path}: {words}", file=sys.stderr)
-        return Registry(self.database)
+        return open_registry(self.database, makes=makes)
 
     @property
     def _where(self) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
-from rankcast.cli.common import print_json
+from rankcast.cli.common import open_registry, print_json
 from rankcast.errors import ConfigError, nearest
 from rankcast.server import DEFAULT_DATABASE
 
@@ -39,10 +39,9 @@ class _OnServer:
 
     @contextmanager
     def _rollouts(self) -> Iterator[Rollouts]:
-        from rankcast.server.registry import Registry
         from rankcast.server.rollouts.database import Rollouts
 
-        with closing(Registry(self.database)) as registry:
+        with closing(open_registry(self.database)) as registry:
             yield Rollouts(registry)
 
     def _published(self, adapter: str, *, may_lack: bool = False) -> Published:
