@@ -82,10 +82,10 @@ class SideBySide:
     def shares(self, frame: Frame) -> FloatArray:
         """Return (C, D) shares; see `Scheduler`."""
         sight, n = look(frame), len(self.policies)
-        parts = [np.split(x, n + 1) for x in (sight.features, frame.active)]
-        corrections = [np.zeros(int(parts[1][n].sum()))]
+        features_of, active_of = np.split(sight.features, n + 1), np.split(frame.active, n + 1)
+        corrections = [np.zeros(int(active_of[n].sum()))]
         for policy, features, active in reversed(
-            list(zip(self.policies, parts[0][:n], parts[1][:n], strict=True))
+            list(zip(self.policies, features_of[:n], active_of[:n], strict=True))
         ):
             seen = torch.tensor(features[active], dtype=torch.float32)
             corrections.append(policy.correction(seen, policy.actor_critic.actor(seen)))

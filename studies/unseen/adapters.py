@@ -111,16 +111,16 @@ def splits_of(spec: AdapterSpec, context: RunContext) -> DatasetSplits:
     """
     few = context.scale == "quick"
     train, probe, judged = (200, 16, 16) if few else (TRAINING_TEXTS, PROBE_TEXTS, JUDGED_TEXTS)
-    most = {"max_train": train, "max_validation": probe, "max_test": judged}
+    most = DatasetConfig(max_train=train, max_validation=probe, max_test=judged)
     if spec.task == DOCSTRINGS:
-        return load_dataset(DatasetConfig(DOCSTRINGS, **most))
+        return load_dataset(replace(most, source=DOCSTRINGS))
     if context.data is None or not (context.data / spec.task).is_dir():
         raise DataError(
             f"This study trains on {spec.task}, which is not in {context.data}. Name the folder "
             f"that holds {spec.task}/train.tsv with --data, or set RANKCAST_DATA."
         )
     folder = str(context.data / spec.task)
-    return load_dataset(DatasetConfig(folder, text_column="sentence", **most))
+    return load_dataset(replace(most, source=folder, text_column="sentence"))
 
 
 def folder_of(spec: AdapterSpec, context: RunContext) -> Path:

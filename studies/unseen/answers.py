@@ -123,6 +123,7 @@ class Asked:
             self.inputs.append(inputs)
             self._into.append(into)
         self.wanted = torch.cat(parts)
+        assert tokens.labels is not None, "the texts of this study have labels"
         self.labels = torch.from_numpy(tokens.labels[np.concatenate(order)])
 
     @torch.no_grad()

@@ -54,13 +54,14 @@ def weighted_file(
         tensors=_stretched(source.tensors, shifts.tolist()),
         offsets=tuple((offsets + shifts).tolist()),
     )
-    room = target_bytes
+    room, n_bits = target_bytes, 0
     for _ in range(_TRIES):
         file = _true_file(source, pack_into(stretched, room), shifts, offsets)
         if file.n_bits <= 8 * target_bytes:
             return file
-        room -= max(file.n_bits // 8 - target_bytes, 1)
-    raise InfeasibleSizeError(file.n_bits // 8, target_bytes, trainable=True)
+        n_bits = file.n_bits
+        room -= max(n_bits // 8 - target_bytes, 1)
+    raise InfeasibleSizeError(n_bits // 8, target_bytes, trainable=True)
 
 
 def _stretched(tensors: AdapterTensors, shifts: Sequence[int]) -> AdapterTensors:
@@ -112,7 +113,7 @@ def solved_file(source: Source, levels: Levels, losses: FloatArray, target_bytes
         Awgn(),
         link_weight=0.0,
     )
-    best, low, high = None, 0.0, 8.0 * target_bytes
+    best, low, high, n_bits = None, 0.0, 8.0 * target_bytes, 0
     for attempt in range(_TRIES):
         room = high if attempt == 0 else (low + high) / 2
         link = LinkState(np.zeros(1), np.array([room]), np.ones(1))  # a bit a second at 0 dB
@@ -121,9 +122,9 @@ def solved_file(source: Source, levels: Levels, losses: FloatArray, target_bytes
         if file.n_bits <= 8 * target_bytes:
             best, low = file, room
         else:
-            high = room
+            high, n_bits = room, file.n_bits
         if low == high:
             break
     if best is None:
-        raise InfeasibleSizeError(file.n_bits // 8, target_bytes, trainable=True)
+        raise InfeasibleSizeError(n_bits // 8, target_bytes, trainable=True)
     return best
