@@ -127,7 +127,8 @@ def test_export_measures_what_is_not_known(
     rankcast.pack(tmp_path / "lora").save(tmp_path / "a.rcast")
     args = ["export", str(tmp_path / "a.rcast"), "--format", "gguf", "-o"]
     call.ok(*args, str(tmp_path / "known.gguf"), "--base-model", str(folder))
-    assert "--format gguf" in call.refused(*args[:2], "-o", str(tmp_path), "--base-gguf", str(base))
+    words = (*args[:2], "-o", str(tmp_path / "new"), "--base-gguf", str(base))
+    assert "--format gguf" in call.refused(*words)
 
     monkeypatch.setattr(tables, "_INTERLEAVED", frozenset())
     assert "--base-gguf" in call.refused(*args, str(tmp_path / "x"), "--base-model", str(folder))

@@ -122,7 +122,7 @@ def test_a_sync_says_what_it_had_of_the_cell(server: Any, tmp_path: Path) -> Non
     }  # fmt: skip
     result = client_of(server, tmp_path).sync()
     assert result.cell == "20% of it."
-    assert result.message.endswith("is active. 20% of it.")
+    assert result.message.endswith("3 of 6 chunks; sync again for the rest. 20% of it.")
     assert result.active.n_chunks == 3
     assert result.n_bytes == sum(b.n_bytes for b in manifest.files[0].blobs(3))
     assert len(server.asked) == 2  # once more when the step was here
