@@ -257,6 +257,12 @@ def test_a_price_rises_until_the_file_is_small(begin: float) -> None:
     assert controller.price == pytest.approx(1e-3, rel=0.1)
 
 
+def test_what_takes_no_bytes_yet_may_come_cheaper() -> None:
+    controller = PriceController(1000, steps=400, begin=1e-4)
+    assert controller.update(0.0, 0) < 1e-4
+    assert controller.update(0.0, 1) < 1e-4
+
+
 @pytest.mark.parametrize("target_bytes", [700, 1500])
 def test_files_fit_and_learn(target_bytes: int) -> None:
     training = training_of(target_bytes, steps=60)

@@ -129,7 +129,7 @@ class PriceController:
         if self.first is None:
             self.first = n_bytes
         done = min(1.0, step / (SMALL_AT * self.steps))
-        aim = self.first + (self.target_bytes - self.first) * done
+        aim = max(self.first + (self.target_bytes - self.first) * done, 1.0)  # nothing may be there
         excess = min(max((n_bytes - aim) / aim, -self._MOST), self._MOST)
         self.integral += min(self._INTEGRAL / self.steps, 0.1) * excess
         exponent = self.integral + self._PROPORTIONAL * excess
