@@ -38,6 +38,7 @@ class Plan:
     Attributes:
         model: name of the base model.
         steps: of a training.
+        tuning_steps: of a training that tries a learning rate.
         warmup: steps of warm-up.
         batch: texts of a step.
         pass_tokens: of a forward and backward pass.
@@ -47,6 +48,7 @@ class Plan:
 
     model: str
     steps: int
+    tuning_steps: int
     warmup: int
     batch: int
     pass_tokens: int
@@ -55,15 +57,15 @@ class Plan:
 
 
 PLAN = Plan(
-    GEMMA, steps=300, warmup=20, batch=16, pass_tokens=512,
+    GEMMA, steps=300, tuning_steps=100, warmup=20, batch=16, pass_tokens=512,
     sizes={
         DOCSTRINGS: Sizes(1_000, 300, None, PACKAGES, most_tokens=192),
         SST2: Sizes(2_000, 600, 12_000, (), most_tokens=96),
     },
-    lrs=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
+    lrs=(5e-4, 1e-3, 2e-3),
 )  # fmt: skip
 QUICK = Plan(
-    TINY, steps=4, warmup=1, batch=4, pass_tokens=512,
+    TINY, steps=4, tuning_steps=2, warmup=1, batch=4, pass_tokens=512,
     sizes={DOCSTRINGS: Sizes(16, 8, 40, ("peft",), most_tokens=192, shortest_answer=8)},
     lrs=(1e-3, 2e-3),
 )  # fmt: skip
@@ -159,11 +161,12 @@ def tuning_jobs(plan: Plan, task: str, rank: int) -> list[Job]:
     if before is None:
         marks = [{"place": place} for place in range(len(plan.lrs))]
         marks.append({"beyond": len(plan.lrs)})
+    settings = {**_settings(plan, "tuning", task, rank), "steps": plan.tuning_steps}
     return [
         Job(
             f"tune-{task}-{rank}-{i}",
             TUNING_SEED,
-            {**_settings(plan, "tuning", task, rank), "lrs": list(plan.lrs), **mark},
+            {**settings, "lrs": list(plan.lrs), **mark},
         )
         for i, mark in enumerate(marks)
     ]

@@ -3,7 +3,9 @@
 A vocabulary of 262,144 words makes a gigabyte of logits of a thousand tokens, and training holds
 several times that. Only the tokens of answers need any, and their losses only a few at a time:
 hidden states are gathered where an answer's token follows, and the model's head is applied to
-slices of them. A slice's gradient is computed with its loss, so that nothing of it is kept.
+slices of them. A slice's gradient is computed with its loss, so that nothing of it is kept. Slices
+are wide, for the product with the weights; losses are computed of a few of their rows at a time,
+which stay in the processor's cache.
 
 The head is the model's own forward pass, with the hidden states put in where its output layer
 begins. Whatever comes after that layer (Gemma 2's soft capping, Cohere's scaling) therefore counts.
@@ -28,13 +30,18 @@ from rankcast.learner.batching import IGNORED, Batch
 from rankcast.learner.objectives import Judged, Objective, divergence_of, mean_logits
 from rankcast.records import TextStats
 
-SLICE_BYTES = 2**25
-"""Of the logits of a slice, in float32."""
+SLICE_BYTES, ROW_BYTES = 2**26, 2**22
+"""Of the logits of a slice, in the type of the head's weights; of rows whose losses are computed
+at once."""
 _TRIAL_TOKENS, _TRIAL_TOLERANCE = 6, 1e-3
 _LOG = logging.getLogger(__name__)
 
 Run = Callable[[], Any]
 """Runs the model on a batch and returns its output."""
+OfSlice = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""Values and truths of a slice of something."""
+OfRows = Callable[[Tensor, Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
+"""Values and truths of (t, V) logits, of those of teachers, and the (t,) numbers of their rows."""
 
 
 class Answering(Protocol):
@@ -106,7 +113,6 @@ class AnswerHead:
         self._model, self._autocast = model, autocast
         self._layer: Any = model.get_output_embeddings()
         self._vocabulary = int(self._layer.weight.shape[0])
-        self._n_slice = max(1, SLICE_BYTES // (4 * self._vocabulary))
 
     def states(self, run: Run, batch: Batch) -> Tensor:
         """Return (T, H) hidden states before each of the T tokens of answers."""
@@ -126,11 +132,11 @@ class AnswerHead:
         wanted = batch.wanted[:, 1:]
         target = wanted[wanted != IGNORED]
 
-        def of_slice(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        def of_rows(logits: Tensor, _: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
             loss = F.cross_entropy(logits, target[rows], reduction="none")
             return loss, logits.detach().argmax(-1) == target[rows]
 
-        loss, right = self._in_slices(states, of_slice)
+        loss, right = self._in_slices(states, of_rows)
         return Judged(
             _by_text(loss, wanted), _by_text(right.long(), wanted), (wanted != IGNORED).sum(-1)
         )
@@ -142,28 +148,36 @@ class AnswerHead:
         wanted = batch.wanted[:, 1:]
         target = wanted[wanted != IGNORED]
 
-        def of_slice(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            with torch.no_grad():
-                others = mean_logits([self._logits(teacher[rows]) for teacher in teachers])
-            divergence = divergence_of(logits, others)
+        def of_rows(
+            logits: Tensor, others: Sequence[Tensor], rows: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            divergence = divergence_of(logits, mean_logits(others))
             right = logits.detach().argmax(-1) == target[rows]
             if weight == 1.0:
                 return divergence, right
             loss = F.cross_entropy(logits, target[rows], reduction="none")
             return weight * divergence + (1 - weight) * loss, right
 
-        return _by_text(self._in_slices(states, of_slice)[0], wanted)
+        return _by_text(self._in_slices(states, of_rows, teachers)[0], wanted)
 
     def _in_slices(
-        self, states: Tensor, of_slice: Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+        self, states: Tensor, of_rows: OfRows, teachers: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
         """Return (T,) values of (T, H) states, whose gradients are known, and (T,) truths."""
+        numbers = torch.arange(len(states), device=states.device)
+        few = max(1, ROW_BYTES // (4 * self._vocabulary))
+        width = self._layer.weight.element_size() * self._vocabulary
 
-        def at(part: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            return of_slice(self._logits(part), rows)
+        def of_slice(part: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                others = [self._logits(teacher[rows]) for teacher in teachers]
 
-        found: Any = _Slices.apply(states, at, self._n_slice)
-        return found
+            def of_few(logits: Tensor, inner: slice) -> tuple[Tensor, Tensor]:
+                return of_rows(logits, [other[inner] for other in others], numbers[rows][inner])
+
+            return _in_slices(self._logits(part), of_few, few)
+
+        return _in_slices(states, of_slice, max(1, SLICE_BYTES // width))
 
     def _logits(self, states: Tensor) -> Tensor:
         """Return (t, V) logits in float32 that the model's own code makes of (t, H) states."""
@@ -227,6 +241,12 @@ def _obstacle(model: Any) -> str | None:
     return f"{name} makes other logits of single tokens" if bool(far) else None
 
 
+def _in_slices(states: Tensor, at: OfSlice, n_slice: int) -> tuple[Tensor, Tensor]:
+    """Return (T,) values and truths of (T, …) states, so many at a time."""
+    found: Any = _Slices.apply(states, at, n_slice)
+    return found
+
+
 class _Slices(torch.autograd.Function):
     """Values of hidden states in slices; the gradient of each is computed at once.
 
@@ -237,7 +257,7 @@ class _Slices(torch.autograd.Function):
     def forward(
         ctx: Any,
         states: Tensor,
-        at: Callable[[Tensor, slice], tuple[Tensor, Tensor]],
+        at: OfSlice,
         n_slice: int,
     ) -> tuple[Tensor, Tensor]:
         """Return (T,) values and (T,) truths."""
@@ -261,6 +281,8 @@ class _Slices(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         """Scale each state's gradient by that of its value."""
+        if bool((upstream[0] == 1).all()):
+            return ctx.gradients, None, None
         scaled = upstream[0][:, None] * ctx.gradients.float()
         return scaled.to(ctx.gradients.dtype), None, None
 
