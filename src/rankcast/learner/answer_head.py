@@ -188,7 +188,7 @@ class AnswerHead:
         token = torch.zeros(1, 1, dtype=torch.long, device=states.device)
         with _instead_of(self._layer, lambda _: usual(given)), precision:
             logits = self._model(input_ids=token, attention_mask=torch.ones_like(token)).logits
-        return logits[0].float()
+        return logits.squeeze(0).float()  # an index would fill zeros in the backward pass
 
 
 def answering_for(
