@@ -26,8 +26,8 @@ from rankcast.edge.engines import llama_server
 from rankcast.edge.engines.llama_api import LlamaApi
 from rankcast.edge.engines.llama_server import LlamaServer
 from rankcast.edge.engines.llama_slots import SLOTS, Content, Slots
+from rankcast.edge.install import SyncResult
 from rankcast.edge.state import read_state
-from rankcast.edge.sync import SyncResult
 from rankcast.errors import DeliveryError, UnavailableError
 from rankcast.files import replace_file
 from rankcast.release.manifest import Manifest

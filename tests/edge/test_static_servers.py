@@ -15,8 +15,9 @@ import pytest
 from helpers.edge import FakeTime, settings
 from helpers.releases import BASE, Publisher, new_publisher
 from helpers.sites import Answer, Asked, Site, site
+from rankcast.edge.install import SyncResult
 from rankcast.edge.state import read_state
-from rankcast.edge.sync import EdgeClient, Runtime, SyncResult
+from rankcast.edge.sync import EdgeClient, Runtime
 from rankcast.errors import ConfigError, DeliveryError, TrustError, UnavailableError
 from rankcast.release.verify import signed_source
 

@@ -12,7 +12,7 @@ from helpers.edge import EdgeServer, active_file, client_of, settings
 from rankcast.codec.container import Container
 from rankcast.codec.header import BaseModel
 from rankcast.edge.advice import RadioLink
-from rankcast.edge.sync import SyncResult
+from rankcast.edge.install import SyncResult
 from rankcast.errors import InfeasibleDeadlineError, TrustError
 from rankcast.release.manifest import Manifest
 

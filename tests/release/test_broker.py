@@ -25,7 +25,7 @@ from helpers.releases import container
 from helpers.servers import mosquitto
 from helpers.waiting import DEADLOCK_S
 from rankcast.cli.edge import EdgeWatch
-from rankcast.edge.sync import SyncResult
+from rankcast.edge.install import SyncResult
 from rankcast.errors import UnavailableError
 from rankcast.release.notify import Broker, ReleaseListener, notify
 

@@ -10,8 +10,8 @@ import pytest
 from helpers.codec import packed, random_adapter
 from helpers.stores import put_release
 from rankcast.codec.header import BaseModel
+from rankcast.edge.install import early_prefix
 from rankcast.edge.state import ReleasePrefix
-from rankcast.edge.sync import early_prefix
 from rankcast.errors import DeliveryError, InfeasibleDeadlineError
 from rankcast.release.manifest import Choice, File, Manifest
 from rankcast.release.plan import plan_fetch

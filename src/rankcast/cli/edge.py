@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from rankcast.codec.formats.gguf_architecture import GgufArchitecture
     from rankcast.edge.activate import Activator, Candidate
     from rankcast.edge.advice import RadioLink
+    from rankcast.edge.install import SyncResult
     from rankcast.edge.manifests import KeptManifests
     from rankcast.edge.state import DeviceState
-    from rankcast.edge.sync import EdgeClient, SyncResult
+    from rankcast.edge.sync import EdgeClient
 
 _STEP_S = 0.2
 """Between two looks whether a pause should end [s]."""
