@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from helpers import commands
 from helpers.browser import chromium
+from helpers.clusters import ray_may_start
 from rankcast.cli.main import main
 
 settings.register_profile(
@@ -44,6 +45,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["train", *commands.TINY, "--output", str(folder)])
     assert stopped.value.code == 0
     return folder
+
+
+@pytest.fixture
+def local_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a test start Ray; skip it where Ray is not installed."""
+    with ray_may_start(monkeypatch):
+        yield
 
 
 @pytest.fixture(scope="module")

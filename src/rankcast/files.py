@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 from rankcast.errors import DeliveryError, UnavailableError
 
+T = TypeVar("T")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -50,11 +52,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], T]) -> T:
     """Let `write` fill a new file, then put it in the place of `path` in one step."""
     with _temporary(path.parent) as partial:
-        write(partial)
+        result = write(partial)
         partial.replace(path)
+        return result
 
 
 def put_file(path: Path, data: bytes, mode: int = 0o666) -> None:

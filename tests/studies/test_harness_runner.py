@@ -6,10 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -286,18 +283,6 @@ def alive(pid: int) -> bool:
 
 
 # --- Ray --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def local_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    # Ray gives a node 30 s to start and has no option for it: stop the clock that it looks at.
-    stopped = SimpleNamespace(**vars(time) | {"monotonic": lambda: 0.0})
-    monkeypatch.setattr("ray._private.node.time", stopped)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield
-    ray.shutdown()
 
 
 def test_ray_runs_the_same_jobs_on_two_workers(tmp_path: Path, local_ray: None) -> None:

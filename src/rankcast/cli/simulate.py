@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
     from rankcast.codec.container import Container
     from rankcast.release.manifest import Manifest
-    from rankcast.simulation.fleet import FleetResult
+    from rankcast.simulation.fleet import Fleet
     from rankcast.simulation.links import Links
-    from rankcast.simulation.settings import SimulationSettings
+    from rankcast.simulation.shards import Shard
+    from rankcast.simulation.sums import FleetSums
 
 _RESTART_AT = 0.75
 _SAMPLE = 256
@@ -65,6 +66,11 @@ class Simulate:
 
     With --virtual nothing is real but the rules of a device and the links, so that a hundred
     thousand devices take seconds.
+
+    rankcast simulate --devices 1000000 --virtual --ray local --workers 2
+
+    With --ray the devices are divided among the processors of a Ray cluster, with the same results.
+    Needs pip install 'rankcast[ray]'.
     """
 
     adapter: tyro.conf.Positional[Path | None] = None
@@ -127,6 +133,11 @@ class Simulate:
     """Kill the server after three quarters of the time and start it again."""
     virtual: bool = False
     """Compute the devices in simulated time, without server, sockets and signatures."""
+    ray: str | None = None
+    """Address of a Ray cluster that computes them; auto for one that runs here, local for a new
+    one on this machine. Its nodes need this version of rankcast, and a --trace at the same path."""
+    workers: int = 2
+    """Processors of the cluster that --ray local starts."""
     seed: int = 0
     """Seed of links, pauses and faults; threads and sockets add chance of their own."""
     work: Path | None = None
@@ -181,26 +192,55 @@ class Simulate:
         import json
 
         from rankcast.files import put_file
-        from rankcast.simulation.report import csv_of_fleet, print_fleet
+        from rankcast.simulation.report import FleetProgress, print_fleet
+        from rankcast.simulation.shards import RayWorkers, Sharding, shards_here
 
         self._check()
-        manifests = self.manifests()
-        with stop_on_signal("the devices under way") as stopping:
-            settings, links, fleet = self.fleet(manifests, stopping)
+        links, fleet = self.fleet(self.manifests())
+        sharding = Sharding(fleet, with_rows=self.csv is not None)
+        with ExitStack() as stack:
+            compute = shards_here
+            if self.ray is not None:  # which changes what signals do
+                compute = stack.enter_context(RayWorkers(self.ray, self.workers)).shards
+            stopping = stack.enter_context(stop_on_signal("the devices under way"))
+            bar = stack.enter_context(FleetProgress(self.devices, hidden=self.json))
+            sums = self._gathered(compute(sharding, stopping), bar.advance)
             interrupted = stopping()
         plain = {
-            "settings": asdict(settings), "link": self._described(links),
-            "summary": fleet.summary(),
+            "settings": asdict(fleet.settings), "link": self._described(links),
+            "summary": sums.summary(),
         }  # fmt: skip
         if self.output is not None:
             put_file(self.output, (json.dumps(plain, indent=2) + "\n").encode())
-        if self.csv is not None:
-            put_file(self.csv, csv_of_fleet(fleet).encode())
         if self.json:
             print_json(plain)
         else:
-            print_fleet(fleet, links, self._link_words(links))
+            print_fleet(sums, links, self._link_words(links))
         return INTERRUPTED if interrupted else 0
+
+    def _gathered(self, shards: Iterator[Shard], advance: Callable[[int], None]) -> FleetSums:
+        """Add shards up, and write the rows of each as it comes."""
+        from rankcast.files import replace_file
+        from rankcast.simulation.report import FLEET_COLUMNS
+
+        def gather(file: Path | None) -> FleetSums:
+            sums: FleetSums | None = None
+            with ExitStack() as stack:
+                rows = None if file is None else stack.enter_context(file.open("w", newline=""))
+                if rows is not None:
+                    rows.write(",".join(FLEET_COLUMNS) + "\r\n")
+                for shard in shards:
+                    if rows is not None:
+                        rows.write(shard.rows)
+                    sums = shard.sums if sums is None else sums + shard.sums
+                    advance(shard.sums.counts["devices"])
+            assert sums is not None  # a fleet has one device at least
+            return sums
+
+        if self.csv is None:
+            return gather(None)
+        self.csv.parent.mkdir(parents=True, exist_ok=True)
+        return replace_file(self.csv, gather)
 
     def manifests(self) -> tuple[Manifest, Manifest]:
         """Publish both releases in a folder of a moment, and return what devices would be told.
@@ -216,24 +256,17 @@ class Simulate:
             cloud = Cloud(folder, name)
             return cloud.publish(first), cloud.publish(second)
 
-    def fleet(
-        self,
-        manifests: tuple[Manifest, Manifest],
-        stopping: Callable[[], bool] = lambda: False,
-    ) -> tuple[SimulationSettings, Links, FleetResult]:
-        """Simulate in simulated time; return settings, the links of some devices, and results.
+    def fleet(self, manifests: tuple[Manifest, Manifest]) -> tuple[Links, Fleet]:
+        """Return the links of some devices, and the fleet that is to be computed.
 
         Args:
             manifests: of the first release and of the second.
-            stopping: says whether to stop.
 
         Raises:
-            ConfigError: a release of several files, or links that cannot be.
+            ConfigError: links that cannot be.
             LinkError: an impossible link.
         """
-        import numpy as np
-
-        from rankcast.simulation.fleet import simulate_fleet
+        from rankcast.simulation.fleet import Fleet
         from rankcast.simulation.settings import SimulationSettings
 
         n_bytes = sum(chunk.blob.n_bytes for chunk in manifests[0].files[0].chunks)
@@ -243,17 +276,8 @@ class Simulate:
             deadline_s=self.deadline_s, every_s=self.every_s, assumed_bps=sample.median_bps,
             seed=self.seed,
         )  # fmt: skip
-        means_db = np.linspace(*self.snr_range_db, self.devices)
-
-        def links(block: range, rng: np.random.Generator) -> Links:
-            ends = float(means_db[block.start]), float(means_db[block.stop - 1])
-            some = replace(
-                self, devices=len(block), snr_range_db=ends, bandwidth_hz=sample.bandwidth_hz
-            )
-            return some.links(n_bytes, rng, values_db=self.snr_range_db)
-
-        result = simulate_fleet(settings, self.devices, links, manifests, stopping)
-        return settings, sample, result
+        links = _FleetLinks(replace(self, bandwidth_hz=sample.bandwidth_hz), n_bytes)
+        return sample, Fleet(settings, self.devices, links, manifests)
 
     def releases(self) -> tuple[str, tuple[Sequence[Container], Sequence[Container]]]:
         """Return a name, the files of the first release and those of the second.
@@ -355,6 +379,8 @@ class Simulate:
                 "--virtual has no connections to reset, no server to restart and no folders: leave "
                 "out --resets, --restart-server and --work."
             )
+        if self.ray is not None and (not self.virtual or self.workers < 1):
+            raise ConfigError("--ray computes the devices of --virtual, on at least one worker.")
         if self.adapter is not None and self.store is not None:
             raise ConfigError("Give a file or a --store, not both.")
         if self.process == "trace" and self.trace is None:
@@ -389,3 +415,28 @@ class Simulate:
             return f"{process}, throughput as it was measured"
         width_khz = links.bandwidth_hz / 1e3
         return f"{process}, {self.rate_model}, {width_khz:,.1f} kHz for each device"
+
+
+@dataclass(frozen=True)
+class _FleetLinks:
+    """Makes the links of some devices of a fleet, in whichever process they are wanted.
+
+    Attributes:
+        command: with the number of all devices, and a bandwidth.
+        adapter_bytes: of the first release.
+    """
+
+    command: Simulate
+    adapter_bytes: int
+
+    def __call__(self, block: range, rng: np.random.Generator) -> Links:
+        command = self.command
+        ends = self._mean_db(block.start), self._mean_db(block.stop - 1)
+        some = replace(command, devices=len(block), snr_range_db=ends)
+        return some.links(self.adapter_bytes, rng, values_db=command.snr_range_db)
+
+    def _mean_db(self, device: int) -> float:
+        """Return the mean SNR of a device: they lie evenly between the worst and the best [dB]."""
+        low, high = self.command.snr_range_db
+        last = self.command.devices - 1
+        return high if 0 < device == last else low + device * ((high - low) / max(1, last))

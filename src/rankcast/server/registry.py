@@ -16,12 +16,12 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import sqlalchemy as sa
@@ -32,6 +32,7 @@ from rankcast.errors import ConfigError, DeliveryError
 
 MOST_RECENT = 20_000
 """Events that a summary looks at, so that it takes no longer as they gather."""
+T = TypeVar("T")
 Role = Literal["device", "operator"]
 Kind = Literal["plan", "report"]
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
@@ -155,7 +156,8 @@ class Registry:
         with self.writing() as connection:
             _METADATA.create_all(connection)
             _add_columns(connection)
-        self._turn, self._waiting = threading.Lock(), deque[tuple[dict[str, Any], Future[int]]]()
+        self._turn = threading.Lock()
+        self._waiting = deque[tuple[Callable[[sa.Connection], Any], Future[Any]]]()
 
     def close(self) -> None:
         """End all connections."""
@@ -217,14 +219,18 @@ class Registry:
         return None if device is None or device.revoked_s is not None else device
 
     def record(self, device: str, kind: Kind, body: Mapping[str, Any]) -> int:
-        """Keep an event and return its sequence number.
+        """Keep an event and return its sequence number."""
+        row = {"at_s": time.time(), "device": device, "kind": kind, "body": _json(body)}
+        return self.in_turn(lambda connection: _insert(connection, row))
+
+    def in_turn(self, write: Callable[[sa.Connection], T]) -> T:
+        """Write something that cannot fail by itself, and return what came out once it is kept.
 
         Threads that come while another writes wait for it, and the next of them writes for all: one
-        transaction for many events, each of which is kept when its call returns.
+        transaction for many, each of which is kept when its call returns.
         """
-        row = {"at_s": time.time(), "device": device, "kind": kind, "body": _json(body)}
-        kept: Future[int] = Future()
-        self._waiting.append((row, kept))
+        kept: Future[T] = Future()
+        self._waiting.append((write, kept))
         with self._turn:
             if not kept.done():
                 self._write_waiting()
@@ -234,15 +240,15 @@ class Registry:
         batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
             with self.writing() as connection:
-                numbers = [_insert(connection, row) for row, _ in batch]
+                results = [write(connection) for write, _ in batch]
         except BaseException as error:  # each of them is told
             for _, kept in batch:
                 kept.set_exception(error)
             if not isinstance(error, Exception):
                 raise
             return
-        for (_, kept), number in zip(batch, numbers, strict=True):
-            kept.set_result(number)
+        for (_, kept), result in zip(batch, results, strict=True):
+            kept.set_result(result)
 
     def events_after(
         self, sequence: int, limit: int = 500, device: str | None = None

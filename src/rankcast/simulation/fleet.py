@@ -10,21 +10,23 @@ left out: the time of server and device, resets, and several files in a release.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rankcast.edge.install import early_prefix
 from rankcast.edge.state import ReleasePrefix
-from rankcast.edge.sync import early_prefix
 from rankcast.errors import ConfigError
 from rankcast.records import FloatArray, IntArray
 from rankcast.release.manifest import Manifest
 from rankcast.simulation.links import Links
 from rankcast.simulation.rows import RateRows
 from rankcast.simulation.settings import SimulationSettings
+from rankcast.simulation.sums import FleetSums, Times
 
 BLOCK = 4096
 """Devices that are computed together."""
@@ -164,72 +166,86 @@ class FleetResult:
     n_chunks: int
     in_time: BoolArray
     looks: IntArray
-    sent_bps: FloatArray
+    sent_bps: IntArray
 
-    def summary(self) -> dict[str, Any]:
-        """Return counts and quantiles over devices, by the names of a simulation with sockets."""
+    @property
+    def sums(self) -> FleetSums:
+        """What adds up over devices, by the names of a simulation with sockets."""
         d = self.devices
         is_new = d.version == 2
-        return {
-            "devices": d.n,
-            "with_adapter": int((d.version > 0).sum()),
-            "newest_version": int(is_new.sum()),
-            "whole": int((is_new & (d.n_chunks == self.n_chunks)).sum()),
-            "last_sync_failed": int(d.is_late.sum()),
-            "in_time": int(self.in_time.sum()),
-            "first_usable_s": _quantiles(d.first_s),
-            "best_s": _quantiles(d.best_s),
-            "updated_s": _quantiles(d.updated_s),
-            "received_bits": int(d.received_bits.sum()),
-            "link_bits": int(d.link_bits.sum()),
-            "failures": {"InfeasibleDeadlineError": int(d.n_late.sum())} if d.n_late.any() else {},
-            "syncs": int(d.n_syncs.sum()),
-            "plans_per_s": _mean_and_peak(self.looks),
-            "sent_bps": _mean_and_peak(self.sent_bps),
-        }
+        whole = is_new & (d.n_chunks == self.n_chunks)
+        counted: dict[str, FloatArray | IntArray | BoolArray] = {
+            "with_adapter": d.version > 0, "newest_version": is_new, "whole": whole,
+            "last_sync_failed": d.is_late, "in_time": self.in_time,
+            "received_bits": d.received_bits, "link_bits": d.link_bits, "late": d.n_late,
+            "syncs": d.n_syncs,
+        }  # fmt: skip
+        counts = {name: int(x.astype(np.int64).sum()) for name, x in counted.items()}
+        seconds = {"first_usable_s": d.first_s, "best_s": d.best_s, "updated_s": d.updated_s}
+        return FleetSums(
+            {"devices": d.n, **counts}, {name: Times.of(x) for name, x in seconds.items()},
+            self.looks, self.sent_bps,
+        )  # fmt: skip
+
+    def summary(self) -> dict[str, Any]:
+        """Return counts and quantiles over devices."""
+        return self.sums.summary()
 
 
-def simulate_fleet(
-    settings: SimulationSettings,
-    n_devices: int,
-    links: LinkBlocks,
-    releases: tuple[Manifest, Manifest],
-    stopping: Callable[[], bool] = lambda: False,
-) -> FleetResult:
-    """Simulate all devices, a block at a time: time and memory of a device do not depend on others.
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """All that decides what becomes of each device, in whichever process it is computed.
 
-    Args:
+    Attributes:
         settings: how to simulate; resets and restarts have no effect.
         n_devices: how many.
         links: of some of them.
         releases: the first, and the one that is published at `settings.update_at`.
-        stopping: says whether to stop, after which the devices computed so far are returned.
-
-    Raises:
-        ConfigError: a release of several files.
-        LinkError: an impossible link.
+        block: devices that are computed together; their chances depend on it.
     """
-    ladders = Ladder.of(releases[0]), Ladder.of(releases[1])
-    demand = _Demand(int(np.ceil(settings.duration_s)))
-    done = []
-    for block, seed in _blocks(settings.seed, n_devices):
-        of_links, of_pauses = (np.random.default_rng(s) for s in seed.spawn(2))
-        chosen = links(block, of_links)
-        rows = RateRows(np.ascontiguousarray(chosen.rates_bps.T), chosen.step_s)
-        fleet = _Block(settings, ladders, chosen, rows, demand, of_pauses)
-        done.append(fleet.run())
-        if stopping():
-            break
-    devices = _joined(done)
-    in_time = devices.first_s <= settings.deadline_s
-    return FleetResult(devices, len(ladders[1].bits) - 1, in_time, demand.looks, demand.sent_bps)
 
+    settings: SimulationSettings
+    n_devices: int
+    links: LinkBlocks
+    releases: tuple[Manifest, Manifest]
+    block: int = BLOCK
 
-def _blocks(seed: int, n_devices: int) -> Iterator[tuple[range, np.random.SeedSequence]]:
-    starts = range(0, n_devices, BLOCK)
-    seeds = np.random.SeedSequence(seed).spawn(len(starts))
-    for start, each in zip(starts, seeds, strict=True):
-        yield range(start, min(start + BLOCK, n_devices)), each
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks of devices there are."""
+        return math.ceil(self.n_devices / self.block)
+
+    def run(
+        self, blocks: range | None = None, stopping: Callable[[], bool] = lambda: False
+    ) -> FleetResult:
+        """Simulate the devices of some blocks, which are the same whatever else is computed.
+
+        Args:
+            blocks: one at least; all of them if left out.
+            stopping: says whether to stop, after which the blocks computed so far are returned.
+
+        Raises:
+            ConfigError: a release of several files.
+            LinkError: an impossible link.
+        """
+        settings = self.settings
+        ladders = Ladder.of(self.releases[0]), Ladder.of(self.releases[1])
+        demand = _Demand(int(np.ceil(settings.duration_s)))
+        done = []
+        for number in range(self.n_blocks) if blocks is None else blocks:
+            seed = np.random.SeedSequence(settings.seed, spawn_key=(number,))
+            of_links, of_pauses = (np.random.default_rng(s) for s in seed.spawn(2))
+            start = number * self.block
+            chosen = self.links(range(start, min(start + self.block, self.n_devices)), of_links)
+            rows = RateRows(np.ascontiguousarray(chosen.rates_bps.T), chosen.step_s)
+            done.append(_Block(settings, ladders, chosen, rows, demand, of_pauses).run())
+            if stopping():
+                break
+        devices = _joined(done)
+        in_time = devices.first_s <= settings.deadline_s
+        return FleetResult(
+            devices, len(ladders[1].bits) - 1, in_time, demand.looks, demand.sent_bps
+        )
 
 
 def _joined(parts: list[DeviceArrays]) -> DeviceArrays:
@@ -241,14 +257,14 @@ def _joined(parts: list[DeviceArrays]) -> DeviceArrays:
 
 
 class _Demand:
-    """What the server is asked for in each second."""
+    """What the server is asked for in each second, in whole bits: they add up in any order."""
 
     def __init__(self, seconds: int) -> None:
-        self.looks = np.zeros(seconds, np.intp)
-        self._changes_bps = np.zeros(seconds + 2)
+        self.looks = np.zeros(seconds, np.int64)
+        self._changes_bps = np.zeros(seconds + 2, np.int64)
 
     @property
-    def sent_bps(self) -> FloatArray:
+    def sent_bps(self) -> IntArray:
         return np.cumsum(self._changes_bps)[: len(self.looks)]
 
     def look(self, at_s: FloatArray) -> None:
@@ -259,7 +275,7 @@ class _Demand:
         last = len(self.looks)
         first = np.minimum(from_s.astype(np.intp), last)
         end = np.floor(to_s).astype(np.intp) + 1
-        share = bits / np.maximum(end - first, 1)
+        share = np.rint(bits / np.maximum(end - first, 1)).astype(np.int64)
         np.add.at(self._changes_bps, first, share)
         np.add.at(self._changes_bps, np.minimum(end, last + 1), -share)
 
@@ -410,15 +426,3 @@ def _measured(known: FloatArray, fetch: _Fetch) -> FloatArray:
     new = fetch.bits / np.where(counts, fetch.elapsed_s, 1.0)
     mixed = np.where(np.isnan(known), new, (1.0 - _NEW_SHARE) * known + _NEW_SHARE * new)
     return np.where(counts, mixed, known)
-
-
-def _mean_and_peak(values: FloatArray | IntArray) -> dict[str, float]:
-    return {"mean": round(float(values.mean()), 1), "peak": round(float(values.max()), 1)}
-
-
-def _quantiles(values: FloatArray) -> dict[str, float | None]:
-    known = values[~np.isnan(values)]
-    if not known.size:
-        return {"p50": None, "p95": None}
-    p50, p95 = np.quantile(known, [0.5, 0.95])
-    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}

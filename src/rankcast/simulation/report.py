@@ -12,6 +12,13 @@ import numpy as np
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +26,7 @@ from rankcast.records import FloatArray
 from rankcast.simulation.fleet import FleetResult
 from rankcast.simulation.links import Links
 from rankcast.simulation.results import DeviceResult, SimulationResult
+from rankcast.simulation.sums import FleetSums
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _SPARK_COLUMNS = 6
@@ -105,11 +113,42 @@ def csv_of(result: SimulationResult) -> str:
     return text.getvalue()
 
 
-def print_fleet(fleet: FleetResult, links: Links, words: str) -> None:
+class FleetProgress:
+    """A bar on standard error while devices are computed, if that is a terminal.
+
+    Args:
+        n_devices: of the fleet.
+        hidden: whether to draw nothing.
+    """
+
+    def __init__(self, n_devices: int, *, hidden: bool = False) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("devices"), BarColumn(bar_width=20), MofNCompleteColumn(),
+            TimeRemainingColumn(), console=console, transient=True,
+            disable=hidden or not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=n_devices)
+
+    def __enter__(self) -> Self:
+        """Begin to draw."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop drawing."""
+        self._bar.stop()
+
+    def advance(self, n_devices: int) -> None:
+        """Move by some devices."""
+        self._bar.advance(self._task, n_devices)
+
+
+def print_fleet(fleet: FleetSums, links: Links, words: str) -> None:
     """Print what came out of simulated time.
 
     Args:
-        fleet: its result.
+        fleet: sums over its devices.
         links: of some of the devices.
         words: what the links are.
     """
@@ -125,18 +164,27 @@ def print_fleet(fleet: FleetResult, links: Links, words: str) -> None:
     console.print(f"Links: {words}; median {links.median_bps / 1e3:,.1f} kbit/s.")
 
 
-def csv_of_fleet(fleet: FleetResult) -> str:
-    """Return a row for each device, as CSV; empty fields for what never happened."""
+FLEET_COLUMNS = (
+    "device", "first_usable_s", "best_s", "in_time", "updated_s", "version", "n_rungs",
+    "received_bits", "link_bits", "n_syncs", "failures",
+)  # fmt: skip
+
+
+def rows_of_fleet(fleet: FleetResult, first: int = 0) -> str:
+    """Return a row for each device, as CSV without a head; empty fields for what never happened.
+
+    Args:
+        fleet: some devices.
+        first: number of the first.
+    """
     d, text = fleet.devices, io.StringIO()
-    columns = {
-        "device": np.arange(d.n), "first_usable_s": d.first_s, "best_s": d.best_s,
-        "in_time": fleet.in_time, "updated_s": d.updated_s, "version": d.version,
-        "n_rungs": d.n_chunks, "received_bits": d.received_bits.astype(np.int64),
-        "link_bits": d.link_bits.astype(np.int64), "n_syncs": d.n_syncs, "failures": d.n_late,
-    }  # fmt: skip
+    columns = (
+        np.arange(first, first + d.n), d.first_s, d.best_s, fleet.in_time, d.updated_s, d.version,
+        d.n_chunks, d.received_bits.astype(np.int64), d.link_bits.astype(np.int64), d.n_syncs,
+        d.n_late,
+    )  # fmt: skip
     writer = csv.writer(text)
-    writer.writerow(columns)
-    for row in zip(*(values.tolist() for values in columns.values()), strict=True):
+    for row in zip(*(values.tolist() for values in columns), strict=True):
         writer.writerow("" if value != value else value for value in row)  # noqa: PLR0124 NaN
     return text.getvalue()
 

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from rankcast.errors import ConfigError, nearest
 from rankcast.server.registry import DEVICES, Device, Registry, as_device
@@ -91,7 +92,6 @@ _HERE = MEMBERS.c.rollout == sa.bindparam("rollout")
 _FELL_SILENT = (MEMBERS.c.state == "offered") & (MEMBERS.c.seen_s < sa.bindparam("silent_s"))
 _BY_STATE = sa.select(MEMBERS.c.stage, MEMBERS.c.state, sa.func.count()).where(_HERE)
 _BY_STATE = _BY_STATE.group_by(MEMBERS.c.state, MEMBERS.c.stage)
-_FELL_SILENT = (MEMBERS.c.state == "offered") & (MEMBERS.c.seen_s < sa.bindparam("silent_s"))
 _SILENT = sa.select(MEMBERS.c.stage, sa.func.count()).where(_HERE, _FELL_SILENT)
 _SILENT = _SILENT.group_by(MEMBERS.c.stage)
 _ANY_FAILED = sa.select(1).where(_HERE, MEMBERS.c.state.in_((*FAILURES, "offered"))).limit(1)
@@ -103,11 +103,23 @@ _AT_ONCE = 500
 _OF_DEVICES = sa.select(MEMBERS).where(
     _HERE, MEMBERS.c.device.in_(sa.bindparam("devices", expanding=True))
 )
-_MEMBER = sa.select(MEMBERS).where(_HERE, MEMBERS.c.device == sa.bindparam("device"))
 _ALL = sa.select(ROLLOUTS).order_by(ROLLOUTS.c.number.desc())
 _OF_ADAPTER = _ALL.where(ROLLOUTS.c.adapter == sa.bindparam("adapter"))
 _THIS_PIN = (PINS.c.device == sa.bindparam("device")) & (PINS.c.adapter == sa.bindparam("adapter"))
 _PIN = sa.select(PINS.c.version).where(_THIS_PIN)
+_ITSELF = sa.select(sa.bindparam("device", type_=sa.String(64)).label("name")).subquery()
+_THIS_MEMBER = (MEMBERS.c.rollout == ROLLOUTS.c.number) & (MEMBERS.c.device == _ITSELF.c.name)
+_KNOWN = sa.select(PINS.c.version, DEVICES.c.groups, DEVICES.c.time_zone)
+_KNOWN = _KNOWN.add_columns(*ROLLOUTS.c, *MEMBERS.c).select_from(
+    _ITSELF.outerjoin(PINS, _THIS_PIN)
+    .outerjoin(DEVICES, DEVICES.c.name == _ITSELF.c.name)
+    .outerjoin(ROLLOUTS, ROLLOUTS.c.adapter == sa.bindparam("adapter"))
+    .outerjoin(MEMBERS, _THIS_MEMBER)
+)
+_KNOWN = _KNOWN.order_by(ROLLOUTS.c.number.desc())
+"""All that a question needs: one row at least, and one for each rollout, the newest first."""
+_ROLLOUT_AT, _MEMBER_AT = 3, 3 + len(ROLLOUTS.c)
+"""Where the columns of a rollout begin, and those of a device in it."""
 
 
 class UnknownRolloutError(ConfigError):
@@ -358,29 +370,30 @@ class Rollouts:
             active: the version that it has; None if it has none, or does not say.
             rejected: versions that failed their proof on it.
         """
-        question = _Question(device, adapter, now_s, published, active, rejected)
-        with self._registry.reading() as connection:
-            pin = _pin(connection, device, adapter)
-            if pin is not None:
-                return _held_to(published, pin, f"{device} is pinned to version {pin}.")
-            rollouts = _rollouts(connection, adapter)
-            if not rollouts:
-                return Assignment()
-            answer, row = question.answered(connection, rollouts)
-        if rollouts[0].is_open and self._is_due(rollouts[0].number, now_s):
-            self.look(rollouts[0].number, now_s, published)
+        question = _Question(device, now_s, published, active, rejected)
+
+        def known() -> _Known:
             with self._registry.reading() as connection:
-                answer, row = question.answered(connection)
-        if row is None:
+                return _known(connection, device, adapter)
+
+        def keep(connection: sa.Connection) -> tuple[Assignment, Member | None]:
+            now = _known(connection, device, adapter)
+            answer, member = question.answered(now)
+            if member is not None:
+                _put_member(connection, now.rollouts[0][0].number, member)
+            return answer, member
+
+        before = known()
+        if self._is_due(before, now_s):
+            self.look(before.rollouts[0][0].number, now_s, published)
+            before = known()
+        answer, member = question.answered(before)
+        if member is None:
             return answer
-        with self._registry.writing() as connection:  # as things are now that it is our turn
-            answer, row = question.answered(connection)
-            if row is not None:
-                _put_member(connection, row)
-        if row is not None and row["state"] in FAILURES:
-            self.look(int(row["rollout"]), now_s, published)
-            with self._registry.reading() as connection:
-                answer, _ = question.answered(connection)
+        answer, member = self._registry.in_turn(keep)  # as things are now that it is our turn
+        if member is not None and member.state in FAILURES:
+            self.look(before.rollouts[0][0].number, now_s, published)
+            answer, _ = question.answered(known())
         return answer
 
     def report(
@@ -404,18 +417,20 @@ class Rollouts:
             message: of the report.
         """
         with self._registry.reading() as connection:
-            if not _rollouts(connection, adapter):
+            if not _known(connection, device, adapter).rollouts:
                 return None
-        with self._registry.writing() as connection:
-            found = _newest_of(connection, adapter, device)
-            if found is None:
+
+        def keep(connection: sa.Connection) -> int | None:
+            rollout, member = _known(connection, device, adapter).rollouts[0]
+            if member is None:
                 return None
-            rollout, member = found
             seen = replace(member, seen_s=now_s) if member.offered_s is not None else member
             after = reported(rollout, seen, version, event, message[:_LONGEST_MESSAGE])
             if after != member:
-                _put_member(connection, _member_row(rollout.number, after))
-        return rollout.number if after.state in FAILURES and rollout.is_open else None
+                _put_member(connection, rollout.number, after)
+            return rollout.number if after.state in FAILURES and rollout.is_open else None
+
+        return self._registry.in_turn(keep)
 
     def pin(self, device: str, adapter: str, version: int, published: Published) -> None:
         """Keep a device on a version whatever is rolled out.
@@ -447,10 +462,49 @@ class Rollouts:
             connection.execute(sa.delete(PINS).where(_THIS_PIN), here)
         return version
 
-    def _is_due(self, number: int, now_s: float) -> bool:
+    def _is_due(self, known: _Known, now_s: float) -> bool:
         """Return whether it is time for a look; at once where the clock was set back."""
-        passed_s = now_s - self._looked_s.get(number, -LOOK_EVERY_S)
+        if known.pin is not None or not known.rollouts or not known.rollouts[0][0].is_open:
+            return False
+        passed_s = now_s - self._looked_s.get(known.rollouts[0][0].number, -LOOK_EVERY_S)
         return not 0.0 <= passed_s < LOOK_EVERY_S
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the database says of a device and an adapter.
+
+    Attributes:
+        groups: of the device.
+        time_zone: likewise.
+        pin: version that it is kept on; None for none.
+        rollouts: of the adapter, the newest first, as far back as one that every device has gone
+            through; each with the device in it, if there is a row.
+        baseline: the version before the first of all rollouts; 0 without any.
+    """
+
+    groups: tuple[str, ...]
+    time_zone: str
+    pin: int | None
+    rollouts: tuple[tuple[Rollout, Member | None], ...]
+    baseline: int
+
+
+def _known(connection: sa.Connection, device: str, adapter: str) -> _Known:
+    """Read it, in one query: devices ask all the time."""
+    rows: Any = connection.execute(_KNOWN, {"device": device, "adapter": adapter}).all()
+    pin, groups, zone = rows[0][:_ROLLOUT_AT]
+    found: list[tuple[Rollout, Member | None]] = []
+    for row in rows:
+        if row[_ROLLOUT_AT] is None:
+            break
+        member = None if row[_MEMBER_AT] is None else Member(*row[_MEMBER_AT + 1 :])
+        found.append((_as_rollout(row[_ROLLOUT_AT:_MEMBER_AT]), member))
+        if _is_everywhere(found[-1][0]):
+            break
+    baseline = _as_rollout(rows[-1][_ROLLOUT_AT:_MEMBER_AT]).order.before if found else 0
+    groups = tuple(json.loads(groups or "[]"))
+    return _Known(groups, zone or "UTC", pin, tuple(found), baseline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,30 +512,25 @@ class _Question:
     """A device's question; see `Rollouts.assign`."""
 
     device: str
-    adapter: str
     now_s: float
     published: Published
     active: int | None
     rejected: AbstractSet[int]
 
-    def answered(
-        self, connection: sa.Connection, rollouts: Sequence[Rollout] = ()
-    ) -> tuple[Assignment, dict[str, Any] | None]:
-        """Return the answer, and the row to keep of the device; None if nothing is new."""
-        known = _devices(connection, [self.device]).get(self.device)
-        groups = () if known is None else known.groups
-        zone = "UTC" if known is None else known.time_zone
-        rollouts = rollouts or _rollouts(connection, self.adapter)
-        baseline = rollouts[-1].order.before
-        valid = _still_valid(rollouts)
-        ended = [(r, _member(connection, r.number, self.device)) for r in valid]
-        newest, kept = ended[0]
-        settled = settled_version(ended[1:], self.device, groups, baseline)
-        member = kept or joining(newest, self.device, groups, settled)
+    def answered(self, known: _Known) -> tuple[Assignment, Member | None]:
+        """Return the answer, and what to keep of the device; None if nothing is new."""
+        if known.pin is not None:
+            words = f"{self.device} is pinned to version {known.pin}."
+            return _held_to(self.published, known.pin, words), None
+        if not known.rollouts:
+            return Assignment(), None
+        newest, kept = known.rollouts[0]
+        settled = settled_version(known.rollouts[1:], self.device, known.groups, known.baseline)
+        member = kept or joining(newest, self.device, known.groups, settled)
         if member is None:
             return _held_to(self.published, settled, "No rollout is for this device."), None
         new = asked(newest, member, active=self.active, rejected=self.rejected)
-        told = version_told(newest, new, self.now_s, active=self.active, time_zone=zone)
+        told = version_told(newest, new, self.now_s, active=self.active, time_zone=known.time_zone)
         is_told = told == newest.order.version and told in self.published.versions
         if not is_told and told == newest.order.version:
             told = new.before
@@ -492,7 +541,7 @@ class _Question:
             new = replace(new, seen_s=self.now_s)
         words = f"Rollout {newest.number} to version {newest.order.version} is {newest.state}."
         answer = replace(_held_to(self.published, told, words), rollout=newest.number)
-        return answer, None if new == kept else _member_row(newest.number, new)
+        return answer, None if new == kept else new
 
     def _was_long_ago(self, rollout: Rollout, member: Member) -> bool:
         passed_s = abs(self.now_s - (member.seen_s or 0.0))
@@ -511,16 +560,17 @@ def _has(published: Published, order: Order) -> bool:
     return order.version in published.versions
 
 
-def _still_valid(rollouts: Sequence[Rollout]) -> list[Rollout]:
+def _is_everywhere(rollout: Rollout) -> bool:
+    """Return whether every device has gone through it, so that none before it counts."""
+    target = rollout.order.target
+    is_all = not target.groups and not target.devices and target.share == 1.0
+    return rollout.state == "done" and is_all
+
+
+def _still_valid(rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
     """Return rollouts, the newest first, as far back as one that every device has gone through."""
-    valid = []
-    for rollout in rollouts:
-        valid.append(rollout)
-        target = rollout.order.target
-        is_all = not target.groups and not target.devices and target.share == 1.0
-        if rollout.state == "done" and is_all:
-            break
-    return valid
+    ends = [k for k, rollout in enumerate(rollouts, 1) if _is_everywhere(rollout)]
+    return rollouts[: ends[0]] if ends else rollouts
 
 
 def _meant(connection: sa.Connection, order: Order) -> dict[str, tuple[str, ...]]:
@@ -577,20 +627,6 @@ def _rollouts(connection: sa.Connection, adapter: str | None) -> list[Rollout]:
 def _members(connection: sa.Connection, number: int) -> dict[str, Member]:
     rows = connection.execute(sa.select(MEMBERS).where(MEMBERS.c.rollout == number)).all()
     return {row.device: _as_member(row) for row in rows}
-
-
-def _member(connection: sa.Connection, number: int, device: str) -> Member | None:
-    row = connection.execute(_MEMBER, {"rollout": number, "device": device}).one_or_none()
-    return None if row is None else _as_member(row)
-
-
-def _newest_of(
-    connection: sa.Connection, adapter: str, device: str
-) -> tuple[Rollout, Member] | None:
-    """Return the newest rollout of an adapter if a device is part of it."""
-    rollout = _rollouts(connection, adapter)[0]
-    member = _member(connection, rollout.number, device)
-    return None if member is None else (rollout, member)
 
 
 def _pin(connection: sa.Connection, device: str, adapter: str) -> int | None:
@@ -659,10 +695,15 @@ def compare_and_set(connection: sa.Connection, before: Rollout, after: Rollout) 
     return after
 
 
-def _put_member(connection: sa.Connection, row: Mapping[str, Any]) -> None:
-    here = (MEMBERS.c.rollout == row["rollout"]) & (MEMBERS.c.device == row["device"])
-    if connection.execute(sa.update(MEMBERS).where(here).values(**row)).rowcount == 0:
-        connection.execute(sa.insert(MEMBERS).values(**row))
+def _put_member(connection: sa.Connection, number: int, member: Member) -> None:
+    connection.execute(_upsert(connection.dialect.name), _member_row(number, member))
+
+
+@cache
+def _upsert(dialect: str) -> Any:
+    new = (postgresql if dialect == "postgresql" else sqlite).insert(MEMBERS)
+    columns = {name: new.excluded[name] for name in _MEMBER_FIELDS if name != "device"}
+    return new.on_conflict_do_update(index_elements=["rollout", "device"], set_=columns)
 
 
 def _member_row(number: int, member: Member) -> dict[str, Any]:
@@ -674,8 +715,8 @@ def _as_member(row: Any) -> Member:
 
 
 def _as_rollout(row: Any) -> Rollout:
-    state = {name: getattr(row, name) for name in _STATE_FIELDS}
-    return Rollout(row.number, _order_of(row.plan), **state)
+    number, _, plan, *state = row  # columns of `ROLLOUTS` and fields stand in one order
+    return Rollout(number, _order_of(plan), *state)
 
 
 @lru_cache(256)
