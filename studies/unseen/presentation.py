@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,13 @@ LABELS = {
     "uniform": "all components at one step",
     "kinds": "weights by kind of projection",
     "learned": "learned weights",
-    "texts": "steps by sensitivity to texts (`pack --texts`)",
+    "texts": "steps by sensitivity to texts",
     "measured": "weights measured on this adapter",
     "solved": "levels by exact solver, losses measured",
+    "better": "better ones of two files (`pack --texts --level-texts 0`)",
+    "alone": "levels near the size, measured beside the whole adapter",
+    "levels": "levels near the size, measured both ways",
+    "pack": "best ones of three files (`pack --texts`)",
 }
 LEAST = 1e-6
 """Of a divergence [nats] before its logarithm is taken."""
@@ -32,7 +37,7 @@ LEAST = 1e-6
 def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     """Compare every planner with today's, paired by adapter and size."""
     del inputs
-    judged = [row for row in result.rows if row.job.settings["kind"] == "judge"]
+    judged = joined([row for row in result.rows if row.job.settings["kind"] != "measure"])
     measured = [row for row in result.rows if row.job.settings["kind"] == "measure"]
     tables = [_sensitivities(measured)] if measured else []
     if not judged:
@@ -44,9 +49,25 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
         _ahead(judged, ("texts", ""), TODAY),
         _ahead(judged, ("measured", ""), TODAY),
         _ahead(judged, ("solved", ""), TODAY),
+        _ahead(judged, ("levels", ""), ("solved", "")),
+        _ahead(judged, ("levels", ""), ("alone", "")),
+        _ahead(judged, ("levels", ""), ("uniform", "")),
+        _ahead(judged, ("pack", ""), ("better", "")),
+        _ahead(judged, ("pack", ""), TODAY),
     ]
     tables = [_by_size(judged), _explained(judged), *tables]
     return Presentation(tuple(c for c in claims if c is not None), tuple(tables))
+
+
+def joined(rows: Sequence[Row]) -> list[Row]:
+    """Return a row for each adapter, with the files of all its jobs."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        name = row.job.name.partition("-")[2]
+        before = found[name].values if name in found else {"files": []}
+        files = [*before["files"], *row.values["files"]]
+        found[name] = replace(row, values={**before, **row.values, "files": files})
+    return list(found.values())
 
 
 Key = tuple[str, str]
@@ -163,7 +184,7 @@ def _explained(rows: Sequence[Row]) -> Table:
     for planner in ("kinds", "learned"):
         for split, word in NEW.items():
             name = f"{planner}, {split}"
-            known = [row for row in rows if name in row.values["explained"]]
+            known = [row for row in rows if name in row.values.get("explained", {})]
             if known:
                 share = estimate_of([100 * row.values["explained"][name] for row in known])
                 n = np.mean([row.values["teachers"][split] for row in known])

@@ -11,6 +11,7 @@ from rankcast.codec.packing import Source
 from rankcast.codec.planner import pack_within
 from rankcast.codec.target import pack_into
 from rankcast.errors import InfeasibleDeadlineError, InfeasibleSizeError
+from rankcast.packaging.texts import LEVEL_TEXTS
 from studies.harness.spec import Job, RunContext, Scale, Study
 from studies.unseen.adapters import AdapterSpec, config_of, specs, splits_of, trained
 from studies.unseen.files import solved_file, weighted_file
@@ -29,7 +30,11 @@ LEARNERS = {"kinds": by_kind, "learned": by_weights}
 
 
 def jobs(scale: Scale) -> Sequence[Job]:
-    """Return a job for each adapter, and one that judges its files by what the others teach."""
+    """Return three jobs for each adapter.
+
+    One trains and measures it, one judges its files by what the others teach, and one those of
+    `pack --texts`.
+    """
     everything = specs(scale)
     plain = [(spec, spec.to_plain()) for spec in everything]
     measure = [Job(f"measure-{s.name}", s.seed, {"kind": "measure", **p}) for s, p in plain]
@@ -37,7 +42,9 @@ def jobs(scale: Scale) -> Sequence[Job]:
         Job(f"judge-{s.name}", s.seed, {"kind": "judge", "sizes": list(BITS_PER_NUMBER), **p})
         for s, p in reversed(plain)  # the last are measured while files of others are judged
     ]
-    return [*measure, *judge]
+    more = {"kind": "levels", "sizes": list(BITS_PER_NUMBER), "texts": LEVEL_TEXTS}
+    levels = [Job(f"levels-{s.name}", s.seed, {**more, **p}) for s, p in plain]
+    return [*measure, *judge, *levels]
 
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
@@ -49,6 +56,8 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
     spec = known[job.name.partition("-")[2]]
     if job.settings["kind"] == "measure":
         return measured(spec, context).to_plain()
+    if job.settings["kind"] == "levels":
+        return _judge_levels(spec, job, context)
     taught = {
         split: [measured(s, context) for s in teachers(spec, split, tuple(known.values()))]
         for split in SPLITS
@@ -100,6 +109,29 @@ def _judge(
         "penalties": {f"{name}, {split}": w.penalty for (name, split), w in found.items()},
         "teachers": {split: len(some) for split, some in taught.items()},
     }
+
+
+def _judge_levels(spec: AdapterSpec, job: Job, context: RunContext) -> dict[str, Any]:
+    """Return what the files of `pack --texts` lose, with levels measured and without."""
+    from rankcast.learner.qat import learner_for  # noqa: PLC0415 torch
+    from studies.unseen.answers import Answers  # noqa: PLC0415 torch
+    from studies.unseen.level_files import files_with_levels  # noqa: PLC0415 torch
+
+    splits, config = splits_of(spec, context), config_of(spec, context)
+    whole, offsets = trained(spec, splits, context), measured(spec, context).offsets
+    source, answers = source_of(whole), Answers(config, splits, whole)
+    asked, known = answers.texts(splits.test), answers.texts(splits.validation)
+    learner, files = learner_for(whole, config, splits), []
+    for size in job.settings["sizes"]:
+        found = files_with_levels(
+            learner, replace(source, offsets=offsets), int(size * whole_numbers(source) / 8),
+            job.settings["texts"], lambda file: answers.judge(known, file.tensors()).loss,
+        )  # fmt: skip
+        for planner, file in found.items():
+            files.append({"planner": planner, "split": "", "size": size,
+                          "bytes": file.n_bits // 8,
+                          **asdict(answers.judge(asked, file.tensors()))})  # fmt: skip
+    return {"files": files}
 
 
 def whole_numbers(source: Source) -> int:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from helpers.codec import random_adapter
 from rankcast.codec.header import BaseModel
-from rankcast.codec.levels import Levels, _hull, _thinned, file_of
+from rankcast.codec.levels import Levels, file_of, hull, thinned
 from rankcast.codec.packing import Source
 from rankcast.codec.planner import Spreads
 from rankcast.errors import ConfigError
@@ -22,14 +22,14 @@ GAINS = np.array([[0.0, 5, 9], [0.0, 4, 5]])
 def test_hull_by_hand() -> None:
     # (4, 4) gains 1 a bit; from there (10, 5) gains 1/6, and (30, 9) 5/26, which is more: (10, 5)
     # lies below. (16, 5) is beaten by (10, 5).
-    assert _hull(BITS, GAINS).tolist() == [[0, 0, 0, 0], [4, 4, 1, 1], [30, 9, 0, 2]]
+    assert hull(BITS, GAINS).tolist() == [[0, 0, 0, 0], [4, 4, 1, 1], [30, 9, 0, 2]]
 
 
 def test_what_a_mixture_comes_nearest_to_is_left_out() -> None:
     points = np.array([[0.0, 0, 0, 0], [1, 10, 0, 1], [2, 15, 0, 2], [4, 16, 0, 3], [8, 17, 0, 4]])
     # At 1 bit a mixture of its neighbours has 7.5 of 10, at 2 bits 12 of 15, at 4 bits 15.67 of 16.
-    assert _thinned(points, 3)[:, 0].tolist() == [0, 1, 2, 8]
-    assert _thinned(points, 6)[:, 0].tolist() == [0, 1, 2, 4, 8, 8, 8]
+    assert thinned(points, 3)[:, 0].tolist() == [0, 1, 2, 8]
+    assert thinned(points, 6)[:, 0].tolist() == [0, 1, 2, 4, 8, 8, 8]
 
 
 @settings(max_examples=30, deadline=None)

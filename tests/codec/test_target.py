@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.codec import random_adapter
 from rankcast.codec.container import Container, pack_at_exponent, read_container
 from rankcast.codec.header import BaseModel
-from rankcast.codec.losses import Losses, Rounding, lost_energy, squared_error
+from rankcast.codec.losses import Losses, Rounding, left_of, lost_energy, squared_error
 from rankcast.codec.packing import Source, exponent_of_quality
 from rankcast.codec.planner import pack_within
 from rankcast.codec.quantiser import step_of
@@ -67,10 +67,10 @@ def test_nothing_is_lost_of_what_has_no_energy() -> None:
 
 def test_a_dead_zone_by_hand() -> None:
     values = np.array([[0.45, 0.55, 0.65, -0.7, 1.2, -1.6]], np.float32)  # in steps of 3^0
-    assert Rounding(0).indices(values, (), 0).tolist() == [[0, 1, 1, -1, 1, -2]]
-    assert Rounding(0, 0.6).indices(values, (), 0).tolist() == [[0, 0, 1, -1, 1, -2]]
+    assert Rounding(0).indices(values).tolist() == [[0, 1, 1, -1, 1, -2]]
+    assert Rounding(0, 0.6).indices(values).tolist() == [[0, 0, 1, -1, 1, -2]]
     # An exponent of -6 is a third: these are 1.35 to 4.8 steps.
-    assert Rounding(0, 0.6).indices(values, (-6,), 0).tolist() == [[1, 2, 2, -2, 4, -5]]
+    assert Rounding(0, 0.6).above(-6).indices(values).tolist() == [[1, 2, 2, -2, 4, -5]]
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -86,7 +86,7 @@ def test_the_table_is_what_files_lose(lazy: bool) -> None:
     assert losses.energies == pytest.approx(losses.errors[0, :, 0])
     for j, rounding in enumerate(roundings):
         for ranks in ((3, 0, 2), (2, 0, 1), (0, 0, 2)):
-            sent = rounding.left_of(tensors, ranks, offsets)
+            sent = left_of(tensors, ranks, [rounding.above(offset) for offset in offsets])
             container = pack_at_exponent(source_of(sent, offsets=offsets), rounding.exponent, 1, 1)
             decoded = container.tensors()
             expected = sum(map(squared_error, tensors.factors, decoded.factors))

@@ -21,7 +21,7 @@ from studies.harness.store import jobs_of
 from studies.unseen.adapters import specs
 from studies.unseen.files import solved_file, weighted_file
 from studies.unseen.measured import FEATURES, Measured, at_level, features, levels_of, source_of
-from studies.unseen.presentation import gains, less, present
+from studies.unseen.presentation import LABELS, gains, joined, less, present
 from studies.unseen.study import SPLITS, STUDY, teachers
 from studies.unseen.weights import by_kind, by_weights, explained, learn, target
 
@@ -191,18 +191,26 @@ def test_no_judged_adapter_is_seen_in_learning() -> None:
 def test_every_adapter_is_measured_and_judged() -> None:
     jobs = jobs_of(STUDY, "default")
     names = [s.name for s in specs("default")]
-    expected = [*(f"measure-{n}" for n in names), *(f"judge-{n}" for n in reversed(names))]
+    expected = [
+        *(f"measure-{n}" for n in names),
+        *(f"judge-{n}" for n in reversed(names)),
+        *(f"levels-{n}" for n in names),
+    ]
     assert [job.name for job in jobs] == expected
 
 
-def judged(divergences: dict[tuple[str, str], float], seed: int = 0) -> Row:
-    job = next(j for j in jobs_of(STUDY, "default") if j.name.startswith("judge"))
+def judged(divergences: dict[tuple[str, str], float], seed: int = 0, kind: str = "judge") -> Row:
+    (job,) = (
+        j for j in jobs_of(STUDY, "default") if j.name == f"{kind}-{specs('default')[seed].name}"
+    )
     files: list[dict[str, Any]] = [
         {"planner": p, "split": s, "size": size, "bytes": 100, "divergence": d * size,
          "loss": 0.5, "accuracy": 0.75}
         for (p, s), d in divergences.items() for size in (0.1, 0.2)
     ]  # fmt: skip
-    values = {"files": files, "explained": {"kinds, seed": 0.25}, "teachers": {"seed": 5}}
+    values: dict[str, Any] = {"files": files}
+    if kind == "judge":
+        values |= {"explained": {"kinds, seed": 0.25}, "teachers": {"seed": 5}}
     return Row(replace(job, seed=seed), values, 1.0, 1.0, "cpu", {})
 
 
@@ -211,6 +219,20 @@ def test_gains_are_logarithms_of_ratios_paired_by_size() -> None:
     assert gains(rows, ("learned", "seed"), ("today", "")) == pytest.approx([math.log(2)])
     assert gains(rows, ("solved", ""), ("today", "")) == []
     assert less(math.log(2)) == pytest.approx(50.0)
+
+
+def test_files_of_an_adapter_are_compared_whichever_job_made_them() -> None:
+    rows = [
+        judged({("today", ""): 0.2}), judged({("today", ""): 0.4}, 1),
+        judged({("pack", ""): 0.1}, kind="levels"), judged({("pack", ""): 0.1}, 1, "levels"),
+        judged({("pack", ""): 0.1}, 2, "levels"),
+    ]  # fmt: skip
+    together = joined(rows)
+    assert gains(together, ("pack", ""), ("today", "")) == pytest.approx([math.log(2), math.log(4)])
+    assert together[0].values["explained"] == {"kinds, seed": 0.25}
+    (claim,) = present(Result("unseen", "default", "", tuple(rows)), {}).claims
+    ours, theirs = LABELS["pack"].capitalize(), LABELS["today"]
+    assert claim.claim == f"{ours} lose less than {theirs}."
 
 
 def test_readers_see_who_loses_less() -> None:

@@ -86,14 +86,24 @@ def load_tensors(adapter: ElasticAdapter, tensors: AdapterTensors) -> None:
     unknown = sorted(tensors.modules.keys() - extra.keys())
     if unknown:
         raise ModelError(f"This adapter has no module for {', '.join(unknown)}.")
-    for (Q, lam, P), f in zip(adapter.factors(), tensors.factors, strict=True):
-        for parameter in (Q, P):
-            parameter.zero_()
-        P[:, : f.rank] = torch.from_numpy(f.left).to(P)
-        Q[: f.rank] = torch.from_numpy(f.right).to(Q)
-        lam.fill_(1.0 / adapter.scale)
+    for i, factors in enumerate(tensors.factors):
+        load_factors(adapter, i, factors)
     load_modules(adapter, tensors)
     adapter.set_ranks(tensors.ranks)
+
+
+@torch.no_grad()
+def load_factors(adapter: ElasticAdapter, i: int, factors: Factors) -> None:
+    """Put factors into one projection, components beyond their rank at zero; s·Λ becomes 1.
+
+    The active ranks stay as they are.
+    """
+    Q, lam, P = adapter.factors()[i]
+    for parameter in (Q, P):
+        parameter.zero_()
+    P[:, : factors.rank] = torch.from_numpy(factors.left).to(P)
+    Q[: factors.rank] = torch.from_numpy(factors.right).to(Q)
+    lam.fill_(1.0 / adapter.scale)
 
 
 @torch.no_grad()

@@ -86,6 +86,29 @@ class LiveProgress:
         )
 
 
+class PassProgress:
+    """A bar of forward passes, which appears with the first.
+
+    Args:
+        console: where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        columns = TextColumn("measuring levels"), BarColumn(bar_width=20), MofNCompleteColumn()
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
+        self._task = self._progress.add_task("")
+
+    def close(self) -> None:
+        """Stop drawing."""
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    def on_pass(self, done: int, total: int) -> None:
+        """Show how many of all passes are done."""
+        self._progress.start()
+        self._progress.update(self._task, completed=done, total=total)
+
+
 class SizeProgress:
     """A bar with a running mean of the loss and the bytes that the file would have.
 

@@ -85,7 +85,7 @@ class Levels:
         values = cumulative(worth * spreads.kept_share(each))
         bits = np.ceil(cumulative(spreads.component_bits(each).astype(np.float64)))
         points = [
-            _thinned(_hull(bits[:, n], values[:, n]), n_levels) for n in range(len(worth))
+            thinned(hull(bits[:, n], values[:, n]), n_levels) for n in range(len(worth))
         ]  # each (K + 1, 4): bits, gain, place of the exponent, rank
         table = np.array(points)
         at = table[..., 2].astype(np.int64)
@@ -160,7 +160,7 @@ def _energies(spreads: Spreads) -> FloatArray:
     return np.square(spreads.left * spreads.right) * widths[:, None]
 
 
-def _hull(bits: FloatArray, gains: FloatArray) -> FloatArray:
+def hull(bits: FloatArray, gains: FloatArray) -> FloatArray:
     """Return (H, 4) bits, gain, place of the exponent and rank along the upper hull, from nothing.
 
     Args:
@@ -183,13 +183,13 @@ def _slope(one: FloatArray, other: FloatArray) -> float:
     return (other[1] - one[1]) / max(other[0] - one[0], 1e-9)
 
 
-def _thinned(hull: FloatArray, n_levels: int) -> FloatArray:
+def thinned(points: FloatArray, n_levels: int) -> FloatArray:
     """Return nothing and `n_levels` points of a hull; the last one again where there are fewer.
 
     Again and again the point is left out whose gain a mixture of its neighbours comes nearest to,
     as a share of its own, so that coarse levels are as dense as fine ones.
     """
-    kept = list(hull)
+    kept = list(points)
     while len(kept) > n_levels + 1:
         missed = [
             (b[1] - (a[1] + _slope(a, c) * (b[0] - a[0]))) / max(b[1], 1e-300)

@@ -43,40 +43,53 @@ class Rounding:
     exponent: int
     dead_zone: float = PLAIN
 
-    def left_of(
-        self, tensors: AdapterTensors, ranks: Sequence[int], offsets: Sequence[int]
-    ) -> AdapterTensors:
-        """Return an adapter with zeros for what is not sent, so that plain rounding gives the rest.
+    @property
+    def step(self) -> np.float32:
+        """The step of the exponent."""
+        return step_of(self.exponent)
 
-        It has as many components as before, so that later versions can be coded beside it.
+    def above(self, offset: int) -> Rounding:
+        """Return the same at another step."""
+        return replace(self, exponent=self.exponent + offset)
 
-        Args:
-            tensors: the adapter.
-            ranks: (N,) components of each projection that are sent, the first ones.
-            offsets: of the exponents of projections; empty for none.
-        """
+    def cleared(self, values: Float32Array) -> Float32Array:
+        """Return numbers with zeros in the dead zone, as a copy."""
+        # Plain rounding does it itself, and ties are its business.
+        limit = 0.0 if self.dead_zone == PLAIN else self.dead_zone * float(self.step)
+        return np.where(np.abs(values) < limit, 0, values).astype(np.float32)
 
-        def cleared(i: int) -> Factors:
-            whole, r = tensors.factors[i], ranks[i]
-            limit = self.dead_zone * float(self.step(offsets, i))
-            if self.dead_zone == PLAIN:
-                limit = 0.0  # rounding does it, and ties are its business
-            left, right = (np.where(np.abs(x) < limit, 0, x) for x in (whole.left, whole.right))
-            left[:, r:], right[r:] = 0, 0
-            return Factors(left.astype(np.float32), right.astype(np.float32))
-
-        lazy = LazyFactors(tuple(tensors.ranks.tolist()), cleared)
-        keep = isinstance(tensors.factors, LazyFactors)
-        return replace(tensors, factors=lazy if keep else tuple(lazy))
-
-    def indices(self, values: Float32Array, offsets: Sequence[int], i: int) -> FloatArray:
-        """Return the indices of numbers of projection i."""
-        steps = values / np.float64(self.step(offsets, i))
+    def indices(self, values: Float32Array) -> FloatArray:
+        """Return the indices of numbers."""
+        steps = values / np.float64(self.step)
         return np.where(np.abs(steps) < self.dead_zone, 0.0, np.rint(steps))
 
-    def step(self, offsets: Sequence[int], i: int) -> np.float32:
-        """Return the step of projection i."""
-        return step_of(self.exponent + (offsets[i] if offsets else 0))
+    def decoded(self, indices: FloatArray) -> Float32Array:
+        """Return the numbers that a reader makes of indices."""
+        return indices.astype(np.float32) * self.step
+
+
+def left_of(
+    tensors: AdapterTensors, ranks: Sequence[int], roundings: Sequence[Rounding]
+) -> AdapterTensors:
+    """Return an adapter with zeros for what is not sent, so that plain rounding gives the rest.
+
+    It has as many components as before, so that later versions can be coded beside it.
+
+    Args:
+        tensors: the adapter.
+        ranks: components of each projection that are sent, the first ones.
+        roundings: of each projection.
+    """
+
+    def cleared(i: int) -> Factors:
+        whole, rounding = tensors.factors[i], roundings[i]
+        left, right = (rounding.cleared(x) for x in (whole.left, whole.right))
+        left[:, ranks[i] :], right[ranks[i] :] = 0, 0
+        return Factors(left, right)
+
+    lazy = LazyFactors(tuple(tensors.ranks.tolist()), cleared)
+    keep = isinstance(tensors.factors, LazyFactors)
+    return replace(tensors, factors=lazy if keep else tuple(lazy))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +124,9 @@ class Losses:
         for i, factors in enumerate(tensors.factors):
             energies[i] = squared_error(factors, _none_of(factors))
             for j, rounding in enumerate(roundings):
-                left = rounding.indices(factors.left, offsets, i)
-                right = rounding.indices(factors.right, offsets, i)
-                step = rounding.step(offsets, i)
-                rounded = Factors(*(x.astype(np.float32) * step for x in (left, right)))
+                own = rounding.above(offsets[i] if offsets else 0)
+                left, right = own.indices(factors.left), own.indices(factors.right)
+                rounded = Factors(own.decoded(left), own.decoded(right))
                 r = factors.rank
                 errors[j, i, : r + 1] = _errors_of_ranks(factors, rounded, energies[i])
                 errors[j, i, r + 1 :] = errors[j, i, r]

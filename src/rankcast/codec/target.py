@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rankcast.codec.container import Container, pack_at_exponent
-from rankcast.codec.losses import PLAIN, Losses, Rounding
+from rankcast.codec.losses import PLAIN, Losses, Rounding, left_of
 from rankcast.codec.packing import Source, block_offsets, exponent_of_quality
 from rankcast.codec.planner import rounded_entropy
 from rankcast.codec.quantiser import EXPONENTS, exponent_near, step_of
@@ -77,6 +77,36 @@ def pack_into(source: Source, target_bytes: float) -> Container:
     return found
 
 
+def file_of_roundings(
+    source: Source, ranks: Sequence[int], roundings: Sequence[Rounding], exponent: int
+) -> Container:
+    """Return an adapter as a file, each projection with a rounding of its own.
+
+    Small files are one chunk. Tensors beside the projections get steps that suit those of what is
+    sent.
+
+    Args:
+        source: the adapter; its own offsets do not count.
+        ranks: (N,) components that are sent.
+        roundings: (N,) of each projection.
+        exponent: of the common step.
+
+    Raises:
+        CodecError: as `pack_at_exponent`.
+    """
+    sent = source.tensors.truncated(np.array(ranks, dtype=np.int64))
+    beside = block_offsets(sent)[len(ranks) :]
+    known = {name: int(o[0]) for name, o in zip(sent.shapes, beside, strict=True)}
+    planned = replace(
+        source,
+        tensors=left_of(source.tensors, ranks, roundings),
+        offsets=tuple(rounding.exponent - exponent for rounding in roundings),
+        tensor_offsets={**known, **source.tensor_offsets},
+    )
+    file = pack_at_exponent(planned, exponent, 1, 1)
+    return file if file.n_bits <= 8 * ONE_CHUNK_BYTES else pack_at_exponent(planned, exponent)
+
+
 @dataclass(frozen=True, slots=True)
 class _Option:
     """What may be sent.
@@ -92,26 +122,12 @@ class _Option:
     finer: tuple[int, ...] = ()
 
     def file(self, source: Source) -> Container:
-        """Return it as a file.
-
-        Tensors beside the projections get steps that suit those of what is sent.
-        """
+        """Return it as a file; see `file_of_roundings`."""
         offsets = list(source.offsets or [0] * len(self.ranks))
         for i in self.finer:
             offsets[i] -= 1
-        sent = source.tensors.truncated(np.array(self.ranks, dtype=np.int64))
-        beside = block_offsets(sent)[len(self.ranks) :]
-        known = {name: int(o[0]) for name, o in zip(sent.shapes, beside, strict=True)}
-        source = replace(
-            source,
-            tensors=self.rounding.left_of(source.tensors, self.ranks, offsets),
-            offsets=tuple(offsets),
-            tensor_offsets={**known, **source.tensor_offsets},
-        )
-        file = pack_at_exponent(source, self.rounding.exponent, 1, 1)
-        if file.n_bits <= 8 * ONE_CHUNK_BYTES:
-            return file
-        return pack_at_exponent(source, self.rounding.exponent)
+        roundings = [self.rounding.above(offset) for offset in offsets]
+        return file_of_roundings(source, self.ranks, roundings, self.rounding.exponent)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -129,7 +145,7 @@ def _path(source: Source) -> list[_Option]:
     What loses as much as sending nothing is left out.
     """
     tensors = source.tensors
-    roundings = _roundings(tensors)
+    roundings = roundings_of(tensors)
     losses = Losses.of(tensors, roundings, source.offsets)
     least = float(losses.energies.sum())
     if not least > 0:
@@ -143,7 +159,7 @@ def _path(source: Source) -> list[_Option]:
     return path
 
 
-def _roundings(tensors: AdapterTensors) -> list[Rounding]:
+def roundings_of(tensors: AdapterTensors) -> list[Rounding]:
     """Return what is tried: for each dead zone, steps from coarse to fine."""
     coarse, finer, fine = (
         exponent_of_quality(tensors, quality) for quality in (COARSEST, FINEST_WITH_THEM, FINEST)

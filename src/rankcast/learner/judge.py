@@ -10,6 +10,7 @@ import torch
 
 from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.errors import DataError
+from rankcast.learner.answer_memory import AnswerMemory
 from rankcast.learner.batching import Batch
 from rankcast.learner.objectives import AdapterSnapshot, CausalLM, Objective
 from rankcast.learner.passes import ModelPasses
@@ -77,12 +78,20 @@ class Judge:
         return loss, correct, count
 
     @torch.no_grad()
-    def divergence_from(self, reference: AdapterSnapshot, split: str) -> float:
+    def divergence_from(
+        self,
+        reference: AdapterSnapshot,
+        split: str,
+        indices: IntArray | None = None,
+        memory: AnswerMemory | None = None,
+    ) -> float:
         """Return KL(reference ‖ adapter as it is) of the tokens of a split [nats per token].
 
         Args:
             reference: of this adapter.
             split: `train`, `validation` or `test`.
+            indices: (n,) positions of the texts; None for all.
+            memory: of what the reference answers to these texts, for a classifier.
 
         Raises:
             DataError: no such split.
@@ -90,8 +99,8 @@ class Judge:
         self._adapter.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
         with self._passes.as_judged(), self._splits.memory_told():
-            for _, batch in self._own_batches(split, None):
-                found = self._passes.towards([reference], 1.0, batch)
+            for _, batch in self._own_batches(split, indices):
+                found = self._passes.towards([reference], 1.0, batch, memory)
                 total += torch.stack([found.sum(), found.new_tensor(self._objective.count(batch))])
         divergence, count = self._accelerator.reduce(total, reduction="sum").tolist()
         return divergence / max(count, 1)

@@ -336,12 +336,18 @@ class TransformerLearner:
         """
         return self._judge.texts(split, ranks, max_examples, indices)
 
-    def divergence_from(self, reference: AdapterSnapshot, split: str) -> float:
+    def divergence_from(
+        self,
+        reference: AdapterSnapshot,
+        split: str,
+        indices: IntArray | None = None,
+        memory: AnswerMemory | None = None,
+    ) -> float:
         """Return KL(reference ‖ adapter as it is) of the tokens of a split [nats per token].
 
         See `Judge.divergence_from`.
         """
-        return self._judge.divergence_from(reference, split)
+        return self._judge.divergence_from(reference, split, indices, memory)
 
     def state_dict(self) -> dict[str, Any]:
         """Return adapters, head, moments, schedule, place in the data and active ranks."""

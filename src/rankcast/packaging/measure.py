@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.fingerprint import base_fingerprint, check_base, logits_fingerprint
+from rankcast.codec.coded_levels import CodedLevels
 from rankcast.codec.container import Container
 from rankcast.codec.formats.peft_names import beyond_lora
 from rankcast.codec.header import MEASURE, ChunkEntry, Measure
 from rankcast.codec.packing import RELATIVE_STEPS, Source
 from rankcast.config.learner import DatasetConfig, FinetuneConfig
-from rankcast.errors import ConfigError, InfeasibleSizeError
+from rankcast.errors import ConfigError, InfeasibleDeadlineError, InfeasibleSizeError
 from rankcast.learner.datasets import load_dataset, with_held_out
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.qat import coding_for, learner_for
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
-from rankcast.packaging.texts import Texts
+from rankcast.packaging.measured_levels import measure_levels
+from rankcast.packaging.texts import LevelTexts, Texts
 from rankcast.presets import load_preset
 
+Fit = Callable[[Source, float | None], Container]
+"""Packs within a number of bits."""
 _LONGEST = {"loss": 9.99999, "accuracy": 1.0}
 """Of the worth of a prefix, as a rule: 3 bytes each."""
 _LONGEST_TEXT = 512
@@ -110,28 +115,65 @@ def setup_for(source: Source, folder: Path | None, texts: Texts) -> AdapterSetup
 
 
 def pack_measured(
-    setup: AdapterSetup, fit: Callable[..., Container], budget_bits: float | None
+    setup: AdapterSetup,
+    fits: Sequence[Fit],
+    budget_bits: float | None,
+    levels: LevelTexts | None = None,
 ) -> Container:
     """Return a container whose header says what its prefixes are worth; see `measured`.
 
     Args:
         setup: the adapter; its steps become coarser where weights matter less, unless it knows
             better ones.
-        fit: packs a `Source` within a number of bits, or None.
+        fits: pack a `Source` within a number of bits, or None. Of several the file with the lowest
+            loss is taken, and all but the first may find that none fits.
         budget_bits: of the whole file, measurements included; None for no budget.
+        levels: how to measure levels for one file more, see `measured_levels`. An adapter that was
+            trained to be rounded keeps the steps that it was trained for.
 
     Raises:
         DataError: texts without labels, for a classifier.
         ModelError: another base model than the adapter was made for.
-        RankcastError: as `fit`.
+        RankcastError: as the first of `fits`.
     """
     learner, source = setup.learner(), setup.source
-    whole = AdapterSnapshot(learner.adapter) if setup.measure == "divergence" else None
+    unrounded = AdapterSnapshot(learner.adapter)
+    whole = unrounded if setup.measure == "divergence" else None
     if not source.offsets:
         source = replace(source, offsets=coding_for(learner, RELATIVE_STEPS["good"]).offsets)
     if budget_bits is None:
-        return measured(fit(source, None), learner, whole)
-    return measured_within(lambda left: fit(source, left), learner, budget_bits, whole)
+        return measured(fits[0](source, None), learner, whole)
+    best = None
+    for fit in fits:
+        best = _better(best, partial(fit, source), learner, budget_bits, whole)
+    assert best is not None  # the first fits, or raises
+    n_texts = 0 if levels is None else levels.of(setup.config.objective)
+    is_plain = source.coding is None and source.tensors.ranks.any()
+    if levels is None or not n_texts or not is_plain:
+        return best
+    coded, near = CodedLevels.near(source, budget_bits), best.tensors()
+    known = measure_levels(learner, unrounded, coded, near, n_texts=n_texts, on_pass=levels.on_pass)
+    return _better(best, known.file, learner, budget_bits, whole)
+
+
+def _better(
+    best: Container | None,
+    fit: Callable[[float], Container],
+    learner: TransformerLearner,
+    budget_bits: float,
+    whole: AdapterSnapshot | None,
+) -> Container:
+    """Return the file of two with the lower loss as measured; the other may be impossible."""
+    try:
+        other = measured_within(fit, learner, budget_bits, whole)
+    except (InfeasibleDeadlineError, InfeasibleSizeError):
+        if best is None:
+            raise
+        return best
+    if best is None:
+        return other
+    losses = [file.header.chunks[-1].loss or 0.0 for file in (best, other)]
+    return best if losses[0] <= losses[1] else other
 
 
 def measured_within(

@@ -31,11 +31,11 @@ from rankcast.codec.planner import pack_planned, pack_within
 from rankcast.codec.successor import KEEP, pack_after
 from rankcast.codec.target import pack_into
 from rankcast.codec.trained_levels import file_beyond_prefix
-from rankcast.errors import CodecError, ConfigError, InfeasibleDeadlineError, ModelError
+from rankcast.errors import CodecError, ConfigError, ModelError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits as bits_before_deadline
 from rankcast.link.rate_models import rate_model
-from rankcast.packaging.texts import Texts
+from rankcast.packaging.texts import LevelTexts, OnPass, Texts
 from rankcast.records import LinkState
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def pack(
     embeddings: bool = False,
     previous: str | os.PathLike[str] | Container | None = None,
     keep: float = KEEP,
+    level_texts: int | None = None,
     on_cost: Callable[[Cost], None] | None = None,
+    on_pass: OnPass | None = None,
 ) -> Container:
     """Return an adapter as a container, every prefix of whose chunks is an adapter.
 
@@ -87,8 +89,8 @@ def pack(
         budget_bits: choose the finest step at which the whole file has at most so many bits; see
             `link_budget_bits`.
         target_bytes: choose ranks and steps with which a file of at most so many bytes loses least;
-            see `rankcast.codec.target`. With `measure` also the finest common step, and whichever
-            has the lower loss.
+            see `rankcast.codec.target`. With `measure` also the finest common step, and ranks and
+            steps by what levels are measured to lose, whichever has the lowest loss.
         planned: of a run, within a budget: choose the rank and the step of each projection
             together, by the gains that the run has learned, instead of one step for all.
         measure: run the model, to take coarser steps where weights matter less and to write into
@@ -102,7 +104,10 @@ def pack(
         previous: file of the version that devices have: with its chunks and steps, and with
             components turned towards its own, so that an update from it is small.
         keep: steps from the middle of its old cell at which a weight leaves it; see `successor`.
+        level_texts: training texts on which levels are measured; 0 measures none. None for 32, and
+            for 0 of a language model, whose passes take long.
         on_cost: called with what the file loses, for which the unrounded adapter is measured, too.
+        on_pass: called with the number of passes that have measured a level, and of all.
 
     Raises:
         CodecError: no adapter there, one that cannot be carried, or a previous file of another.
@@ -113,39 +118,30 @@ def pack(
         ModelError: another base model than the adapter was made for.
     """
     _check_options(quality, budget_bits, target_bytes, planned, previous)
+    measure = measure or texts is not None
+    if level_texts is not None and (target_bytes is None or not measure):
+        raise ConfigError("--level-texts goes with --target-bytes and --measure or --texts.")
     folder = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
     base = None if base_model is None else BaseFolder.open(base_model)
     source = _source_of(adapter, peft.PeftSource(base, initial_adapter, embeddings))
     limit = budget_bits if target_bytes is None else 8.0 * target_bytes
     plain = partial(_pack_source, quality=quality, planned=planned, previous=previous, keep=keep)
-    fit: _Fit = plain if target_bytes is None else _pack_target
-    if not measure and texts is None:
+    if not measure:
+        fit = plain if target_bytes is None else _pack_target
         container, cost = fit(source, limit), Cost(None)
     else:
         from rankcast.packaging.measure import pack_measured, setup_for  # noqa: PLC0415 needs torch
 
         setup = setup_for(source, folder, texts or Texts())
-        container = pack_measured(setup, fit, limit)
-        if target_bytes is not None:  # energy is not the loss: what loses more may be better
-            container = _better(container, lambda: pack_measured(setup, plain, limit))
+        if target_bytes is None:
+            container = pack_measured(setup, (plain,), limit)
+        else:  # energy is not the loss: what loses more may be better
+            levels = LevelTexts(level_texts, on_pass)
+            container = pack_measured(setup, (_pack_target, plain), limit, levels)
         cost = Cost(None) if on_cost is None else Cost(None, *setup.unrounded())
     if on_cost is not None:
         on_cost(replace(cost, lost_energy=lost_energy(source.tensors, container.tensors())))
     return container
-
-
-_Fit = Callable[[Source, float | None], Container]
-"""Packs within a number of bits."""
-
-
-def _better(file: Container, make: Callable[[], Container]) -> Container:
-    """Return the file of two with the lower loss as measured; the other may be impossible."""
-    try:
-        other = make()
-    except InfeasibleDeadlineError:
-        return file
-    losses = [f.header.chunks[-1].loss or 0.0 for f in (file, other)]
-    return file if losses[0] <= losses[1] else other
 
 
 def _check_options(

@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rankcast.config.learner import DatasetConfig, FinetuneConfig, check_answer_columns
+from rankcast.errors import ConfigError
+
+LEVEL_TEXTS = 32
+"""On which the levels of a classifier's adapter are measured."""
+OnPass = Callable[[int, int], None]
+"""Called with the number of passes over these texts that are done, and of all."""
+
+
+@dataclass(frozen=True)
+class LevelTexts:
+    """On how many training texts levels are measured.
+
+    Attributes:
+        n_texts: how many at most; 0 measures none. None for `LEVEL_TEXTS`, and for 0 of a language
+            model, whose passes take long.
+        on_pass: told of progress.
+
+    Raises:
+        ConfigError: less than 0.
+    """
+
+    n_texts: int | None = None
+    on_pass: OnPass | None = None
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.n_texts is not None and self.n_texts < 0:
+            raise ConfigError(f"Levels are measured on 0 texts or more, got {self.n_texts}.")
+
+    def of(self, objective: str) -> int:
+        """Return the number for an objective, `causal` or `classification`."""
+        if self.n_texts is not None:
+            return self.n_texts
+        return 0 if objective == "causal" else LEVEL_TEXTS
 
 
 @dataclass(frozen=True, kw_only=True)
