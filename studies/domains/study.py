@@ -10,6 +10,13 @@ import torch
 
 from rankcast.config.plain import from_plain
 from rankcast.config.policy import PolicyConfig, StateName, TrainingConfig
+from studies.domains.measured import MEASURED, measured_job, run_measured
+from studies.domains.measured_presentation import (
+    measured_answer,
+    measured_claims,
+    measured_rows,
+    measured_tables,
+)
 from studies.domains.world import domain_world
 from studies.harness.spec import (
     Claim,
@@ -58,19 +65,20 @@ TRAINED_FOR: Mapping[str, tuple[str, ...]] = {
 def jobs(scale: Scale) -> Sequence[Job]:
     """Return what is to be run, the most important first."""
     if scale == "quick":
-        return [_job(who, FULL, 0.3, 0, 10) for who in WHO]
+        return [*(_job(who, FULL, 0.3, 0, 10) for who in WHO), measured_job(0, quick=True)]
     plan = [
         _job(SOLVER, variant, correlation, seed)
         for correlation in CORRELATIONS
         for seed in SEEDS
         for variant in TRAINED_FOR[SOLVER]
     ]
-    return plan + [
+    plan += [
         _job(AIRLLM, variant, correlation, seed)
         for correlation in CORRELATIONS[:2]
         for seed in SEEDS
         for variant in TRAINED_FOR[AIRLLM]
     ]
+    return plan + [measured_job(seed) for seed in SEEDS]
 
 
 def _job(who: str, variant: str, correlation: float, seed: int, episodes: int = EPISODES) -> Job:
@@ -87,8 +95,12 @@ def _job(who: str, variant: str, correlation: float, seed: int, episodes: int = 
 
 
 def run(job: Job, context: RunContext) -> Mapping[str, Any]:
-    """Let one learner learn in one world, and solve for what the text is worth there."""
-    del context
+    """Let one learner learn in one world, and solve for what the text is worth there.
+
+    Or measure the same on a real model: see `run_measured`.
+    """
+    if job.settings.get("kind") == MEASURED:
+        return run_measured(job, context)
     torch.set_num_threads(1)
     s, n_envs = job.settings, job.settings["n_envs"]
     world = domain_world(job.seed, s["correlation"], n_envs)
@@ -117,13 +129,14 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
 def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     """Return regrets, what the text is worth, and what of it each learner earns."""
     del inputs
-    tables = (_regret_table(result), _worth_table(result))
+    measured = measured_rows(result)
+    tables = (_regret_table(result), _worth_table(result), *measured_tables(measured))
     charts = [_chart(result, correlation) for correlation in CORRELATIONS]
     return Presentation(
-        tuple(_claims(result)),
+        (*_claims(result), *measured_claims(measured)),
         tuple(table for table in tables if table.rows),
         tuple(chart for chart in charts if chart.series),
-        _answer(result),
+        " ".join(filter(None, (_answer(result), measured_answer(measured)))),
     )
 
 

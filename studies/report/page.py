@@ -27,8 +27,8 @@ MOST_NAMED = 3
 """Missing jobs that are named; of more there is the number."""
 MOST_ROWS = 8
 """Of a table on a page of several studies; a page of one study has all."""
-MOST_CHARTS = 2
-"""Likewise, of a study of ours. The paper's figures are whole."""
+MOST_CHARTS, MOST_TABLES = 2, 2
+"""Likewise, of a study of ours. Those of the paper's figures and tables are whole."""
 
 CLAIM_COLUMNS = ("Claim", "Paper", "Ours (95 % interval)", "Verdict", "Seeds", "Note")
 
@@ -162,23 +162,31 @@ def _effort(presented: Sequence[Presented]) -> str:
 
 def _section(one: Presented, *, short: bool) -> Section:
     study, presentation = one.study, one.presentation
-    most = MOST_CHARTS if short and study.source == "ours" else None
+    fewer = short and study.source == "ours"
+    charts = presentation.charts[: MOST_CHARTS if fewer else None]
     figures = tuple(
-        _figure(chart, f"{slug(study.name)}-{number}")
-        for number, chart in enumerate(presentation.charts[:most], start=1)
+        _figure(chart, f"{slug(study.name)}-{number}") for number, chart in enumerate(charts, 1)
     )
     left = len(presentation.charts) - len(figures)
     if left:
         where = f"{left} more {'chart' if left == 1 else 'charts'}: {_whole(study.name)}"
         figures = (*figures[:-1], replace(figures[-1], note=f"{figures[-1].note} {where}".strip()))
-    tables = presentation.tables
+    tables = tuple(presentation.tables)
+    if short:
+        tables = tuple(_shortened(table, study.name) for table in tables)
+    if fewer and len(tables) > MOST_TABLES:
+        note = f"{len(tables) - MOST_TABLES} more tables: {_whole(study.name)}"
+        tables = (
+            *tables[: MOST_TABLES - 1],
+            replace(tables[MOST_TABLES - 1], note=f"{tables[MOST_TABLES - 1].note} {note}".strip()),
+        )
     return Section(
         study.name,
         study.title,
         study.question,
         study.source,
         presentation.claims,
-        tuple(_shortened(table, study.name) for table in tables) if short else tuple(tables),
+        tables,
         figures,
         paragraphs(presentation.text),
         presentation.summary,
