@@ -29,12 +29,10 @@ from rankcast.learner.objectives import SequenceClassification
 from rankcast.learner.texts import TextDataset
 from rankcast.records import FloatArray, IntArray
 from studies.domains.mixture import Mixture
+from studies.shared.layer_inputs import Inputs, recorded
 
 BATCH = 64
 _RULED_OUT = -1e4  # a logit whose probability is 0, and whose logarithm is finite
-
-_Into = list[tuple[Tensor, tuple[Any, ...], Mapping[str, Any]]]
-"""For each layer the states that came in, and its other arguments."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class MergedModel:
         self._put(at_levels(tensors, levels, at))
         order, into, parts = [], [], []
         for chosen, inputs in _batches(tokens):
-            with _recorded(self._layers) as states, self._autocast():
+            with recorded(self._layers) as states, self._autocast():
                 parts.append(self._model(**inputs).logits.float())
             order.append(chosen)
             into.append(states)
@@ -142,7 +140,7 @@ class MergedModel:
         own = self._domain_of_class[labels_of(tokens)]
         return logits.masked_fill(self._domain_of_class != own[:, None], _RULED_OUT)
 
-    def _from_layer(self, index: int, into: _Into) -> Tensor:
+    def _from_layer(self, index: int, into: Inputs) -> Tensor:
         """Return logits, of a batch that was run before up to the layer of a projection."""
         first = self._projections[index].layer
         states, _, _ = into[first]
@@ -220,22 +218,3 @@ def _in_order(order: list[IntArray], parts: list[Tensor]) -> Tensor:
     found = torch.empty_like(rows)
     found[places] = rows
     return found
-
-
-@contextmanager
-def _recorded(layers: list[Any]) -> Iterator[_Into]:
-    """Take down what comes into every layer."""
-    into: _Into = []
-
-    def take(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        del layer
-        states = args[0] if args else kwargs["hidden_states"]
-        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        into.append((states, args[1:], rest))
-
-    hooks = [layer.register_forward_pre_hook(take, with_kwargs=True) for layer in layers]
-    try:
-        yield into
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -6,7 +6,7 @@ before it are not run again: their outputs are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from rankcast.learner.batching import TokenisedDataset, tokenise
 from rankcast.learner.objectives import SequenceClassification, divergence_of
 from rankcast.learner.texts import DatasetSplits, TextDataset
 from studies.byte_frontier.adapters import merged
+from studies.shared.layer_inputs import recorded
 
 BATCH = 64
 
@@ -117,7 +118,7 @@ class Asked:
         for chosen in tokens.in_order(BATCH):
             batch = tokens.collate(chosen)
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            with _recorded(answers.layers) as into, torch.no_grad():
+            with recorded(answers.layers) as into, torch.no_grad():
                 parts.append(model(**inputs).logits)
             order.append(chosen)
             self.inputs.append(inputs)
@@ -148,26 +149,3 @@ class Asked:
         right = (logits.argmax(1) == self.labels).double().mean()
         loss = float(F.cross_entropy(logits, self.labels))
         return Judged(max(divergence, 0.0), loss, float(right))
-
-
-_Into = list[tuple[Tensor, tuple[Any, ...], Mapping[str, Any]]]
-"""For each layer the states that came in, and its other arguments."""
-
-
-@contextmanager
-def _recorded(layers: list[Any]) -> Iterator[_Into]:
-    """Take down what comes into every layer."""
-    into: _Into = []
-
-    def take(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        del layer
-        states = args[0] if args else kwargs["hidden_states"]
-        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        into.append((states, args[1:], rest))
-
-    hooks = [layer.register_forward_pre_hook(take, with_kwargs=True) for layer in layers]
-    try:
-        yield into
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from helpers.cells import SharedLink, Syncing
 from helpers.fleet import DirectApp, SimulatedClock
-from helpers.servers import database
 from helpers.stores import FINGERPRINT, lay_out, put_release
 from rankcast.cli.serve import _about_cells
 from rankcast.edge.advice import MeasuredLink
@@ -134,15 +133,6 @@ def test_what_has_room_fits_before_every_deadline(asker: Sync, others: list[Sync
 
 
 # -- What the database remembers
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/devices.db"
-        return
-    with database(request.getfixturevalue("postgres")) as url:
-        yield url
 
 
 class Servers:

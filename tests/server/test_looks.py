@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from helpers.servers import database
 from helpers.stores import FINGERPRINT, store_with
 from rankcast.server.app import create_app
 from rankcast.server.looks import Looks
@@ -50,15 +49,6 @@ class Server:
     @property
     def n_events(self) -> int:
         return len(self.registry.events_after(0))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/devices.db"
-        return
-    with database(request.getfixturevalue("postgres")) as url:
-        yield url
 
 
 @pytest.fixture

@@ -10,19 +10,9 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
-from helpers.servers import database
 from helpers.waiting import at_once
 from rankcast.errors import ConfigError, DeliveryError
 from rankcast.server.registry import DatabaseError, Event, Registry
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/devices.db"
-        return
-    with database(request.getfixturevalue("postgres")) as url:
-        yield url
 
 
 @pytest.fixture

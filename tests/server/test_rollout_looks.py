@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ pytest.importorskip("sqlalchemy")
 import sqlalchemy as sa
 from sqlalchemy import event as sa_event
 
-from helpers.servers import database
 from helpers.waiting import DEADLOCK_S, at_once, wait_until
 from rankcast.server.registry import Registry
 from rankcast.server.rollouts.database import MEMBERS, Assignment, Rollouts
@@ -28,15 +26,6 @@ NOW_S = 1_900_000_000.0
 PUBLISHED = Published(2, frozenset({1}))
 ORDER = Order("demo", 2, 1, stages=(Stage(0.5, None), Stage(1.0, None)))
 NAMES = tuple(f"pi-{n}" for n in range(8))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/devices.db"
-        return
-    with database(request.getfixturevalue("postgres")) as url:
-        yield url
 
 
 @pytest.fixture

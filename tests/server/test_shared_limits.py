@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
 import pytest
@@ -16,7 +14,6 @@ pytest.importorskip("sqlalchemy")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.servers import database
 from rankcast.rate_limit import Rate
 from rankcast.server import shared_limits
 from rankcast.server.registry import DatabaseError, Registry
@@ -53,15 +50,6 @@ class Cluster:
 
     def let_in(self, tries: int, server: int, name: str = "pi-1") -> int:
         return sum(self.servers[server].take(name) == 0.0 for _ in range(tries))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/devices.db"
-        return
-    with database(request.getfixturevalue("postgres")) as url:
-        yield url
 
 
 def test_a_burst_holds_over_two_servers(url: str) -> None:
