@@ -380,7 +380,9 @@ class Simulate:
                 "out --resets, --restart-server and --work."
             )
         if self.ray is not None and (not self.virtual or self.workers < 1):
-            raise ConfigError("--ray computes the devices of --virtual, on at least one worker.")
+            raise ConfigError(
+                "--ray computes the devices of --virtual: add --virtual, and one or more --workers."
+            )
         if self.adapter is not None and self.store is not None:
             raise ConfigError("Give a file or a --store, not both.")
         if self.process == "trace" and self.trace is None:
