@@ -26,6 +26,7 @@ from rankcast.config.run import EnvConfig
 from rankcast.env import AllocationMdp
 from rankcast.learner.protocol import Learner
 from rankcast.learner.synthetic import SyntheticLearner, SyntheticUtility, transformer_layout
+from rankcast.learner.synthetic_levels import synthetic_level_problem
 from rankcast.link.capacity import Awgn
 from rankcast.link.costs import LinkCostModel
 from rankcast.link.processes import IidSnr, SnrProcess
@@ -163,12 +164,28 @@ def make_world(
     """
     config = config or WorldConfig()
     costs = link_costs or LinkCostModel.for_layout(learner.layout, Awgn())
-    full_bits = costs.full_bits
-    at = LinkState(np.array([config.full_rank_at_db]), np.array(1.0), np.array(1.0))
-    bandwidth_hz = full_bits / float(costs.budget_bits(at)[0]) / config.deadline_s
     problem = AllocationProblem(
         learner.layout, costs, link_weight=config.link_weight, deadline=config.deadline
     )
+    return world_of(problem, learner, utility, config, process=process, seed=seed)
+
+
+def world_of(
+    problem: AllocationProblem,
+    learner: Learner,
+    utility: KnownUtility,
+    config: WorldConfig,
+    *,
+    process: SnrProcess | None = None,
+    seed: int = 0,
+) -> World:
+    """Return the world of a problem with its reference points; see `make_world`.
+
+    Price and deadline rule are the problem's, links and horizon those of the configuration.
+    """
+    at = LinkState(np.array([config.full_rank_at_db]), np.array(1.0), np.array(1.0))
+    costs = problem.link_costs
+    bandwidth_hz = costs.full_bits / float(costs.budget_bits(at)[0]) / config.deadline_s
     env = AllocationMdp(
         learner,
         process or IidSnr(config.snrs_db),
@@ -210,6 +227,17 @@ def synthetic_world(
     layout = transformer_layout()
     utility = SyntheticUtility.draw(np.random.default_rng(seed), layout, interaction_share)
     return make_world(SyntheticLearner(layout, utility, seed=seed), utility, config, seed=seed)
+
+
+def synthetic_level_world(seed: int, interaction_share: float = 0.0) -> World:
+    """Return a world of levels, paid in coded bits, that arrive in time.
+
+    Utility and projections are drawn as those of `synthetic_world`. All levels of all projections
+    take the whole deadline at 15 dB, so that over most links not everything arrives.
+    """
+    learner, problem = synthetic_level_problem(seed, interaction_share=interaction_share)
+    config = WorldConfig(full_rank_at_db=max(PAPER_SNRS_DB))
+    return world_of(problem, learner, learner.utility, config, seed=seed)
 
 
 def _uniform_objectives(world: World) -> FloatArray:

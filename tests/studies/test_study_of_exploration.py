@@ -48,8 +48,23 @@ def test_differences_are_paired_by_seed_and_the_longest_row_of_a_seed_counts() -
     assert differences.rows == (("AirLLM, teacher acts in 90 %", "+0.050", "+0.020", "+0.010"),)
     assert copying.rows[0][1].startswith("+0.010")
     assert copying.rows[0][-2:] == ("1.00 / 2.00", "3.00 / 8.00")
-    [claim] = shown.claims
-    assert (claim.ours, claim.seeds) == ("+0.020", (2001,))
+    to_teacher, to_solver = shown.claims
+    assert (to_teacher.ours, to_teacher.seeds) == ("+0.020", (2001,))
+    assert (to_solver.ours, to_solver.seeds) == ("+0.010", (2001, 2002))
+
+
+def test_levels_have_tables_of_their_own() -> None:
+    rows = [
+        row(named("teacher-1-0-2004"), {100: 0.4, 300: 0.3}),
+        row(named("levels-teacher-1-0-2004"), {100: 0.2, 300: 0.1}),
+        row(named("levels-teacher-1-0.4-2004"), {100: 0.6, 300: 0.5}),
+    ]
+    shown = presented(rows)
+    assert [(table.title, table.rows[0][2]) for table in shown.tables] == [
+        ("Regret, additive utility", "0.300"),
+        ("Regret, levels, additive utility", "0.100"),
+        ("Regret, levels, pairwise interactions", "0.500"),
+    ]
 
 
 def test_without_rows_nothing_is_shown() -> None:
@@ -72,10 +87,12 @@ def test_the_spread_of_draws_is_that_of_the_prior_before_anything_is_learned() -
     assert all(np.isfinite(value) and value >= 0 for value in found.values())
 
 
+@pytest.mark.parametrize("levels", [False, True])
 @pytest.mark.parametrize("name", ["teacher", "airllm"])
-def test_a_job_leaves_a_curve(name: str, tmp_path: Path) -> None:
+def test_a_job_leaves_a_curve(name: str, levels: bool, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "variant": name, "teacher_share": 1.0, "interaction_share": 0.0, "episodes": 2,
+        "levels": levels,
     }  # fmt: skip
     context = RunContext(tmp_path, "quick", inputs={}, input_scratch={}, data=None)
     values = STUDY.run(Job(name, 3, settings), context)

@@ -19,6 +19,7 @@ from studies.surrogate.world import (
     descend,
     is_additive,
     make_world,
+    synthetic_level_world,
     synthetic_world,
 )
 
@@ -50,6 +51,17 @@ def test_the_oracle_is_the_best_of_all_plans(rule: str) -> None:
         objectives.append(objective[~late].min() if rule == "enforce" else objective.min())
     assert world.oracle == pytest.approx(np.mean(objectives), abs=1e-9)
     assert world.oracle <= world.uniform_per_link <= world.uniform
+
+
+def test_in_a_world_of_levels_the_deadline_binds_and_the_oracle_is_exact() -> None:
+    world = synthetic_level_world(3)
+    problem, link = world.problem, world.link
+    full = np.full((link.size, problem.layout.n_projections), problem.layout.r_max)
+    arrives = problem.link_costs.link_cost(full, link) <= 1.0 + 1e-9
+    assert arrives.tolist() == [False, False, False, False, True]
+    best = waterfill(world.gains, problem, link)  # exact but for what is left of a budget
+    assert world.oracle <= world.objective(best, link).mean() <= world.oracle + 1e-3
+    assert world.oracle < world.uniform_per_link <= world.uniform
 
 
 def test_regret_is_one_for_the_best_uniform_rank_and_none_for_the_oracle() -> None:

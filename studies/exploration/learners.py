@@ -1,0 +1,52 @@
+"""Who learns, in which MDP: what the rows of the study are told apart by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+EVALUATE_EVERY = 25
+INTERACTIONS = 0.4  # their share of the variance
+
+TEACHER = "teacher"
+Learner = tuple[str, float]
+"""Variant and share of the episodes in which the teacher acts."""
+LEARNERS: dict[Learner, str] = {
+    (TEACHER, 1.0): "teacher (Thompson sampling, exact solver)",
+    ("airllm", 0.9): "AirLLM, teacher acts in 90 %",
+    ("ddim", 0.9): "DDIM alone, teacher acts in 90 %",
+    ("airllm", 0.0): "AirLLM, policy acts",
+    ("ddim", 0.0): "DDIM alone, policy acts",
+}
+"""With their labels."""
+LEVEL_LEARNERS: tuple[Learner, ...] = ((TEACHER, 1.0), ("airllm", 0.9), ("ddim", 0.9))
+"""Those that also learn levels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mdp:
+    """What is allocated, and how what it is worth adds up.
+
+    Attributes:
+        words: that name it.
+        interaction_share: of the variance of the utility that comes from pairs of projections.
+        levels: whether levels are allocated, and coded bits paid for, instead of ranks.
+    """
+
+    words: str
+    interaction_share: float = 0.0
+    levels: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a job's settings say of it; ranks are the rule, so only levels are named."""
+        found: dict[str, Any] = {"interaction_share": self.interaction_share}
+        return found | {"levels": True} if self.levels else found
+
+
+ADDITIVE = Mdp("additive utility")
+RANK_MDPS = (ADDITIVE, Mdp("pairwise interactions", INTERACTIONS))
+LEVEL_MDPS = (
+    Mdp("levels, additive utility", 0.0, levels=True),
+    Mdp("levels, pairwise interactions", INTERACTIONS, levels=True),
+)
