@@ -218,7 +218,7 @@ def copy_rollout(registry: Any) -> None:
     """Begin the first rollout's like for every other adapter."""
     import sqlalchemy as sa
 
-    from rankcast.server.rollouts.database import MEMBERS, ROLLOUTS
+    from rankcast.server.rollouts.tables import MEMBERS, ROLLOUTS
 
     with registry.writing() as connection:
         for k in range(1, N_ROLLOUTS):

@@ -18,9 +18,11 @@ from sqlalchemy import event as sa_event
 
 from helpers.waiting import DEADLOCK_S, at_once, wait_until
 from rankcast.server.registry import Registry
-from rankcast.server.rollouts.database import MEMBERS, Assignment, Rollouts
+from rankcast.server.rollouts.database import Rollouts
 from rankcast.server.rollouts.decide import Published
+from rankcast.server.rollouts.questions import Assignment
 from rankcast.server.rollouts.rollout import Order, Stage
+from rankcast.server.rollouts.tables import MEMBERS
 
 NOW_S = 1_900_000_000.0
 PUBLISHED = Published(2, frozenset({1}))

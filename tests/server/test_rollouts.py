@@ -16,13 +16,13 @@ from helpers.waiting import at_once
 from rankcast.errors import ConfigError
 from rankcast.server.registry import Registry
 from rankcast.server.rollouts.database import (
-    Assignment,
     RolloutConflictError,
     Rollouts,
     UnknownRolloutError,
     compare_and_set,
 )
 from rankcast.server.rollouts.decide import Published
+from rankcast.server.rollouts.questions import Assignment
 from rankcast.server.rollouts.rollout import Limit, Limits, Order, Rollout, Stage, Target
 from rankcast.server.rollouts.windows import Window
 
@@ -218,7 +218,7 @@ def test_counts_leave_out_revoked_devices_in_any_state(
     rollouts: Rollouts, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 20 devices in two stages of 10: each state once with a device that is revoked later."""
-    monkeypatch.setattr("rankcast.server.rollouts.database._AT_ONCE", 1)
+    monkeypatch.setattr("rankcast.server.rollouts.progress._AT_ONCE", 1)
     order = replace(ORDER, stages=(Stage(0.5), Stage(1.0)), limits=Limits(failed=None))
     rollout = rollouts.create(order, NOW_S, PUBLISHED)
     one, two, three, four, five, _, *others = offered(rollouts)

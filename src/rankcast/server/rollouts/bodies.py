@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from rankcast.errors import ConfigError
-from rankcast.server.rollouts.database import Progress
+from rankcast.server.rollouts.progress import Progress
 from rankcast.server.rollouts.rollout import (
     MOST_STAGES,
     Limit,

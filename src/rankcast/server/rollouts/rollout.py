@@ -300,6 +300,13 @@ class Rollout:
         """Whether it may still go on."""
         return self.state in OPEN
 
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether every device has gone through it, so that none before it counts."""
+        target = self.order.target
+        is_all = not target.groups and not target.devices and target.share == 1.0
+        return self.state == "done" and is_all
+
     def reaches(self, stage: int) -> bool:
         """Return whether devices of a stage are to have the version."""
         if self.state in ("running", "paused", "done"):
