@@ -91,7 +91,8 @@ def test_quick_rows_are_presented(quick: tuple[Path, Mapping[str, Row]]) -> None
     assert "Docstrings: codes" in titles
     assert "Tuning" in titles
     assert "MPEG NNC" in shown.text or not any(row.values.get("missing") for row in rows)
-    assert len(shown.claims) == 4  # two ways; over any rank, and at rank 1, which is packed
+    at_a_rise = [claim for claim in shown.claims if "above" in claim.claim]
+    assert len(at_a_rise) == 4  # two ways; over any rank, and at rank 1, which is packed
 
 
 class Stopped(Exception):  # noqa: N818
@@ -300,3 +301,30 @@ def test_the_engine_stands_beside_the_same_answers() -> None:
     (table,) = (t for t in shown.tables if "quantised base" in t.title)
     # 21 and 22 nats of ten tokens each, where float32 has 20
     assert table.rows == (("LoRA r 8", "fp32", "2.1500", "2.0000", "+0.1500 ± 0.0500", "2"),)
+
+
+def test_what_arrives_is_the_best_that_fits() -> None:
+    # 180 kHz carry 8,919 bytes at -5 dB, 22,500 at 0 dB and 46,290 at 5 dB in a second
+    shown = present(some_rows(20_000, 8_000), {})
+    (table,) = (t for t in shown.tables if "NB-IoT" in t.title)
+    losses = [(line[0], *line[1::2][:3]) for line in table.rows[:3]]
+    assert losses == [
+        ("-5 dB (8,919 B)", "3.0000", "3.0000", "2.0040"),
+        ("0 dB (22,500 B)", "2.0150", "2.0040", "2.0040"),
+        ("5 dB (46,290 B)", "2.0150", "2.0040", "2.0040"),
+    ]
+    codes = [line[2] for line in table.rows]
+    assert codes[0] == "base model alone"
+    assert codes[1] == "LoRA r 8, one step, entropy coded: 1 rms + entropy"
+    assert codes[-1] == "LoRA r 8, one step, entropy coded: 2 rms + entropy"
+    assert table.rows[0][-2:] == ("-0.9960 ± 0.0000", "+0.0040 ± 0.0000")
+    arriving = [c for c in shown.claims if "180 kHz" in c.claim]
+    assert [(c.ours, c.verdict) for c in arriving[:2]] == [
+        ("+0.9960", "reproduced"), ("+0.0110", "reproduced"),
+    ]  # fmt: skip
+
+
+def test_before_codes_are_judged_nothing_is_said_of_links() -> None:
+    result = some_rows(20_000, 8_000)
+    shown = present(Result("llm", "default", "", result.rows[:1]), {})
+    assert not [c for c in shown.claims if "180 kHz" in c.claim]
