@@ -8,9 +8,10 @@ import numpy as np
 
 from rankcast.records import IntArray
 from studies.byte_frontier.curves import method_label
+from studies.equal_bytes.paper_claims import Sender, against_adalora, fewer_bytes, fewer_table
 from studies.equal_bytes.plans import BETWEEN_DB, CHOOSERS, LINKS_DB, POLICY, SOLVER, budgets_bits
 from studies.harness.spec import Claim, LineChart, Presentation, Result, Table
-from studies.report.statistics import verdict, verdict_equivalent, verdict_not_worse
+from studies.report.statistics import verdict_equivalent, verdict_not_worse
 from studies.shared.judging import (
     Answers,
     accuracy_series,
@@ -22,7 +23,7 @@ from studies.shared.judging import (
 
 HALF_A_POINT = 0.005
 WORST_DB = (-5.0, 0.0)
-"""Links on which ours has to be ahead of AdaLoRA."""
+"""Links that carry too little for the accuracy of float32."""
 OURS = "ours, plans by {}"
 
 
@@ -37,13 +38,11 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     tables.append(_accuracy_table(senders, BETWEEN_DB, "Links that no size was trained for"))
     tables.append(_difference_table(senders, ours))
     tables.append(_bytes_table(result))
-    claims = (*_against_adalora(senders, ours), *_against_float32(result, ours),
-              *_against_solver(senders, ours))  # fmt: skip
+    tables.append(fewer_table(senders, ours))
+    pool = _pool(ours[LINKS_DB[0]])
+    claims = (*against_adalora(senders, ours, pool), *fewer_bytes(senders, ours, pool),
+              *_against_float32(result, ours), *_against_solver(senders, ours))  # fmt: skip
     return Presentation(tuple(claims), tuple(t for t in tables if t.rows), (_chart(senders),))
-
-
-Sender = Mapping[float, Answers]
-"""Answers of what one sender sends, by SNR [dB]."""
 
 
 def _senders(result: Result) -> dict[str, Sender]:
@@ -119,19 +118,6 @@ def _bytes_table(result: Result) -> Table:
     heads = [f"{db:g} dB" for db in LINKS_DB]
     note = "Chosen by the loss on texts for tuning; bytes of peers are without any header."
     return Table("Codes of peers", ("adapter", *heads), tuple(rows), note)
-
-
-def _against_adalora(senders: Mapping[str, Sender], ours: Sender) -> list[Claim]:
-    claims = []
-    for label, theirs in senders.items():
-        for db in WORST_DB if label.startswith("AdaLoRA") else ():
-            if not (seeds := ours[db].shared(theirs[db])):
-                continue
-            difference = ours[db].minus(theirs[db])
-            text = f"At {db:g} dB our plans are more accurate than {label} ({label_bytes(db)})."
-            note = _pool(ours[db])
-            claims.append(points_claim(text, difference, verdict(difference), seeds, note))
-    return claims
 
 
 def _against_float32(result: Result, ours: Sender) -> list[Claim]:

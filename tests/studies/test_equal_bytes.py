@@ -70,9 +70,15 @@ def test_differences_and_claims() -> None:
     assert differences["AdaLoRA r 1, best code"].startswith("+15.00")
     assert differences["LoRA r 1, best code"].startswith("+5.00")
     assert "ours, plans by AirLLM" not in differences
-    claims = {claim.claim[:8]: claim for claim in shown.claims}
-    assert claims["At -5 dB"].ours == "+15.00 points"
-    assert claims["At -5 dB"].verdict == "reproduced"
+    fewer = shown.tables[4]
+    assert fewer.columns[1] == "12.5 dB (16% fewer)"
+    assert [cells[0] for cells in fewer.rows] == ["AdaLoRA r 1, best code, 15 dB"]
+    assert fewer.rows[0][1].startswith("+15.00")
+    ahead = [c for c in shown.claims if "more accurate" in c.claim]
+    assert {(c.ours, c.verdict) for c in ahead} == {("+15.00 points", "reproduced")}
+    assert len(ahead) == len(LINKS_DB)
+    claims = {claim.claim[:8]: claim for claim in shown.claims if claim not in ahead}
+    assert claims["With at "].ours == "+15.00 points with 15.8% fewer"
     assert claims["At 15 dB"].ours == "-1.00 points"  # 170 of 200 against 172 in float32
     assert claims["Plans by"].ours == "+10.00 points"
     assert claims["Plans by"].verdict == "not met"
