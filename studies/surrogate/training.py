@@ -105,9 +105,12 @@ def train_teacher(
     """
     rng = np.random.default_rng(seed)
     config = utility_config or TrainingConfig().utility
-    utility = make_utility(world.problem.layout, config, hidden=hidden)
-    explorer = BeliefAllocator(world.problem, utility, TEACHER_WIDTH)
-    greedy = BeliefAllocator(world.problem, utility)
+    problem = world.problem
+    utility = make_utility(
+        problem.layout, config, problem.component_weights, hidden, problem.expected_gains
+    )
+    explorer = BeliefAllocator(problem, utility, TEACHER_WIDTH)
+    greedy = BeliefAllocator(problem, utility)
     curve = []
     with threadpool_limits(limits=1, user_api="blas"):  # many small matrices
         for episode in range(1, episodes + 1):

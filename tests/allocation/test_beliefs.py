@@ -50,6 +50,36 @@ def test_a_pair_by_hand() -> None:
     assert mean[:3] == pytest.approx([1.4, 0.0, 0.0])  # nothing is learned of the baseline
 
 
+def test_expected_gains_are_where_a_belief_begins_by_hand() -> None:
+    # Two projections of two components; the second component is three times the size of the first.
+    # 0.7 is shared out 6 : 3 : 1 : 0, but nothing is expected to be worth less than a hundredth of
+    # the mean of 10 / 8 a unit of size, which is 3 * 0.0125 for the last.
+    sizes, expected = np.array([[1.0, 3.0]] * 2), np.array([[6.0, 3.0], [1.0, 0.0]])
+    utility = BayesianUtility(row_of(2, 2), weights=sizes, expected=expected)
+    shares = np.array([[6.0, 3.0], [1.0, 0.0375]])
+    mean = 0.7 * shares / 10.0375
+    assert utility.mean_gains() == pytest.approx(mean)
+    # each is as wide as it is large, and the two of a projection go together
+    covariance = belief(utility)[1][3:, 3:]
+    unit = (mean / sizes).reshape(-1)
+    assert np.sqrt(np.diag(covariance)) == pytest.approx(unit)
+    assert covariance[0, 1] == pytest.approx(0.98 * unit[0] * unit[1])
+    assert covariance[1, 2] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        (np.ones((2, 3)), r"of shape \(2, 2\), got \(2, 3\)"),
+        (np.full((2, 2), -1.0), "at least 0"),
+        (np.zeros((2, 2)), "No component is expected to be worth anything"),
+    ],
+)
+def test_expected_gains_that_make_no_sense_are_refused(expected: FloatArray, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BayesianUtility(row_of(2, 2), expected=expected)
+
+
 def test_a_pair_at_full_rank_says_nothing() -> None:
     utility = BayesianUtility(row_of(2, 3))
     before = utility.state_dict()

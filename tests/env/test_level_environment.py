@@ -100,6 +100,23 @@ def test_water_filling_is_near_the_knapsack_where_the_deadline_binds(budget_bits
     assert (problem.link_costs.link_cost(plans[0], link) <= 1.0).all()
 
 
+def test_loss_follows_energy_by_a_factor_of_each_projection() -> None:
+    learner, problem = synthetic_level_problem(3)
+    factors = learner.utility.gains / problem.expected_gains
+    assert factors == pytest.approx(np.repeat(factors[:, :1], problem.layout.r_max, axis=1))
+    assert learner.utility.gains.sum() == pytest.approx(problem.expected_gains.sum())
+    assert 0.4 < np.log(factors[:, 0]).std() < 1.0
+
+
+def test_a_policy_begins_with_the_energy_of_levels() -> None:
+    learner, problem = synthetic_level_problem(3, 2, layout=SMALL)
+    policy = AirLLM(problem, PolicyConfig(**SMALL_POLICY))
+    env = AllocationMdp(learner, IidSnr(), problem, EnvConfig(1e4))
+    gains = AirLLMTrainer(env, policy).utility.mean_gains()
+    shares = problem.expected_gains / problem.expected_gains.sum()
+    assert gains / gains.sum() == pytest.approx(shares, abs=0.01)
+
+
 def test_a_belief_learns_levels_from_noisy_losses() -> None:
     learner, problem = synthetic_level_problem(2, 64, layout=SMALL)
     utility = BayesianUtility(problem.layout, weights=problem.component_weights)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import block_diag, cho_factor, cho_solve, solve_triangular
 
 from rankcast.allocation.problem import AllocationProblem
 from rankcast.allocation.text_gains import TextGains
@@ -24,6 +24,8 @@ from rankcast.records import AdapterLayout, FloatArray, IntArray, LinkState, Tex
 
 N_BASELINE = 3  # intercept, lexical entropy, OOV rate
 _LEAST_WEIGHT = 1e-6
+_LEAST_EXPECTED = 0.01
+"""Of the mean gain of a unit of size, what any unit is expected to be worth at least."""
 
 
 class LearnedUtility(Protocol):
@@ -96,6 +98,8 @@ class BayesianUtility:
         config: prior and noise.
         weights: (N, R) size of each component; see `RankBins`.
         hidden: parts of the state that gains must not depend on; see `TextGains`.
+        expected: (N, R) gains in proportion to those that are expected, at least 0; None: the same
+            for all projections, falling along the rank.
     """
 
     def __init__(
@@ -104,11 +108,12 @@ class BayesianUtility:
         config: UtilityConfig | None = None,
         weights: FloatArray | None = None,
         hidden: Sequence[StateName] = (),
+        expected: FloatArray | None = None,
     ) -> None:
         self.layout, self.config = layout, config or UtilityConfig()
         self._text_gains = TextGains(self.config.text_amplitude, hidden)
         self._bins = RankBins(layout, weights)
-        mean, precision = self._prior()
+        mean, precision = self._prior(expected)
         self._prior_precision = precision
         self._prior_information = precision @ mean
         self._precision = precision.copy()
@@ -185,21 +190,24 @@ class BayesianUtility:
         self._information = np.array(state["information"], dtype=np.float64)
         self._factor = None
 
-    def _prior(self) -> tuple[FloatArray, FloatArray]:
+    def _prior(self, expected: FloatArray | None) -> tuple[FloatArray, FloatArray]:
         """Return mean (D,) and precision (D, D)."""
-        c, n = self.config, self.layout.n_projections
-        middle = self._bins.middles - 1
-        shape = np.exp(-middle / (c.rank_decay or self.layout.r_max / 2))
-        mean = c.total_gain / (self._bins.widths @ shape).sum() * shape
-        distance = np.abs(np.subtract.outer(middle, middle))
-        covariance = (c.relative_std**2 * np.outer(mean, mean)) * c.rank_correlation**distance
-        block = np.linalg.inv(covariance)
+        c, middle = self.config, self._bins.middles - 1
+        if expected is None:
+            shape = np.exp(-middle / (c.rank_decay or self.layout.r_max / 2))
+            shape = np.tile(shape, (self.layout.n_projections, 1))
+        else:
+            shape = self._bins.of_unit(expected)
+        mean = c.total_gain / (self._bins.widths * shape).sum() * shape
+        alike = c.rank_correlation ** np.abs(np.subtract.outer(middle, middle))
+        covariance = c.relative_std**2 * (mean[:, :, None] * mean[:, None, :]) * alike
+        inverse = np.linalg.inv(covariance)
         baseline = np.zeros(N_BASELINE)
         baseline[0] = 2 * c.total_gain
         # A wide prior on the baseline, in nats per nat of entropy and per unit of OOV rate.
         head = baseline, np.diag([0.25, 25.0, 25.0])
-        blocks = np.kron(np.eye(n), (block + block.T) / 2).astype(np.float64)
-        return self._text_gains.prior(head, (np.tile(mean, n), blocks))
+        blocks = block_diag(*(inverse + inverse.transpose(0, 2, 1)) / 2)
+        return self._text_gains.prior(head, (mean.reshape(-1), blocks))
 
     def _mean(self) -> FloatArray:
         return cho_solve((self._cholesky(), True), self._information)
@@ -285,6 +293,27 @@ class RankBins:
         each = np.arange(self._n)[:, None]
         reached = self._total[each, ranks[..., None]] - self._total[each, self._starts]
         return np.clip(reached, 0.0, self.widths).reshape(len(ranks), self.size)
+
+    def of_unit(self, gains: FloatArray) -> FloatArray:
+        """Return (N, bins) gains of a unit of size, from (N, R) of components.
+
+        Nothing is expected to be worth less than a hundredth of the mean.
+
+        Raises:
+            ConfigError: gains of another shape, or none above 0.
+        """
+        given = np.asarray(gains, dtype=np.float64)
+        if given.shape != self._sizes.shape or not (np.isfinite(given) & (given >= 0)).all():
+            raise ConfigError(
+                f"Expected gains must be finite and at least 0, of shape {self._sizes.shape}, got "
+                f"{given.shape}."
+            )
+        if not given.any():
+            raise ConfigError("No component is expected to be worth anything.")
+        total = np.pad(given.cumsum(axis=1), ((0, 0), (1, 0)))
+        edges = np.append(self._starts, self._sizes.shape[1])
+        unit = np.diff(total[:, edges], axis=1) / np.maximum(self.widths, _LEAST_WEIGHT)
+        return np.maximum(unit, _LEAST_EXPECTED * given.sum() / self.widths.sum())
 
     def to_ranks(self, gains: FloatArray) -> FloatArray:
         """Return (B, N, R) gains of components, from (B, N·bins) of a unit of size.

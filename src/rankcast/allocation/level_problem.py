@@ -136,3 +136,12 @@ class LevelProblem(AllocationProblem):
     def component_weights(self) -> FloatArray:
         """(N, K) coded bits of each level beyond the one before, as multiples of their mean."""
         return self.levels.weights
+
+    @property
+    def expected_gains(self) -> FloatArray:
+        """(N, K) what each level keeps of the adapter beyond the one before.
+
+        Of an adapter in a file, that is energy of its update: what a sender knows of a level before
+        any plan is tried.
+        """
+        return self.levels.step_gains

@@ -81,6 +81,11 @@ class AllocationProblem:
         """(N, R) sizes of components whose gain by size decreases; None: the gain itself does."""
         return None
 
+    @property
+    def expected_gains(self) -> FloatArray | None:
+        """(N, R) what components are expected to be worth, up to a factor; None: not known."""
+        return None
+
     @classmethod
     def from_config(cls, link: LinkConfig, layout: AdapterLayout) -> Self:
         """Return the problem of a configured link.

@@ -61,6 +61,7 @@ def make_utility(
     config: UtilityConfig,
     weights: FloatArray | None = None,
     hidden: Sequence[StateName] = (),
+    expected: FloatArray | None = None,
 ) -> LearnedUtility:
     """Return the belief that a configuration asks for.
 
@@ -69,9 +70,12 @@ def make_utility(
         config: form, prior and noise.
         weights: (N, R) size of each component; see `RankBins`.
         hidden: parts of the state that the policy is not shown; see `TextGains`.
+        expected: (N, R) gains in proportion to those that are expected; see `BayesianUtility`. A
+            saturating utility begins without.
     """
-    form = SaturatingUtility if config.form == "saturating" else BayesianUtility
-    return form(layout, config, weights, hidden)
+    if config.form == "saturating":
+        return SaturatingUtility(layout, config, weights, hidden)
+    return BayesianUtility(layout, config, weights, hidden, expected)
 
 
 class SaturatingUtility:

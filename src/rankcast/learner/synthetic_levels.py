@@ -1,8 +1,9 @@
 """A synthetic learner that is given levels, and whose optimum is known.
 
-Components remove as much loss as in `rankcast.learner.synthetic`, and their updates have as much
-energy as they remove loss. A level keeps of each component's gain what rounding leaves of its
-energy. Levels lie on a hull, so that water-filling is exact.
+Updates of components have energies in proportion to the gains of `rankcast.learner.synthetic`. A
+level keeps what rounding leaves of that energy. How much loss a unit of energy removes differs from
+projection to projection, and nobody but the learner knows it. Levels lie on a hull, so that
+water-filling is exact.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from rankcast.records import AdapterLayout, FloatArray
 
 OVERHEAD_BITS = 8.0 * 150
 """Of a lean file beside its payload."""
+SENSITIVITY_STD = 0.7
+"""Of the logarithm of the loss that a unit of energy removes, over projections."""
 
 
 def synthetic_levels(gains: FloatArray, layout: AdapterLayout, n_levels: int = N_LEVELS) -> Levels:
@@ -59,5 +62,9 @@ def synthetic_level_problem(
     rng = np.random.default_rng(seed)
     levels = synthetic_levels(SyntheticUtility.draw(rng, shape).gains, shape)
     problem = LevelProblem.of(levels, shape, rate_model or Awgn(), link_weight)
-    utility = SyntheticUtility.with_interactions(levels.step_gains, rng, interaction_share)
+    energies = levels.step_gains
+    sensitivity = np.exp(SENSITIVITY_STD * rng.standard_normal(len(energies)))
+    gains = energies * sensitivity[:, None]
+    gains *= energies.sum() / gains.sum()
+    utility = SyntheticUtility.with_interactions(gains, rng, interaction_share)
     return SyntheticLearner(problem.layout, utility, n_envs, seed=seed), problem

@@ -119,6 +119,7 @@ class AirLLMTrainer:
             self.config.utility,
             policy.problem.component_weights,
             policy.config.blind,
+            policy.problem.expected_gains,
         )
         self.teacher = Teacher(
             policy.problem,

@@ -173,7 +173,11 @@ def load_policy(run: Path | RunFolder) -> Planner:
     layout = problem.layout
     policy = AirLLM(problem, config.policy, config.seed)
     utility = make_utility(
-        layout, config.training.utility, problem.component_weights, config.policy.blind
+        layout,
+        config.training.utility,
+        problem.component_weights,
+        config.policy.blind,
+        problem.expected_gains,
     )
     utility.load_state_dict(state["utility"])
     try:
