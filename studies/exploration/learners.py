@@ -9,6 +9,8 @@ EVALUATE_EVERY = 25
 INTERACTIONS = 0.4  # their share of the variance
 
 TEACHER = "teacher"
+ALIKE = "alike"
+"""The teacher, whose belief begins with one gain a bit for all levels instead of their energies."""
 Learner = tuple[str, float]
 """Variant and share of the episodes in which the teacher acts."""
 LEARNERS: dict[Learner, str] = {
@@ -19,8 +21,11 @@ LEARNERS: dict[Learner, str] = {
     ("ddim", 0.0): "DDIM alone, policy acts",
 }
 """With their labels."""
-LEVEL_LEARNERS: tuple[Learner, ...] = ((TEACHER, 1.0), ("airllm", 0.9), ("ddim", 0.9))
-"""Those that also learn levels."""
+LEVEL_LEARNERS: dict[Learner, str] = {
+    **{key: LEARNERS[key] for key in ((TEACHER, 1.0), ("airllm", 0.9), ("ddim", 0.9))},
+    (ALIKE, 1.0): "teacher that does not know energies",
+}
+"""Those that learn levels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,11 @@ class Mdp:
         """What a job's settings say of it; ranks are the rule, so only levels are named."""
         found: dict[str, Any] = {"interaction_share": self.interaction_share}
         return found | {"levels": True} if self.levels else found
+
+    @property
+    def learners(self) -> dict[Learner, str]:
+        """Who learns here, with their labels."""
+        return LEVEL_LEARNERS if self.levels else LEARNERS
 
 
 ADDITIVE = Mdp("additive utility")

@@ -13,6 +13,7 @@ from studies.shared.rewards import series_over_seeds
 
 CHECKPOINTS = (100, 300, 1000)
 HEADS = tuple(f"after {episode:,}" for episode in CHECKPOINTS)
+_TEACHER = (TEACHER, 1.0)
 CLAIMED = (("airllm", 0.9), ("airllm", 0.0))
 """Learners of which claims are made."""
 
@@ -61,18 +62,23 @@ def _claim(text: str, pairs: Mapping[int, float]) -> Claim:
 
 def _regret_table(result: Result, mdp: Mdp, title: str) -> Table:
     rows = []
-    for learner, label in LEARNERS.items():
+    for learner, label in mdp.learners.items():
         own = _rows(result, learner, mdp)
         if own:
             cells = [_cell(_regrets(result, learner, mdp, at)) for at in CHECKPOINTS]
             rows.append((label, *cells, *_seeds(result, learner, mdp)))
+    known = {row.job.seed: row.values.get("by_energy") for row in _rows(result, _TEACHER, mdp)}
+    by_energy = {seed: regret for seed, regret in known.items() if regret is not None}
+    if by_energy:
+        cells = [_cell(by_energy)] * len(CHECKPOINTS)
+        rows.append(("plans by energy, nothing learned", *cells, *_seeds(result, _TEACHER, mdp)))
     note = "Mean ± half-width of the 95 % t interval over seeds, whose number stands at the end."
     return Table(title, ("while learning", *HEADS, "seeds", "at 1,000"), tuple(rows), note)
 
 
 def _difference_table(result: Result, mdp: Mdp, title: str) -> Table:
     rows = []
-    for learner, label in LEARNERS.items():
+    for learner, label in mdp.learners.items():
         cells = [_cell(_differences(result, learner, mdp, at), "+.3f") for at in CHECKPOINTS]
         if learner[0] != TEACHER and any(cell != "–" for cell in cells):
             rows.append((label, *cells))
@@ -83,7 +89,7 @@ def _difference_table(result: Result, mdp: Mdp, title: str) -> Table:
 def _copying_table(result: Result, mdp: Mdp, title: str) -> Table:
     """Return what the network adds to the regret of its own belief, and how it spreads."""
     rows = []
-    for learner, label in LEARNERS.items():
+    for learner, label in mdp.learners.items():
         own = [row for row in _rows(result, learner, mdp) if row.values["spread"]]
         if not own:
             continue
@@ -104,7 +110,7 @@ def _copying_table(result: Result, mdp: Mdp, title: str) -> Table:
 
 def _chart(result: Result, mdp: Mdp, title: str) -> LineChart:
     series = []
-    for learner, label in LEARNERS.items():
+    for learner, label in mdp.learners.items():
         own = _rows(result, learner, mdp)
         if not own:
             continue
@@ -146,7 +152,7 @@ def _seeds(result: Result, learner: Learner, mdp: Mdp) -> tuple[str, str]:
 
 def _differences(result: Result, learner: Learner, mdp: Mdp, at: int) -> dict[int, float]:
     """Return the regret of each seed minus the teacher's."""
-    theirs = _regrets(result, (TEACHER, 1.0), mdp, at)
+    theirs = _regrets(result, _TEACHER, mdp, at)
     ours = _regrets(result, learner, mdp, at)
     return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
 

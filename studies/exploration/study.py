@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from rankcast.allocation.baselines import BeliefAllocator
+from rankcast.allocation.waterfilling import waterfill
 from rankcast.config.plain import from_plain
 from rankcast.config.policy import PolicyConfig, TrainingConfig
 from rankcast.records import IntArray
 from studies.exploration.learners import (
     ADDITIVE,
+    ALIKE,
     EVALUATE_EVERY,
     LEARNERS,
     LEVEL_LEARNERS,
@@ -75,9 +77,13 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
     draw = synthetic_level_world if s.get("levels") else synthetic_world
     world = draw(job.seed, s["interaction_share"])
     spread: dict[str, float] = {}
-    if s["variant"] == TEACHER:
+    if s["variant"] in (TEACHER, ALIKE):
         _, curve = train_teacher(
-            world, episodes=episodes, seed=job.seed, evaluate_every=EVALUATE_EVERY
+            world,
+            episodes=episodes,
+            seed=job.seed,
+            evaluate_every=EVALUATE_EVERY,
+            knows_energies=s["variant"] == TEACHER,
         )
     else:
         trained = train_policy(
@@ -89,11 +95,18 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
             evaluate_every=EVALUATE_EVERY,
         )
         curve, spread = trained.curve, spreads(world, trained, job.seed)
-    return {
+    found = {
         "oracle": world.oracle,
         "best_uniform": world.uniform,
         "curve": [point.to_plain() for point in curve],
         "spread": spread,
+    }
+    energies = world.problem.expected_gains
+    if energies is None:
+        return found
+    loss = TrainingConfig().utility.total_gain * energies / energies.sum()
+    return found | {
+        "by_energy": world.regret(waterfill(loss, world.problem, world.link), world.link)
     }
 
 

@@ -92,6 +92,7 @@ def train_teacher(
     evaluate_every: int = 25,
     utility_config: UtilityConfig | None = None,
     hidden: Sequence[StateName] = (),
+    knows_energies: bool = True,
 ) -> tuple[LearnedUtility, tuple[CurvePoint, ...]]:
     """Learn by Thompson sampling with the exact solver, without networks.
 
@@ -102,13 +103,13 @@ def train_teacher(
         evaluate_every: episodes between two evaluations.
         utility_config: prior and noise of the belief; the default of a policy's for None.
         hidden: parts of the text that the gains do not depend on.
+        knows_energies: whether the belief begins with what the problem expects of components.
     """
     rng = np.random.default_rng(seed)
     config = utility_config or TrainingConfig().utility
     problem = world.problem
-    utility = make_utility(
-        problem.layout, config, problem.component_weights, hidden, problem.expected_gains
-    )
+    expected = problem.expected_gains if knows_energies else None
+    utility = make_utility(problem.layout, config, problem.component_weights, hidden, expected)
     explorer = BeliefAllocator(problem, utility, TEACHER_WIDTH)
     greedy = BeliefAllocator(problem, utility)
     curve = []

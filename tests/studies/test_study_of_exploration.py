@@ -59,7 +59,11 @@ def test_levels_have_tables_of_their_own() -> None:
         row(named("levels-teacher-1-0-2004"), {100: 0.2, 300: 0.1}),
         row(named("levels-teacher-1-0.4-2004"), {100: 0.6, 300: 0.5}),
     ]
+    rows[1].values["by_energy"] = 0.25  # type: ignore[index]
     shown = presented(rows)
+    assert shown.tables[1].rows[1] == (
+        "plans by energy, nothing learned", "0.250", "0.250", "0.250", "1", "0",
+    )  # fmt: skip
     assert [(table.title, table.rows[0][2]) for table in shown.tables] == [
         ("Regret, additive utility", "0.300"),
         ("Regret, levels, additive utility", "0.100"),
@@ -87,8 +91,10 @@ def test_the_spread_of_draws_is_that_of_the_prior_before_anything_is_learned() -
     assert all(np.isfinite(value) and value >= 0 for value in found.values())
 
 
-@pytest.mark.parametrize("levels", [False, True])
-@pytest.mark.parametrize("name", ["teacher", "airllm"])
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [("teacher", False), ("airllm", False), ("teacher", True), ("alike", True), ("airllm", True)],
+)
 def test_a_job_leaves_a_curve(name: str, levels: bool, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "variant": name, "teacher_share": 1.0, "interaction_share": 0.0, "episodes": 2,
@@ -97,4 +103,5 @@ def test_a_job_leaves_a_curve(name: str, levels: bool, tmp_path: Path) -> None:
     context = RunContext(tmp_path, "quick", inputs={}, input_scratch={}, data=None)
     values = STUDY.run(Job(name, 3, settings), context)
     assert values["curve"] == []  # the first evaluation is after 25 episodes
-    assert set(values["spread"]) == (set() if name == "teacher" else set(SPREAD))
+    assert set(values["spread"]) == (set(SPREAD) if name == "airllm" else set())
+    assert ("by_energy" in values) == levels
