@@ -145,8 +145,9 @@ class TaskCurves:
 
     @property
     def peers(self) -> tuple[Curve, ...]:
-        """Curves of codes that are not ours."""
-        return tuple(c for c in self.curves if c.family in PEERS)
+        """Curves of codes that are not ours; none before anything but float32 was judged."""
+        found = tuple(c for c in self.curves if c.family in PEERS)
+        return found if any(m.code != REFERENCE for c in found for m in c.codes) else ()
 
     def ours(self, *families: str) -> tuple[Curve, ...]:
         """Return curves of ours."""

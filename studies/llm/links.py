@@ -15,7 +15,7 @@ import numpy as np
 from rankcast.link.capacity import Awgn
 from rankcast.link.costs import budget_bits
 from studies.harness.spec import Claim, Table
-from studies.llm.codes import PACK, QAT, SIZED
+from studies.llm.codes import COMPEFT, PACK, QAT, SIZED, STEPS
 from studies.llm.curves import Curve, Measured, TaskCurves
 from studies.report.statistics import verdict
 
@@ -67,6 +67,11 @@ def best_within(
     return min((Arrived("", alone), *codes), key=lambda a: a.measured.loss(seeds))
 
 
+def everybody_sends(found: TaskCurves) -> bool:
+    """Return whether rounding, sparse codes and ours have all been judged: before, it is unfair."""
+    return {STEPS, COMPEFT} <= {c.family for c in found.peers} and bool(found.ours(*_OURS))
+
+
 def arrived_table(found: TaskCurves, title: str) -> Table:
     """Return a line for each link: the losses of what arrives, and the difference."""
     seeds = _seeds(found)
@@ -93,12 +98,7 @@ def arrived_table(found: TaskCurves, title: str) -> Table:
 
 
 def arrived_claims(found: TaskCurves, title: str) -> Iterator[Claim]:
-    """Yield for each link whether what arrives of ours answers better than the best of peers.
-
-    Nothing is claimed before codes of both have been judged.
-    """
-    if not (found.peers and found.ours(*_OURS)):
-        return
+    """Yield for each link whether what arrives of ours answers better than the best of peers."""
     seeds = _seeds(found)
     for snr_db in LINKS_DB:
         theirs, *_, mine = _arrived(found, snr_db, seeds)

@@ -10,7 +10,7 @@ from studies.harness.spec import LineChart, Presentation, Result, Series, Table
 from studies.llm.claims import RISE, WAYS, ahead, claims_of, size_words, times_words
 from studies.llm.codes import NOTHING, OURS, REFERENCE
 from studies.llm.curves import Curve, Measured, TaskCurves, task_curves
-from studies.llm.links import arrived_claims, arrived_table
+from studies.llm.links import arrived_claims, arrived_table, everybody_sends
 from studies.llm.texts import SST2, TITLES, unpack_numbers
 from studies.report.statistics import Estimate, pooled_bootstrap
 
@@ -23,8 +23,11 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
         found = task_curves(result, task)
         if found is None:
             continue
-        claims += [*claims_of(found, title), *arrived_claims(found, title)]
-        tables += [_headline(found, title), arrived_table(found, title), _curves(found, title)]
+        claims += claims_of(found, title)
+        tables += [_headline(found, title), _curves(found, title)]
+        if everybody_sends(found):
+            claims += arrived_claims(found, title)
+            tables.append(arrived_table(found, title))
         charts.append(_chart(found, title))
     for task, title in TITLES.items():
         found = task_curves(result, task)

@@ -17,7 +17,7 @@ from studies.harness.spec import Job, Result, Row, RunContext
 from studies.harness.store import jobs_of
 from studies.llm import ours, runs
 from studies.llm.claims import RISE, ahead
-from studies.llm.codes import PACK, QAT, REFERENCE, ROUNDED, STEPS, as_bfloat16
+from studies.llm.codes import COMPEFT, PACK, QAT, REFERENCE, ROUNDED, STEPS, as_bfloat16
 from studies.llm.curves import task_curves
 from studies.llm.jobs import FIRST_RANK, PLAN, QUICK, TUNING_SEED, before_of, jobs, tuning_jobs
 from studies.llm.presentation import present
@@ -305,7 +305,9 @@ def test_the_engine_stands_beside_the_same_answers() -> None:
 
 def test_what_arrives_is_the_best_that_fits() -> None:
     # 180 kHz carry 8,919 bytes at -5 dB, 22,500 at 0 dB and 46,290 at 5 dB in a second
-    shown = present(some_rows(20_000, 8_000), {})
+    sparse = row("published", 8, [code("ComPEFT, 5%", COMPEFT, 9_000, 2.9)])
+    result = some_rows(20_000, 8_000)
+    shown = present(Result("llm", "default", "", (*result.rows, sparse)), {})
     (table,) = (t for t in shown.tables if "NB-IoT" in t.title)
     losses = [(line[0], *line[1::2][:3]) for line in table.rows[:3]]
     assert losses == [
@@ -324,7 +326,13 @@ def test_what_arrives_is_the_best_that_fits() -> None:
     ]  # fmt: skip
 
 
-def test_before_codes_are_judged_nothing_is_said_of_links() -> None:
-    result = some_rows(20_000, 8_000)
-    shown = present(Result("llm", "default", "", result.rows[:1]), {})
+def test_before_every_kind_of_peer_is_judged_nothing_is_said_of_links() -> None:
+    shown = present(some_rows(20_000, 8_000), {})
     assert not [c for c in shown.claims if "180 kHz" in c.claim]
+    assert not [t for t in shown.tables if "NB-IoT" in t.title]
+
+
+def test_float32_alone_is_no_peer() -> None:
+    rows = [row for row in some_rows(20_000, 8_000).rows if row.job.settings["kind"] != "rounded"]
+    found = present(Result("llm", "default", "", tuple(rows)), {})
+    assert not found.claims
