@@ -206,7 +206,7 @@ class BayesianUtility:
         baseline[0] = 2 * c.total_gain
         # A wide prior on the baseline, in nats per nat of entropy and per unit of OOV rate.
         head = baseline, np.diag([0.25, 25.0, 25.0])
-        blocks = block_diag(*(inverse + inverse.transpose(0, 2, 1)) / 2)
+        blocks = np.asarray(block_diag(*(inverse + inverse.transpose(0, 2, 1)) / 2))
         return self._text_gains.prior(head, (mean.reshape(-1), blocks))
 
     def _mean(self) -> FloatArray:
