@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import gymnasium as gym
@@ -21,6 +22,7 @@ from rankcast.env import AllocationMdp, LevelAllocationEnv, RankAllocationVector
 from rankcast.errors import ConfigError
 from rankcast.learner.synthetic import transformer_layout
 from rankcast.learner.synthetic_levels import synthetic_level_problem, synthetic_levels
+from rankcast.link.capacity import Awgn
 from rankcast.link.processes import IidSnr, StaticSnr
 from rankcast.policy.airllm import AirLLM
 from rankcast.policy.algorithm1 import AirLLMTrainer
@@ -100,8 +102,15 @@ def test_water_filling_is_near_the_knapsack_where_the_deadline_binds(budget_bits
     assert (problem.link_costs.link_cost(plans[0], link) <= 1.0).all()
 
 
+def test_of_an_adapter_of_zeros_nothing_is_expected() -> None:
+    _, problem = synthetic_level_problem(3, layout=SMALL)
+    levels = replace(problem.levels, gains=np.zeros_like(problem.levels.gains))
+    assert LevelProblem.of(levels, SMALL, Awgn()).expected_gains is None
+
+
 def test_loss_follows_energy_by_a_factor_of_each_projection() -> None:
     learner, problem = synthetic_level_problem(3)
+    assert problem.expected_gains is not None
     factors = learner.utility.gains / problem.expected_gains
     assert factors == pytest.approx(np.repeat(factors[:, :1], problem.layout.r_max, axis=1))
     assert learner.utility.gains.sum() == pytest.approx(problem.expected_gains.sum())
@@ -113,6 +122,7 @@ def test_a_policy_begins_with_the_energy_of_levels() -> None:
     policy = AirLLM(problem, PolicyConfig(**SMALL_POLICY))
     env = AllocationMdp(learner, IidSnr(), problem, EnvConfig(1e4))
     gains = AirLLMTrainer(env, policy).utility.mean_gains()
+    assert problem.expected_gains is not None
     shares = problem.expected_gains / problem.expected_gains.sum()
     assert gains / gains.sum() == pytest.approx(shares, abs=0.01)
 

@@ -138,10 +138,11 @@ class LevelProblem(AllocationProblem):
         return self.levels.weights
 
     @property
-    def expected_gains(self) -> FloatArray:
-        """(N, K) what each level keeps of the adapter beyond the one before.
+    def expected_gains(self) -> FloatArray | None:
+        """(N, K) what each level keeps of the adapter beyond the one before; None if all is zero.
 
         Of an adapter in a file, that is energy of its update: what a sender knows of a level before
         any plan is tried.
         """
-        return self.levels.step_gains
+        kept = self.levels.step_gains
+        return kept if kept.any() else None
