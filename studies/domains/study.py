@@ -31,7 +31,7 @@ from studies.harness.spec import (
     Table,
 )
 from studies.report.statistics import Estimate, paired_t, t_interval
-from studies.shared.rewards import in_pairs, regret, reward, series_over_seeds
+from studies.shared.rewards import deployed_regret, in_pairs, regret, reward
 from studies.surrogate.training import CurvePoint, train_policy, train_teacher
 from studies.surrogate.world import regret_unit
 
@@ -194,10 +194,7 @@ def _chart(result: Result, correlation: float) -> LineChart:
         for variant in variants:
             rows = _rows(result, who, variant, correlation)
             if rows:
-                episodes = [point["episode"] for point in rows[0].values["curve"]]
-                regrets = [[point["deployed"] for point in row.values["curve"]] for row in rows]
-                label = f"{WHO[who]}, {WORDS[variant]}"
-                series.append(series_over_seeds(label, episodes, regrets))
+                series.append(deployed_regret(f"{WHO[who]}, {WORDS[variant]}", rows))
     return LineChart(
         f"Regret where gains of domains correlate by {correlation:g}", "episodes",
         "regret (0 = best plans for each domain)", tuple(series),

@@ -1,4 +1,4 @@
-"""Who learns, in which MDP: what the rows of the study are told apart by."""
+"""The learners and the MDPs of the study."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 from studies.exploration.learners import LEARNERS, LEVEL_MDPS, RANK_MDPS, TEACHER, Learner, Mdp
 from studies.harness.spec import Claim, LineChart, Presentation, Result, Row, Table
 from studies.report.statistics import t_interval
-from studies.shared.rewards import series_over_seeds
+from studies.shared.rewards import deployed_regret
 
 CHECKPOINTS = (100, 300, 1000)
 HEADS = tuple(f"after {episode:,}" for episode in CHECKPOINTS)
@@ -112,13 +112,8 @@ def _chart(result: Result, mdp: Mdp, title: str) -> LineChart:
     series = []
     for learner, label in mdp.learners.items():
         own = _rows(result, learner, mdp)
-        if not own:
-            continue
-        length = min(len(row.values["curve"]) for row in own)
-        curves = [row.values["curve"][:length] for row in own]
-        episodes = [point["episode"] for point in curves[0]]
-        regrets = [[point["deployed"] for point in curve] for curve in curves]
-        series.append(series_over_seeds(label, episodes, regrets))
+        if own:
+            series.append(deployed_regret(label, own))
     return LineChart(
         title, "episodes of 15 steps", "regret (0 = optimum, 1 = best uniform plan)",
         tuple(series), note="Bands: 95 % t interval over seeds.",

@@ -57,6 +57,15 @@ def series_over_seeds(
     return Series(label, list(x), [p.value for p in points], low, high)
 
 
+def deployed_regret(label: str, rows: Sequence[Row]) -> Series:
+    """Return the regret of the deployed policy as it learns, as far as the shortest of the rows."""
+    length = min(len(row.values["curve"]) for row in rows)
+    curves = [row.values["curve"][:length] for row in rows]
+    episodes = [point["episode"] for point in curves[0]]
+    regrets = [[point["deployed"] for point in curve] for curve in curves]
+    return series_over_seeds(label, episodes, regrets)
+
+
 def in_pairs(ours: Sequence[Row], theirs: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Return the rows of the seeds that both have, seed by seed."""
     other = {row.job.seed: row for row in theirs}

@@ -23,7 +23,7 @@ from studies.harness.spec import (
     Table,
 )
 from studies.report.statistics import Estimate, t_interval
-from studies.shared.rewards import series_over_seeds
+from studies.shared.rewards import deployed_regret
 from studies.surrogate.training import CurvePoint, train_policy, train_teacher
 from studies.surrogate.world import World, synthetic_world
 
@@ -208,13 +208,8 @@ def _chart(
     series = []
     for variant in variants:
         own = result.select(variant=variant, interaction_share=share)
-        if not own:
-            continue
-        length = min(len(row.values["curve"]) for row in own)
-        curves = [row.values["curve"][:length] for row in own]
-        episodes = [point["episode"] for point in curves[0]]
-        regrets = [[point["deployed"] for point in curve] for curve in curves]
-        series.append(series_over_seeds(LABELS[variant], episodes, regrets))
+        if own:
+            series.append(deployed_regret(LABELS[variant], own))
     return LineChart(
         title, "episodes of 15 steps", "regret (0 = optimum, 1 = best uniform rank)",
         tuple(series), note="Bands: 95 % t interval over seeds. The policy as deployed.",
