@@ -19,11 +19,15 @@ def strips_of(tensors: AdapterTensors) -> list[Float32Array]:
 
 
 def with_strips(tensors: AdapterTensors, strips: Strips) -> AdapterTensors:
-    """Return a LoRA with other numbers, in the order of `strips_of`."""
+    """Return a LoRA with other numbers, in the order of `strips_of`.
+
+    AdaLoRA leaves projections without any.
+    """
     rest, factors = list(strips), []
-    for rank in tensors.ranks.tolist():
+    for own, rank in zip(tensors.factors, tensors.ranks.tolist(), strict=True):
         mine, rest = rest[: 2 * rank], rest[2 * rank :]
-        factors.append(Factors(np.stack(mine[:rank], axis=1), np.stack(mine[rank:])))
+        pair = (np.stack(mine[:rank], axis=1), np.stack(mine[rank:])) if rank else None
+        factors.append(own if pair is None else Factors(*pair))
     return replace(tensors, factors=tuple(factors))
 
 
