@@ -11,7 +11,7 @@ import numpy as np
 from rankcast.records import FloatArray
 from rankcast.statistics import TAILS
 from studies.harness.spec import Claim, Verdict
-from studies.llm.codes import PACK, QAT, SIZED
+from studies.llm.codes import CURVED, PACK, QAT, SIZED
 from studies.llm.curves import Curve, Measured, TaskCurves
 from studies.shared.rates import bytes_at
 
@@ -19,7 +19,7 @@ RISE = 0.005
 """Of the answers' loss over the float32 adapter that is allowed [nats per token]."""
 RESAMPLES = 500
 WAYS = {
-    "without training on rounded weights": ((PACK,), 2.0, "half"),
+    "without training on rounded weights": ((PACK, CURVED), 2.0, "half"),
     "with training on rounded weights": ((QAT, SIZED), 4.0, "a quarter"),
 }
 """Families of ours, and how many times their bytes the best peer is said to take at least."""

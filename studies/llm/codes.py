@@ -15,12 +15,14 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from rankcast.codec.container import Container, pack_at_exponent
+from rankcast.codec.feedback import Curvature, CurvedAdapter, best_within
 from rankcast.codec.formats.peft import WEIGHTS
 from rankcast.codec.formats.peft_names import PREFIX
 from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import Source, exponent_of_quality
 from rankcast.codec.quantiser import Float32Array
 from rankcast.codec.tensors import AdapterTensors, Factors
+from rankcast.errors import InfeasibleSizeError
 from studies.baselines.compression import (
     COMPEFT_GAINS,
     Symbols,
@@ -36,9 +38,10 @@ REFERENCE, NOTHING = "fp32", "no adapter"
 ROUNDED, GROUPED = "rounded", "rounded in groups of 64"
 ENTROPY, STEPS = "rounded, entropy coded", "one step, entropy coded"
 COMPEFT, LORAQUANT, NNC = "ComPEFT", "LoRAQuant", "MPEG NNC"
-PACK, QAT, SIZED = "rankcast pack", "rankcast qat", "rankcast train, two teachers"
+PACK, CURVED = "rankcast pack", "rankcast pack --texts"
+QAT, SIZED = "rankcast qat", "rankcast train, two teachers"
 PEERS = (ROUNDED, GROUPED, ENTROPY, STEPS, COMPEFT, LORAQUANT, NNC)
-OURS = (PACK, QAT, SIZED)
+OURS = (PACK, CURVED, QAT, SIZED)
 
 WIDTHS = (8, 4, 3, 2)
 GROUP, GROUP_WIDTHS = 64, (3, 2)
@@ -49,6 +52,8 @@ SHARES, DENSITIES = (0.0, 0.5, 0.9), (0.05, 0.2, 0.5)
 NNC_STEPS = (0.5, 1.0, 2.0)
 QUALITIES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 """Steps of our files as multiples of what `good` takes."""
+CURVED_SIZES = (256_000, 160_000, 112_000, 64_000, 24_000, 8_000)
+"""Bytes for which an adapter is rounded by the curvature of the loss."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,19 @@ def pack_codes(
     for quality in qualities:
         file = pack_at_exponent(source, exponent_of_quality(adapter, quality))
         yield of_file(f"pack, {quality:g}", PACK, file)
+
+
+def curved_codes(
+    source: Source, curvatures: Sequence[Curvature], sizes: Sequence[int] = CURVED_SIZES
+) -> Iterator[Coded]:
+    """Yield files of at most so many bytes, rounded by the curvature of the loss."""
+    curved = CurvedAdapter(source, curvatures)
+    for size in sizes:
+        try:
+            file = best_within(curved, 8 * size)
+        except InfeasibleSizeError:
+            continue
+        yield of_file(f"curvature, {size:,} bytes", CURVED, file)
 
 
 def of_file(name: str, family: str, file: Container) -> Coded:

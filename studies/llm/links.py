@@ -15,15 +15,15 @@ import numpy as np
 from rankcast.link.capacity import Awgn
 from rankcast.link.costs import budget_bits
 from studies.harness.spec import Claim, Table
-from studies.llm.codes import COMPEFT, PACK, QAT, SIZED, STEPS
+from studies.llm.codes import COMPEFT, CURVED, PACK, QAT, SIZED, STEPS
 from studies.llm.curves import Curve, Measured, TaskCurves
 from studies.report.statistics import verdict
 
 BANDWIDTH_HZ, DEADLINE_S = 180e3, 1.0
 LINKS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
-_OURS = (PACK, QAT, SIZED)
+_OURS = (PACK, CURVED, QAT, SIZED)
 OURS_BY_WAY: Mapping[str, tuple[str, ...]] = {
-    "ours without training on rounded weights": (PACK,),
+    "ours without training on rounded weights": (PACK, CURVED),
     "ours with it": _OURS,
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rankcast.adapters.arrays import tensors_of
 from rankcast.codec.container import Container, pack_at_exponent
+from rankcast.codec.feedback import Curvature
 from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import Coding, Source
 from rankcast.codec.tensors import AdapterTensors
@@ -24,11 +25,13 @@ from rankcast.learner.byte_budget import (
     teacher_steps,
     usual_training,
 )
+from rankcast.learner.curvature import curvatures_of
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.qat import QatConfig, coding_for, learner_for
 from rankcast.learner.rounding import Rounding
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
+from rankcast.packaging.texts import CURVATURE_TEXTS
 from rankcast.training.folder import load_state, save_state
 from studies.llm.base import round_frozen
 from studies.llm.training import CHECKPOINT_EVERY
@@ -83,6 +86,13 @@ def qat_file(
             save_state(checkpoint, {"learner": learner.state_dict(), **steps})
     source = Source(tensors_of(learner.adapter), ours.base, {"task_type": "CAUSAL_LM"})
     return pack_at_exponent(source.at(coding), coding.exponent)
+
+
+def curvatures_at(ours: Ours, adapter: AdapterTensors) -> list[Curvature]:
+    """Return the curvature of the loss at an adapter, as `rankcast pack --texts` measures it."""
+    learner = learner_for(adapter, ours.config, ours.splits)
+    lower(learner)
+    return curvatures_of(learner, CURVATURE_TEXTS)
 
 
 def sized_qat_file(

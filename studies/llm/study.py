@@ -1,7 +1,7 @@
 """Loss of answers against bytes: a language model on a device, and adapters that reach it.
 
 Kinds of jobs: `tuning` measures a learning rate, `adapter` trains a LoRA and judges it in float32,
-`rounded` and `published` send it in codes of peers, `pack` in files of ours. `qat` trains it on
+`rounded` and `published` send it in codes of peers, `pack` and `curved` in ours. `qat` trains it on
 rounded weights, `teachers` and `taught` train a file for a size, and `engine` lets llama.cpp answer
 on the quantised base.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rankcast.codec.container import read_container
+from rankcast.codec.packing import Source
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.codec import CodecConfig
 from rankcast.errors import ConfigError
@@ -30,6 +31,7 @@ from studies.llm.codes import (
     SIZED,
     Coded,
     Training,
+    curved_codes,
     missing_codes,
     of_file,
     pack_codes,
@@ -40,7 +42,14 @@ from studies.llm.codes import (
 from studies.llm.engine import engine_losses
 from studies.llm.jobs import QAT_SIZES, jobs, qat_job
 from studies.llm.judging import AnswerJudge
-from studies.llm.ours import CHECKPOINT, qat_file, sized_qat_file, taught_file, teachers_of
+from studies.llm.ours import (
+    CHECKPOINT,
+    curvatures_at,
+    qat_file,
+    sized_qat_file,
+    taught_file,
+    teachers_of,
+)
 from studies.llm.presentation import present
 from studies.llm.runs import Setup, plan_of, run_tuning
 from studies.llm.texts import pack_numbers
@@ -60,6 +69,7 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
         "adapter": _run_adapter,
         "rounded": lambda setup: _judged(setup, rounded_codes(setup.adapter)),
         "published": _run_published,
+        "curved": _run_curved,
         "pack": lambda setup: _judged(setup, pack_codes(setup.adapter, setup.header)),
         "qat": _run_qat,
         "teachers": _run_teachers,
@@ -128,6 +138,15 @@ def _published(setup: Setup) -> list[Coded]:
     scale = setup.job.settings["scale"]
     training = Training(setup.before_folder, setup.adapter_folder, scale, loss)
     return list(published_codes(setup.adapter, training))
+
+
+def _run_curved(setup: Setup) -> Mapping[str, Any]:
+    """Send an adapter that is rounded by the curvature of the loss."""
+    adapter = setup.adapter
+    source = Source(adapter, setup.header, {"task_type": "CAUSAL_LM"})
+    codes = list(curved_codes(source, curvatures_at(setup.ours(setup.lr), adapter)))
+    gc.collect()  # of the learner and the curvatures
+    return _judged(setup, codes)
 
 
 def _run_qat(setup: Setup) -> Mapping[str, Any]:

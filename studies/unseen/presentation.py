@@ -25,10 +25,12 @@ LABELS = {
     "texts": "steps by sensitivity to texts",
     "measured": "weights measured on this adapter",
     "solved": "levels by exact solver, losses measured",
-    "better": "better ones of two files (`pack --texts --level-texts 0`)",
+    "better": "better ones of two files (`pack --texts --level-texts 0 --curvature-texts 0`)",
     "alone": "levels near the size, measured beside the whole adapter",
     "levels": "levels near the size, measured both ways",
-    "pack": "best ones of three files (`pack --texts`)",
+    "three": "best ones of three files (`pack --texts --curvature-texts 0`)",
+    "curved": "numbers rounded by the curvature of the loss",
+    "pack": "best ones of four files (`pack --texts`)",
 }
 LEAST = 1e-6
 """Of a divergence [nats] before its logarithm is taken."""
@@ -52,6 +54,10 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
         _ahead(judged, ("levels", ""), ("solved", "")),
         _ahead(judged, ("levels", ""), ("alone", "")),
         _ahead(judged, ("levels", ""), ("uniform", "")),
+        _ahead(judged, ("three", ""), ("better", "")),
+        _ahead(judged, ("curved", ""), ("better", "")),
+        _ahead(judged, ("curved", ""), ("levels", "")),
+        _ahead(judged, ("pack", ""), ("three", "")),
         _ahead(judged, ("pack", ""), ("better", "")),
         _ahead(judged, ("pack", ""), TODAY),
     ]

@@ -11,7 +11,7 @@ from rankcast.codec.packing import Source
 from rankcast.codec.planner import pack_within
 from rankcast.codec.target import pack_into
 from rankcast.errors import InfeasibleDeadlineError, InfeasibleSizeError
-from rankcast.packaging.texts import LEVEL_TEXTS
+from rankcast.packaging.texts import CURVATURE_TEXTS, LEVEL_TEXTS
 from studies.harness.spec import Job, RunContext, Scale, Study
 from studies.unseen.adapters import AdapterSpec, config_of, specs, splits_of, trained
 from studies.unseen.files import solved_file, weighted_file
@@ -42,7 +42,8 @@ def jobs(scale: Scale) -> Sequence[Job]:
         Job(f"judge-{s.name}", s.seed, {"kind": "judge", "sizes": list(BITS_PER_NUMBER), **p})
         for s, p in reversed(plain)  # the last are measured while files of others are judged
     ]
-    more = {"kind": "levels", "sizes": list(BITS_PER_NUMBER), "texts": LEVEL_TEXTS}
+    more = {"kind": "levels", "sizes": list(BITS_PER_NUMBER), "texts": LEVEL_TEXTS,
+            "curvature_texts": CURVATURE_TEXTS}  # fmt: skip
     levels = [Job(f"levels-{s.name}", s.seed, {**more, **p}) for s, p in plain]
     return [*measure, *judge, *levels]
 
@@ -112,7 +113,7 @@ def _judge(
 
 
 def _judge_levels(spec: AdapterSpec, job: Job, context: RunContext) -> dict[str, Any]:
-    """Return what the files of `pack --texts` lose, with levels measured and without."""
+    """Return what the files of `pack --texts` lose, with and without each measurement."""
     from rankcast.learner.qat import learner_for  # noqa: PLC0415 torch
     from studies.unseen.answers import Answers  # noqa: PLC0415 torch
     from studies.unseen.level_files import files_with_levels  # noqa: PLC0415 torch
@@ -125,7 +126,8 @@ def _judge_levels(spec: AdapterSpec, job: Job, context: RunContext) -> dict[str,
     for size in job.settings["sizes"]:
         found = files_with_levels(
             learner, replace(source, offsets=offsets), int(size * whole_numbers(source) / 8),
-            job.settings["texts"], lambda file: answers.judge(known, file.tensors()).loss,
+            n_texts=job.settings["texts"], n_curvature=job.settings["curvature_texts"],
+            loss_of=lambda file: answers.judge(known, file.tensors()).loss,
         )  # fmt: skip
         for planner, file in found.items():
             files.append({"planner": planner, "split": "", "size": size,

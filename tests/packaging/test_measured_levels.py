@@ -1,4 +1,4 @@
-"""Ranks and steps by what each level is measured to lose."""
+"""Ranks and steps by what each level is measured to lose, and rounding by curvature."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from helpers.codec import random_adapter
 from helpers.commands import Call
 from rankcast.adapters.arrays import load_tensors
 from rankcast.codec.coded_levels import CodedLevels
+from rankcast.codec.feedback import pack_curved
 from rankcast.codec.header import BaseModel
 from rankcast.codec.levels import Levels
 from rankcast.codec.packing import Source
 from rankcast.errors import ConfigError, InfeasibleSizeError
+from rankcast.learner.curvature import curvatures_of
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.packaging.measure import setup_for
 from rankcast.packaging.measured_levels import MeasuredLevels, measure_levels
 from rankcast.packaging.pack import read_adapter
-from rankcast.packaging.texts import LEVEL_TEXTS, LevelTexts, Texts
+from rankcast.packaging.texts import CURVATURE_TEXTS, LEVEL_TEXTS, LevelTexts, Texts
 
 WIDTHS = ((48, 32), (32, 96), (32, 32))
 
@@ -37,10 +39,10 @@ class Passes:
     """What a progress bar is told."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[int, int]] = []
+        self.seen: list[tuple[str, int, int]] = []
 
-    def __call__(self, done: int, total: int) -> None:
-        self.seen.append((done, total))
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.seen.append((what, done, total))
 
 
 def by_hand() -> MeasuredLevels:
@@ -113,7 +115,7 @@ def test_levels_are_measured_one_at_a_time(trained: Path) -> None:
     told = Passes()
     found = measure_levels(learner, whole, coded, near, n_texts=len(texts), on_pass=told)
     total = 2 * int(coded.counts.sum())
-    assert told.seen == [(done, total) for done in range(1, total + 1)]
+    assert told.seen == [("levels", done, total) for done in range(1, total + 1)]
     for others, losses in ((source.tensors, found.alone), (near, found.beside)):
         asked = []
         for level in range(coded.counts[1]):
@@ -130,10 +132,11 @@ def test_levels_are_measured_one_at_a_time(trained: Path) -> None:
 
 def test_pack_measures_levels_for_a_size(trained: Path, tmp_path: Path, call: Call) -> None:
     passes = Passes()
-    plain = rankcast.pack(trained, target_bytes=3000, measure=True, level_texts=0, on_pass=passes)
+    size = {"target_bytes": 3000, "measure": True, "on_pass": passes}
+    plain = rankcast.pack(trained, **size, level_texts=0, curvature_texts=0)
     assert not passes.seen
-    file = rankcast.pack(trained, target_bytes=3000, measure=True, level_texts=8, on_pass=passes)
-    assert passes.seen[-1] == (len(passes.seen), len(passes.seen))
+    file = rankcast.pack(trained, **size, level_texts=8, curvature_texts=0)
+    assert passes.seen[-1] == ("levels", len(passes.seen), len(passes.seen))
     assert file.n_bits <= 8 * 3000
     losses = [f.header.chunks[-1].loss for f in (file, plain)]
     assert losses[0] is not None
@@ -141,13 +144,40 @@ def test_pack_measures_levels_for_a_size(trained: Path, tmp_path: Path, call: Ca
     assert losses[0] <= losses[1]
     out = tmp_path / "a.rcast"
     told = json.loads(call.ok("pack", str(trained), "-o", str(out), "--target-bytes", "3000",
-                              "--measure", "--level-texts", "8", "--json"))  # fmt: skip
+                              "--measure", "--level-texts", "8", "--curvature-texts", "0",
+                              "--json"))  # fmt: skip
+    assert told["loss"] == losses[0]
+
+
+def test_pack_rounds_by_curvature_for_a_size(trained: Path, tmp_path: Path, call: Call) -> None:
+    passes = Passes()
+    size = {"target_bytes": 1500, "measure": True, "on_pass": passes, "level_texts": 0}
+    plain = rankcast.pack(trained, **size, curvature_texts=0)
+    file = rankcast.pack(trained, **size)
+    assert passes.seen[-1][0] == "curvature"
+    assert passes.seen[-1][1] == passes.seen[-1][2]
+    assert file.n_bits <= 8 * 1500
+    losses = [f.header.chunks[-1].loss for f in (file, plain)]
+    assert losses[0] is not None
+    assert losses[1] is not None
+    assert losses[0] <= losses[1]
+    source = read_adapter(trained)
+    learner = setup_for(source, trained, Texts()).learner()
+    own = pack_curved(source, curvatures_of(learner, CURVATURE_TEXTS), 8 * 1300)
+    assert own.tensors().ranks.any()
+    out = tmp_path / "a.rcast"
+    told = json.loads(call.ok("pack", str(trained), "-o", str(out), "--target-bytes", "1500",
+                              "--measure", "--level-texts", "0", "--json"))  # fmt: skip
     assert told["loss"] == losses[0]
 
 
 def test_impossible_numbers_of_texts_are_refused(trained: Path) -> None:
     with pytest.raises(ConfigError, match="0 texts or more, got -1"):
         rankcast.pack(trained, target_bytes=3000, measure=True, level_texts=-1)
+    with pytest.raises(ConfigError, match="Curvature is measured on 0 texts or more, got -2"):
+        rankcast.pack(trained, target_bytes=3000, measure=True, curvature_texts=-2)
+    with pytest.raises(ConfigError, match="--curvature-texts goes with"):
+        rankcast.pack(trained, curvature_texts=8, target_bytes=3000)
     with pytest.raises(ConfigError, match="--level-texts goes with"):
         rankcast.pack(trained, level_texts=8, target_bytes=3000)
     with pytest.raises(ConfigError, match="--level-texts goes with"):

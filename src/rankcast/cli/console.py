@@ -87,14 +87,18 @@ class LiveProgress:
 
 
 class PassProgress:
-    """A bar of forward passes, which appears with the first.
+    """A bar of what is measured, in passes or texts, which appears with the first.
 
     Args:
         console: where to draw.
     """
 
     def __init__(self, console: Console) -> None:
-        columns = TextColumn("measuring levels"), BarColumn(bar_width=20), MofNCompleteColumn()
+        columns = (
+            TextColumn("measuring {task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+        )
         self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
         self._task = self._progress.add_task("")
 
@@ -103,10 +107,10 @@ class PassProgress:
         if self._progress.live.is_started:
             self._progress.stop()
 
-    def on_pass(self, done: int, total: int) -> None:
-        """Show how many of all passes are done."""
+    def on_pass(self, what: str, done: int, total: int) -> None:
+        """Show how many of all passes or texts are done."""
         self._progress.start()
-        self._progress.update(self._task, completed=done, total=total)
+        self._progress.update(self._task, description=what, completed=done, total=total)
 
 
 class SizeProgress:

@@ -55,12 +55,17 @@ class Pack:
     target_bytes: int | None = None
     """Choose components and steps with which a file of at most so many bytes, header included,
     loses least of the update's energy. Says how much that is. With --measure or --texts it also
-    tries the finest common step, and measures what the model loses with other ranks and steps of
-    each projection; it keeps the best of the three, and says what the size costs in loss."""
+    tries the finest common step, measures what the model loses with other ranks and steps of each
+    projection, and rounds by the curvature of the loss; it keeps the best, and says what the size
+    costs in loss."""
     level_texts: int | None = None
     """With --target-bytes and --measure or --texts: training texts on which ranks and steps are
     measured, in at most 16 passes over them for each projection. 32 for a classifier; 0, which
     measures none, for a language model."""
+    curvature_texts: int | None = None
+    """With the same: training texts on which the curvature of the loss is measured, in one pass
+    forward and one backward. 128; 0 for none. Takes 4 bytes of memory for each number of its
+    matrices, a few GB for a language model."""
     snr_db: float | None = None
     """Choose it for a link: received Es/N0 [dB], with --bandwidth-hz and --deadline-s."""
     bandwidth_hz: float | None = None
@@ -129,6 +134,7 @@ class Pack:
             previous=self.previous,
             keep=self.keep_within,
             level_texts=self.level_texts,
+            curvature_texts=self.curvature_texts,
             on_cost=on_cost,
             on_pass=on_pass,
         )

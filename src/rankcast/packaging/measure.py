@@ -11,11 +11,13 @@ from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.fingerprint import base_fingerprint, check_base, logits_fingerprint
 from rankcast.codec.coded_levels import CodedLevels
 from rankcast.codec.container import Container
+from rankcast.codec.feedback import pack_curved
 from rankcast.codec.formats.peft_names import beyond_lora
 from rankcast.codec.header import MEASURE, ChunkEntry, Measure
 from rankcast.codec.packing import RELATIVE_STEPS, Source
 from rankcast.config.learner import DatasetConfig, FinetuneConfig
 from rankcast.errors import ConfigError, InfeasibleDeadlineError, InfeasibleSizeError
+from rankcast.learner.curvature import curvatures_of
 from rankcast.learner.datasets import load_dataset, with_held_out
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.qat import coding_for, learner_for
@@ -128,8 +130,9 @@ def pack_measured(
         fits: pack a `Source` within a number of bits, or None. Of several the file with the lowest
             loss is taken, and all but the first may find that none fits.
         budget_bits: of the whole file, measurements included; None for no budget.
-        levels: how to measure levels for one file more, see `measured_levels`. An adapter that was
-            trained to be rounded keeps the steps that it was trained for.
+        levels: how to measure levels and curvature for two files more, see `measured_levels` and
+            `rankcast.codec.feedback`. An adapter that was trained to be rounded keeps the steps
+            that it was trained for.
 
     Raises:
         DataError: texts without labels, for a classifier.
@@ -147,13 +150,20 @@ def pack_measured(
     for fit in fits:
         best = _better(best, partial(fit, source), learner, budget_bits, whole)
     assert best is not None  # the first fits, or raises
-    n_texts = 0 if levels is None else levels.of(setup.config.objective)
-    is_plain = source.coding is None and source.tensors.ranks.any()
-    if levels is None or not n_texts or not is_plain:
+    if levels is None or source.coding is not None or not source.tensors.ranks.any():
         return best
-    coded, near = CodedLevels.near(source, budget_bits), best.tensors()
-    known = measure_levels(learner, unrounded, coded, near, n_texts=n_texts, on_pass=levels.on_pass)
-    return _better(best, known.file, learner, budget_bits, whole)
+    n_texts, on_pass = levels.of(setup.config.objective), levels.on_pass
+    if n_texts:
+        coded, near = CodedLevels.near(source, budget_bits), best.tensors()
+        known = measure_levels(learner, unrounded, coded, near, n_texts=n_texts, on_pass=on_pass)
+        best = _better(best, known.file, learner, budget_bits, whole)
+    if levels.n_curvature:
+        load_tensors(learner.adapter, source.tensors)
+        told = None if on_pass is None else partial(on_pass, "curvature")
+        curvatures = curvatures_of(learner, levels.n_curvature, told)
+        fit = partial(pack_curved, source, curvatures)
+        best = _better(best, fit, learner, budget_bits, whole)
+    return best
 
 
 def _better(

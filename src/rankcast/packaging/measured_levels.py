@@ -154,7 +154,7 @@ def measure_levels(
             losses[i, level:] = ask()
             if on_pass is not None:
                 done = len(both) * n_passes // 2 + int(coded.counts[:i].sum()) + level + 1
-                on_pass(done, n_passes)
+                on_pass("levels", done, n_passes)
         both.append(losses - losses.min(axis=1, keepdims=True))
     return MeasuredLevels(coded, *both)
 

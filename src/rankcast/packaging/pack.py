@@ -35,7 +35,7 @@ from rankcast.errors import CodecError, ConfigError, ModelError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits as bits_before_deadline
 from rankcast.link.rate_models import rate_model
-from rankcast.packaging.texts import LevelTexts, OnPass, Texts
+from rankcast.packaging.texts import CURVATURE_TEXTS, LevelTexts, OnPass, Texts
 from rankcast.records import LinkState
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def pack(
     previous: str | os.PathLike[str] | Container | None = None,
     keep: float = KEEP,
     level_texts: int | None = None,
+    curvature_texts: int | None = None,
     on_cost: Callable[[Cost], None] | None = None,
     on_pass: OnPass | None = None,
 ) -> Container:
@@ -89,8 +90,9 @@ def pack(
         budget_bits: choose the finest step at which the whole file has at most so many bits; see
             `link_budget_bits`.
         target_bytes: choose ranks and steps with which a file of at most so many bytes loses least;
-            see `rankcast.codec.target`. With `measure` also the finest common step, and ranks and
-            steps by what levels are measured to lose, whichever has the lowest loss.
+            see `rankcast.codec.target`. With `measure` also the finest common step, ranks and
+            steps by what levels are measured to lose, and rounding by the curvature of the loss,
+            whichever has the lowest loss.
         planned: of a run, within a budget: choose the rank and the step of each projection
             together, by the gains that the run has learned, instead of one step for all.
         measure: run the model, to take coarser steps where weights matter less and to write into
@@ -106,8 +108,11 @@ def pack(
         keep: steps from the middle of its old cell at which a weight leaves it; see `successor`.
         level_texts: training texts on which levels are measured; 0 measures none. None for 32, and
             for 0 of a language model, whose passes take long.
+        curvature_texts: training texts on which the curvature of the loss is measured; 0 measures
+            none. None for 128.
         on_cost: called with what the file loses, for which the unrounded adapter is measured, too.
-        on_pass: called with the number of passes that have measured a level, and of all.
+        on_pass: called with what is measured (levels, curvature), how many passes or texts are
+            done, and of how many.
 
     Raises:
         CodecError: no adapter there, one that cannot be carried, or a previous file of another.
@@ -119,8 +124,9 @@ def pack(
     """
     _check_options(quality, budget_bits, target_bytes, planned, previous)
     measure = measure or texts is not None
-    if level_texts is not None and (target_bytes is None or not measure):
-        raise ConfigError("--level-texts goes with --target-bytes and --measure or --texts.")
+    for option, n in (("--level-texts", level_texts), ("--curvature-texts", curvature_texts)):
+        if n is not None and (target_bytes is None or not measure):
+            raise ConfigError(f"{option} goes with --target-bytes and --measure or --texts.")
     folder = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
     base = None if base_model is None else BaseFolder.open(base_model)
     source = _source_of(adapter, peft.PeftSource(base, initial_adapter, embeddings))
@@ -136,7 +142,8 @@ def pack(
         if target_bytes is None:
             container = pack_measured(setup, (plain,), limit)
         else:  # energy is not the loss: what loses more may be better
-            levels = LevelTexts(level_texts, on_pass)
+            n_curvature = CURVATURE_TEXTS if curvature_texts is None else curvature_texts
+            levels = LevelTexts(level_texts, n_curvature, on_pass)
             container = pack_measured(setup, (_pack_target, plain), limit, levels)
         cost = Cost(None) if on_cost is None else Cost(None, *setup.unrounded())
     if on_cost is not None:

@@ -10,17 +10,20 @@ from rankcast.errors import ConfigError
 
 LEVEL_TEXTS = 32
 """On which the levels of a classifier's adapter are measured."""
-OnPass = Callable[[int, int], None]
-"""Called with the number of passes over these texts that are done, and of all."""
+CURVATURE_TEXTS = 128
+"""On which the curvature of the loss is measured."""
+OnPass = Callable[[str, int, int], None]
+"""Called with what is measured, how many of its passes or texts are done, and of how many."""
 
 
 @dataclass(frozen=True)
 class LevelTexts:
-    """On how many training texts levels are measured.
+    """On how many training texts levels and curvature are measured.
 
     Attributes:
-        n_texts: how many at most; 0 measures none. None for `LEVEL_TEXTS`, and for 0 of a language
-            model, whose passes take long.
+        n_texts: how many at most for levels; 0 measures none. None for `LEVEL_TEXTS`, and for 0 of
+            a language model, whose passes take long.
+        n_curvature: how many at most for the curvature; 0 measures none.
         on_pass: told of progress.
 
     Raises:
@@ -28,12 +31,14 @@ class LevelTexts:
     """
 
     n_texts: int | None = None
+    n_curvature: int = CURVATURE_TEXTS
     on_pass: OnPass | None = None
 
     def __post_init__(self) -> None:
-        """Check the number."""
-        if self.n_texts is not None and self.n_texts < 0:
-            raise ConfigError(f"Levels are measured on 0 texts or more, got {self.n_texts}.")
+        """Check the numbers."""
+        for what, n in (("Levels are", self.n_texts or 0), ("Curvature is", self.n_curvature)):
+            if n < 0:
+                raise ConfigError(f"{what} measured on 0 texts or more, got {n}.")
 
     def of(self, objective: str) -> int:
         """Return the number for an objective, `causal` or `classification`."""
