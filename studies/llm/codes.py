@@ -52,7 +52,7 @@ SHARES, DENSITIES = (0.0, 0.5, 0.9), (0.05, 0.2, 0.5)
 NNC_STEPS = (0.5, 1.0, 2.0)
 QUALITIES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 """Steps of our files as multiples of what `good` takes."""
-CURVED_SIZES = (256_000, 160_000, 112_000, 64_000, 24_000, 8_000)
+CURVED_SIZES = (520_000, 400_000, 256_000, 112_000, 46_000, 22_000)
 """Bytes for which an adapter is rounded by the curvature of the loss."""
 
 

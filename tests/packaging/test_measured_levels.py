@@ -153,7 +153,7 @@ def test_pack_rounds_by_curvature_for_a_size(trained: Path, tmp_path: Path, call
     passes = Passes()
     size = {"target_bytes": 1500, "measure": True, "on_pass": passes, "level_texts": 0}
     plain = rankcast.pack(trained, **size, curvature_texts=0)
-    file = rankcast.pack(trained, **size)
+    file = rankcast.pack(trained, **size, curvature_texts=CURVATURE_TEXTS)
     assert passes.seen[-1][0] == "curvature"
     assert passes.seen[-1][1] == passes.seen[-1][2]
     assert file.n_bits <= 8 * 1500
@@ -167,7 +167,8 @@ def test_pack_rounds_by_curvature_for_a_size(trained: Path, tmp_path: Path, call
     assert own.tensors().ranks.any()
     out = tmp_path / "a.rcast"
     told = json.loads(call.ok("pack", str(trained), "-o", str(out), "--target-bytes", "1500",
-                              "--measure", "--level-texts", "0", "--json"))  # fmt: skip
+                              "--measure", "--level-texts", "0", "--curvature-texts", "128",
+                              "--json"))  # fmt: skip
     assert told["loss"] == losses[0]
 
 
@@ -184,7 +185,7 @@ def test_impossible_numbers_of_texts_are_refused(trained: Path) -> None:
         rankcast.pack(trained, level_texts=8, measure=True)
 
 
-def test_language_models_are_asked_on_demand() -> None:
-    assert LevelTexts().of("classification") == LEVEL_TEXTS
-    assert LevelTexts().of("causal") == 0
-    assert LevelTexts(5).of("causal") == 5
+def test_levels_are_for_classifiers_and_curvature_for_language_models() -> None:
+    assert LevelTexts().of("classification") == (LEVEL_TEXTS, 0)
+    assert LevelTexts().of("causal") == (0, CURVATURE_TEXTS)
+    assert LevelTexts(5, 7).of("causal") == LevelTexts(5, 7).of("classification") == (5, 7)

@@ -17,7 +17,16 @@ from studies.harness.spec import Job, Result, Row, RunContext
 from studies.harness.store import jobs_of
 from studies.llm import ours, runs
 from studies.llm.claims import RISE, ahead
-from studies.llm.codes import COMPEFT, PACK, QAT, REFERENCE, ROUNDED, STEPS, as_bfloat16
+from studies.llm.codes import (
+    COMPEFT,
+    CURVED_SIZES,
+    PACK,
+    QAT,
+    REFERENCE,
+    ROUNDED,
+    STEPS,
+    as_bfloat16,
+)
 from studies.llm.curves import task_curves
 from studies.llm.jobs import FIRST_RANK, PLAN, QUICK, TUNING_SEED, before_of, jobs, tuning_jobs
 from studies.llm.presentation import present
@@ -58,10 +67,14 @@ def test_quick_jobs_judge_every_code(quick: tuple[Path, Mapping[str, Row]]) -> N
     }  # fmt: skip
     assert {"LoRAQuant, 0%", "LoRAQuant, 100%", "ComPEFT, 20%"} <= of_kind["published"]
     assert of_kind["pack"] == {"pack, 0.5", "pack, 1", "pack, 2", "pack, 3", "pack, 4", "pack, 6"}
+    assert of_kind["curved"] == {f"curvature, {size:,} bytes" for size in CURVED_SIZES}
     assert of_kind["qat"] == {"qat", "qat, 2,000 bytes"}
     assert of_kind["taught"] == {"2,000 bytes"}
     small = [
-        c for row in rows.values() for c in row.values.get("codes", ()) if "2,000" in c["code"]
+        c
+        for row in rows.values()
+        for c in row.values.get("codes", ())
+        if c["code"] in ("2,000 bytes", "qat, 2,000 bytes")
     ]
     assert len(small) == 2
     assert max(code["bytes"] for code in small) <= 2_000

@@ -64,8 +64,8 @@ class Pack:
     measures none, for a language model."""
     curvature_texts: int | None = None
     """With the same: training texts on which the curvature of the loss is measured, in one pass
-    forward and one backward. 128; 0 for none. Takes 4 bytes of memory for each number of its
-    matrices, a few GB for a language model."""
+    forward and one backward. 128 for a language model; 0, which measures none, for a classifier.
+    Takes a few GB of memory for a language model."""
     snr_db: float | None = None
     """Choose it for a link: received Es/N0 [dB], with --bandwidth-hz and --deadline-s."""
     bandwidth_hz: float | None = None

@@ -152,15 +152,15 @@ def pack_measured(
     assert best is not None  # the first fits, or raises
     if levels is None or source.coding is not None or not source.tensors.ranks.any():
         return best
-    n_texts, on_pass = levels.of(setup.config.objective), levels.on_pass
+    (n_texts, n_curvature), on_pass = levels.of(setup.config.objective), levels.on_pass
     if n_texts:
         coded, near = CodedLevels.near(source, budget_bits), best.tensors()
         known = measure_levels(learner, unrounded, coded, near, n_texts=n_texts, on_pass=on_pass)
         best = _better(best, known.file, learner, budget_bits, whole)
-    if levels.n_curvature:
+    if n_curvature:
         load_tensors(learner.adapter, source.tensors)
         told = None if on_pass is None else partial(on_pass, "curvature")
-        curvatures = curvatures_of(learner, levels.n_curvature, told)
+        curvatures = curvatures_of(learner, n_curvature, told)
         fit = partial(pack_curved, source, curvatures)
         best = _better(best, fit, learner, budget_bits, whole)
     return best

@@ -35,7 +35,7 @@ from rankcast.errors import CodecError, ConfigError, ModelError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits as bits_before_deadline
 from rankcast.link.rate_models import rate_model
-from rankcast.packaging.texts import CURVATURE_TEXTS, LevelTexts, OnPass, Texts
+from rankcast.packaging.texts import LevelTexts, OnPass, Texts
 from rankcast.records import LinkState
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def pack(
         level_texts: training texts on which levels are measured; 0 measures none. None for 32, and
             for 0 of a language model, whose passes take long.
         curvature_texts: training texts on which the curvature of the loss is measured; 0 measures
-            none. None for 128.
+            none. None for 128 of a language model, and for 0 of a classifier.
         on_cost: called with what the file loses, for which the unrounded adapter is measured, too.
         on_pass: called with what is measured (levels, curvature), how many passes or texts are
             done, and of how many.
@@ -142,8 +142,7 @@ def pack(
         if target_bytes is None:
             container = pack_measured(setup, (plain,), limit)
         else:  # energy is not the loss: what loses more may be better
-            n_curvature = CURVATURE_TEXTS if curvature_texts is None else curvature_texts
-            levels = LevelTexts(level_texts, n_curvature, on_pass)
+            levels = LevelTexts(level_texts, curvature_texts, on_pass)
             container = pack_measured(setup, (_pack_target, plain), limit, levels)
         cost = Cost(None) if on_cost is None else Cost(None, *setup.unrounded())
     if on_cost is not None:

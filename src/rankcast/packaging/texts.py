@@ -11,7 +11,7 @@ from rankcast.errors import ConfigError
 LEVEL_TEXTS = 32
 """On which the levels of a classifier's adapter are measured."""
 CURVATURE_TEXTS = 128
-"""On which the curvature of the loss is measured."""
+"""On which the curvature of a language model's loss is measured."""
 OnPass = Callable[[str, int, int], None]
 """Called with what is measured, how many of its passes or texts are done, and of how many."""
 
@@ -23,7 +23,8 @@ class LevelTexts:
     Attributes:
         n_texts: how many at most for levels; 0 measures none. None for `LEVEL_TEXTS`, and for 0 of
             a language model, whose passes take long.
-        n_curvature: how many at most for the curvature; 0 measures none.
+        n_curvature: how many at most for the curvature; 0 measures none. None for
+            `CURVATURE_TEXTS`, and for 0 of a classifier, where it brings nothing.
         on_pass: told of progress.
 
     Raises:
@@ -31,20 +32,21 @@ class LevelTexts:
     """
 
     n_texts: int | None = None
-    n_curvature: int = CURVATURE_TEXTS
+    n_curvature: int | None = None
     on_pass: OnPass | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for what, n in (("Levels are", self.n_texts or 0), ("Curvature is", self.n_curvature)):
-            if n < 0:
+        for what, n in (("Levels are", self.n_texts), ("Curvature is", self.n_curvature)):
+            if n is not None and n < 0:
                 raise ConfigError(f"{what} measured on 0 texts or more, got {n}.")
 
-    def of(self, objective: str) -> int:
-        """Return the number for an objective, `causal` or `classification`."""
-        if self.n_texts is not None:
-            return self.n_texts
-        return 0 if objective == "causal" else LEVEL_TEXTS
+    def of(self, objective: str) -> tuple[int, int]:
+        """Return both numbers for an objective, `causal` or `classification`."""
+        usual = (0, CURVATURE_TEXTS) if objective == "causal" else (LEVEL_TEXTS, 0)
+        asked = self.n_texts, self.n_curvature
+        levels, curvature = (u if a is None else a for u, a in zip(usual, asked, strict=True))
+        return levels, curvature
 
 
 @dataclass(frozen=True, kw_only=True)
