@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.codec import random_adapter
-from rankcast.codec.feedback import Curvature, CurvedAdapter, _Block, _Side, pack_curved
+from rankcast.codec.feedback import PRICE, Curvature, CurvedAdapter, _Block, _Side, pack_curved
 from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import Source
 from rankcast.codec.target import ONE_CHUNK_BYTES, pack_into
@@ -74,7 +75,7 @@ def test_the_dearest_number_is_rounded_first() -> None:
 def test_a_price_makes_cheap_numbers_zero_first() -> None:
     side = _Side.of([np.diag([1.0, 100.0])], 0.0)
     assert side.rounded(np.array([[0.6, 0.6]]), 0.0).tolist() == [[1, 1]]
-    assert side.rounded(np.array([[0.6, 0.6]]), 1.0).tolist() == [[0, 1]]
+    assert side.rounded(np.array([[0.6, 0.6]]), PRICE).tolist() == [[0, 1]]
 
 
 @settings(max_examples=10)
@@ -141,6 +142,16 @@ def test_finer_steps_cost_less_up_to_nothing() -> None:
 def test_a_projection_of_rank_0_stays_one() -> None:
     found = pack_curved(source_of(5, (4, 0, 2)), curved(5), 8 * 3000).tensors()
     assert found.ranks.tolist()[1] == 0
+
+
+def test_a_projection_without_update_or_without_effect_is_left_out() -> None:
+    source, curvatures = source_of(6), curved(6)
+    first, second, third = source.tensors.factors
+    zeros = replace(first, left=np.zeros_like(first.left))
+    tensors = replace(source.tensors, factors=(zeros, second, third))
+    nothing = Curvature(*((np.zeros((n, n)),) for n in WIDTHS[2][::-1]))
+    found = pack_curved(replace(source, tensors=tensors), [*curvatures[:2], nothing], 8 * 3000)
+    assert found.tensors().ranks.tolist() == [0, 4, 0]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -65,7 +65,9 @@ def test_wide_matrices_are_blocks(
     learner: TransformerLearner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = curvatures_of(learner, 8)
-    monkeypatch.setattr(curvature, "BLOCK", 12)
+    total = sum(p.d_in + p.d_out for p in learner.layout.projections)
+    monkeypatch.setattr(curvature, "NARROWEST", 2)
+    monkeypatch.setattr(curvature, "MOST_NUMBERS", 12 * total)
     for one, cut in zip(full, curvatures_of(learner, 8), strict=True):
         for blocks, parts in ((one.left, cut.left), (one.right, cut.right)):
             (matrix,), starts = blocks, np.cumsum([0, *[len(p) for p in parts]])

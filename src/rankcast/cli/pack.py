@@ -65,7 +65,7 @@ class Pack:
     curvature_texts: int | None = None
     """With the same: training texts on which the curvature of the loss is measured, in one pass
     forward and one backward. 128 for a language model; 0, which measures none, for a classifier.
-    Takes a few GB of memory for a language model."""
+    Takes up to 3 GiB of memory."""
     snr_db: float | None = None
     """Choose it for a link: received Es/N0 [dB], with --bandwidth-hz and --deadline-s."""
     bandwidth_hz: float | None = None

@@ -46,7 +46,7 @@ PER_EXPONENT = 8
 """Sizes between two neighbouring exponents, at which components get their steps in turn."""
 _PARTS = 3
 """Chunks of a file that is too large for one."""
-_PRICE = 1 / 12
+PRICE = 1 / 12
 """Slope of a uniform quantiser's distortion over its rate, over 2 ln 2 [squared steps]."""
 _NARROWEST = 0.4
 """Spread in steps below which the bits of a number no longer grow as its square."""
@@ -138,14 +138,14 @@ class _Side:
         parts = zip(np.split(rows, ends, axis=1), self.matrices, strict=True)
         return np.concatenate([part @ matrix for part, matrix in parts], axis=1)
 
-    def rounded(self, rows: Matrix, price: float) -> Matrix:
+    def rounded(self, rows: Matrix, price: float = PRICE) -> Matrix:
         """Return (r, n) indices of rows in steps."""
         spreads = np.maximum(np.sqrt(np.square(rows).mean(axis=1)), _NARROWEST)
         indices = np.empty_like(rows)
         for block in self.blocks:
             places = block.start + block.order
             dear = block.costs[:, None] / self.cost
-            smaller = dear / (dear + price * _PRICE / np.square(spreads))
+            smaller = dear / (dear + price / np.square(spreads))
             indices[:, places] = _fed_back(rows[:, places].T, block.feedback, smaller).T
         return indices
 
@@ -201,9 +201,9 @@ class _Turned:
         exponents = -0.5 * PER_RADIX * np.log(dear) / np.log(RADIX)
         return cls(left, right, exponents, outputs, inputs)
 
-    def rounded(self, steps: Matrix, price: float) -> Factors:
+    def rounded(self, steps: Matrix) -> Factors:
         """Return what is sent at (r,) steps, components of zeros included."""
-        right = steps[:, None] * self.inputs.rounded(self.right / steps[:, None], price)
+        right = steps[:, None] * self.inputs.rounded(self.right / steps[:, None])
         seen = self.inputs.times(right)
         alive = np.abs(right).sum(axis=1) > 0
         left = np.zeros_like(self.left)
@@ -211,7 +211,7 @@ class _Turned:
             gram = seen[alive] @ right[alive].T
             gram[np.diag_indices(len(gram))] *= 1 + 1e-10
             left[:, alive] = np.linalg.solve(gram, seen[alive] @ self.right.T @ self.left.T).T
-        left = steps * self.outputs.rounded((left / steps).T, price).T
+        left = steps * self.outputs.rounded((left / steps).T).T
         return Factors(left.astype(np.float32), right.astype(np.float32))
 
 
@@ -248,12 +248,11 @@ class CurvedAdapter:
             _Turned.of(f, c, damping) for f, c in zip(tensors.factors, curvatures, strict=True)
         ]
 
-    def file(self, size: int, price: float = 1.0) -> Container:
+    def file(self, size: int) -> Container:
         """Return a file at a size of the steps.
 
         Args:
             size: logarithm of the steps, `PER_EXPONENT` to an exponent; larger is coarser.
-            price: of a bit, beside the slope of the rate.
 
         Raises:
             CodecError: NaN or infinite weights.
@@ -263,7 +262,7 @@ class CurvedAdapter:
             wanted = np.floor(turned.exponents + size / PER_EXPONENT + 0.5)
             own = np.clip(wanted, *EXPONENTS).astype(np.int64)
             steps = np.array([float(step_of(e)) for e in own.tolist()])
-            sent = turned.rounded(steps, price)
+            sent = turned.rounded(steps)
             alive = (np.abs(sent.left).sum(axis=0) > 0) & (np.abs(sent.right).sum(axis=1) > 0)
             factors.append(Factors(sent.left[:, alive], sent.right[alive]))
             kept.append(own[alive])

@@ -9,7 +9,7 @@ the adapter does there, and for the outputs by how much the adapter does there: 
 text often has huge inputs, and no effect.
 
 The matrices of wide projections are blocks along the diagonal, so that memory grows with the width
-and not with its square.
+and not with its square; those of large models are of narrower blocks.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from rankcast.adapters.arrays import tensors_of
 from rankcast.codec.feedback import Curvature, Matrix
 from rankcast.errors import DataError
 from rankcast.learner.transformer import TransformerLearner
+from rankcast.records import Projection
 
-BLOCK = 1_024
-"""Widest block of a matrix."""
+BLOCK, NARROWEST = 1_024, 16
+"""Widest block of a matrix, and the narrowest to which `MOST_NUMBERS` cuts it."""
+MOST_NUMBERS = 2**28
+"""In all matrices of an adapter: 1 GiB here, three times as much while they are used."""
 
 
 class _Sums:
     """Sums over tokens for one projection."""
 
-    def __init__(self, left: Tensor, right: Tensor) -> None:
+    def __init__(self, left: Tensor, right: Tensor, widest: int) -> None:
         self._left, self._right = left, right
-        self._outputs = [left.new_zeros(n, n) for n in _widths(len(left))]
-        self._inputs = [right.new_zeros(n, n) for n in _widths(right.shape[1])]
+        self._outputs = [left.new_zeros(n, n) for n in _widths(len(left), widest)]
+        self._inputs = [right.new_zeros(n, n) for n in _widths(right.shape[1], widest)]
         self._both = 0.0
 
     def add(self, x: Tensor, g: Tensor) -> None:
@@ -67,9 +70,15 @@ class _Sums:
         return Curvature(*sides)
 
 
-def _widths(n: int) -> list[int]:
+def _widths(n: int, widest: int) -> list[int]:
     """Return the widths of blocks of about the same size."""
-    return [len(part) for part in np.array_split(np.arange(n), -(-n // BLOCK))]
+    return [len(part) for part in np.array_split(np.arange(n), -(-n // widest))]
+
+
+def _widest(projections: Sequence[Projection]) -> int:
+    """Return the width of blocks at which the matrices have at most `MOST_NUMBERS`."""
+    total = sum(p.d_in + p.d_out for p in projections)
+    return min(BLOCK, max(MOST_NUMBERS // max(total, 1), NARROWEST))
 
 
 def curvatures_of(
@@ -80,8 +89,7 @@ def curvatures_of(
     """Return the curvature of every projection, with the adapter as the learner holds it.
 
     The mean is over random training texts and what they are to be answered with (empirical Fisher
-    information). Takes a forward and a backward pass over them, and as memory 4 bytes for every
-    number of the matrices.
+    information). Takes a forward and a backward pass over them, and 1 GiB of memory at most.
 
     Args:
         learner: left as it is.
@@ -99,8 +107,9 @@ def curvatures_of(
     adapter, size = learner.adapter, learner.config.batch_size
     device = next(adapter.model.parameters()).device
     tensors = tensors_of(adapter)
+    widest = _widest(tensors.projections)
     sums = [
-        _Sums(*(torch.from_numpy(part).to(device) for part in (f.left, f.right)))
+        _Sums(torch.from_numpy(f.left).to(device), torch.from_numpy(f.right).to(device), widest)
         for f in tensors.factors
     ]
     parameters = [part for i in range(len(sums)) for part in adapter.factors()[i][::2]]
