@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "llm_memory.json"
 N_TEXTS, LONGEST_WORDS, N_STEPS, RANK = 120, 24, 4, 8
 QUESTION = "Which package of Python's standard library says this? "
-JOBS = ("train", "pack", "qat")
+JOBS = ("train", "pack", "pack_for_a_size", "qat")
+TARGET_BYTES = 256_000
 
 
 def write_texts(file: Path) -> None:
@@ -95,6 +96,16 @@ def pack(model: Path, texts: Path, adapter: Path, **known: Any) -> int:
     return 1
 
 
+def pack_for_a_size(model: Path, texts: Path, adapter: Path, **known: Any) -> int:
+    """Pack the adapter for a size, rounding by curvature included; return 1."""
+    from rankcast.packaging.pack import pack as pack_adapter
+    from rankcast.packaging.texts import Texts
+
+    judges = Texts(texts=str(texts), base_model=str(model), **known)
+    pack_adapter(adapter, target_bytes=TARGET_BYTES, measure=True, texts=judges)
+    return 1
+
+
 def qat(model: Path, texts: Path, adapter: Path, **known: Any) -> int:
     """Train the adapter on rounded weights for some steps; return how many."""
     from rankcast.learner.qat import QatConfig
@@ -119,7 +130,8 @@ def job(name: str, folder: Path) -> None:
     known = {"prompt_column": "prompt", "completion_column": "completion"} if knows else {}
     rest = () if name == "train" else (adapter,)
     start, cpu_start = time.perf_counter(), time.process_time()
-    n_steps = {"train": train, "pack": pack, "qat": qat}[name](model, texts, *rest, **known)
+    done = {"train": train, "pack": pack, "pack_for_a_size": pack_for_a_size, "qat": qat}[name]
+    n_steps = done(model, texts, *rest, **known)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     status = Path("/proc/self/status").read_text("utf-8").splitlines()
     (line,) = [x for x in status if x.startswith("VmHWM")]

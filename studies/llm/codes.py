@@ -6,7 +6,7 @@ of whole files. A code belongs to a family, whose members make up a curve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,16 +189,16 @@ def pack_codes(
 
 
 def curved_codes(
-    source: Source, curvatures: Sequence[Curvature], sizes: Sequence[int] = CURVED_SIZES
+    source: Source, curvatures: Iterable[Curvature], sizes: Sequence[int] = CURVED_SIZES
 ) -> Iterator[Coded]:
     """Yield files of at most so many bytes, rounded by the curvature of the loss."""
-    curved = CurvedAdapter(source, curvatures)
-    for size in sizes:
-        try:
-            file = best_within(curved, 8 * size)
-        except InfeasibleSizeError:
-            continue
-        yield of_file(f"curvature, {size:,} bytes", CURVED, file)
+    with CurvedAdapter(source, curvatures) as curved:
+        for size in sizes:
+            try:
+                file = best_within(curved, 8 * size)
+            except InfeasibleSizeError:
+                continue
+            yield of_file(f"curvature, {size:,} bytes", CURVED, file)
 
 
 def of_file(name: str, family: str, file: Container) -> Coded:

@@ -5,6 +5,7 @@ What `rankcast qat` and `rankcast train --codec.target-bytes` do, on texts that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def qat_file(
     return pack_at_exponent(source.at(coding), coding.exponent)
 
 
-def curvatures_at(ours: Ours, adapter: AdapterTensors) -> list[Curvature]:
+def curvatures_at(ours: Ours, adapter: AdapterTensors) -> Iterator[Curvature]:
     """Return the curvature of the loss at an adapter, as `rankcast pack --texts` measures it."""
     learner = learner_for(adapter, ours.config, ours.splits)
     lower(learner)

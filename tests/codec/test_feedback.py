@@ -132,9 +132,9 @@ def test_a_large_file_comes_in_parts_that_are_adapters() -> None:
 
 def test_finer_steps_cost_less_up_to_nothing() -> None:
     source, curvatures = source_of(4), curved(4)
-    adapter = CurvedAdapter(source, curvatures)
-    sizes = np.linspace(adapter.coarsest(), adapter.finest(), 6).astype(int).tolist()
-    costs = [cost(source.tensors, adapter.file(s).tensors(), curvatures) for s in sizes]
+    with CurvedAdapter(source, curvatures) as adapter:
+        sizes = np.linspace(adapter.coarsest(), adapter.finest(), 6).astype(int).tolist()
+        costs = [cost(source.tensors, adapter.file(s).tensors(), curvatures) for s in sizes]
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < 1e-4 * costs[0]
 

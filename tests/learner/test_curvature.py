@@ -34,7 +34,7 @@ def whole(blocks: Sequence[np.ndarray]) -> np.ndarray:
 def test_tokens_count_by_what_the_adapter_does_there(learner: TransformerLearner) -> None:
     """The matrices are sums over tokens of x·xᵀ|Lᵀg|² and g·gᵀ|Rx|², scaled to E[|x|²|g|²]."""
     n = len(learner.data.train)
-    found = curvatures_of(learner, n)
+    found = list(curvatures_of(learner, n))
     layer, factors = learner.adapter.layers[0], tensors_of(learner.adapter).factors[0]
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -64,7 +64,7 @@ def test_tokens_count_by_what_the_adapter_does_there(learner: TransformerLearner
 def test_wide_matrices_are_blocks(
     learner: TransformerLearner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = curvatures_of(learner, 8)
+    full = list(curvatures_of(learner, 8))
     total = sum(p.d_in + p.d_out for p in learner.layout.projections)
     monkeypatch.setattr(curvature, "NARROWEST", 2)
     monkeypatch.setattr(curvature, "MOST_NUMBERS", 12 * total)
@@ -82,8 +82,8 @@ def test_wide_matrices_are_blocks(
 def test_the_learner_stays_as_it_is(learner: TransformerLearner) -> None:
     learner.adapter.model.train()
     before, told = tensors_of(learner.adapter), []
-    first = curvatures_of(learner, 10, lambda done, total: told.append((done, total)))
-    again = curvatures_of(learner, 10)
+    first = list(curvatures_of(learner, 10, lambda done, total: told.append((done, total))))
+    again = list(curvatures_of(learner, 10))
     assert told[-1] == (10, 10)
     assert learner.adapter.model.training
     assert all(not layer._forward_hooks for layer in learner.adapter.layers)
@@ -92,6 +92,20 @@ def test_the_learner_stays_as_it_is(learner: TransformerLearner) -> None:
         assert np.array_equal(one.left, other.left)
     for one, other in zip(first, again, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one.right, other.right, strict=True))
+
+
+def test_in_parts_it_is_the_same(
+    learner: TransformerLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory for a projection at a time: as many passes as projections, and equal matrices."""
+    told: list[tuple[int, int]] = []
+    at_once = list(curvatures_of(learner, 8))
+    monkeypatch.setattr(curvature, "MOST_AT_ONCE", 1)
+    parts = curvatures_of(learner, 8, lambda done, total: told.append((done, total)))
+    for one, other in zip(at_once, parts, strict=True):
+        for blocks, own in ((one.left, other.left), (one.right, other.right)):
+            assert own[0] == pytest.approx(blocks[0], rel=1e-4, abs=float(1e-6 * blocks[0].max()))
+    assert told[-1] == (8 * learner.layout.n_projections,) * 2
 
 
 def test_no_text_is_refused(learner: TransformerLearner) -> None:

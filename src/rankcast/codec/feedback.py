@@ -22,8 +22,10 @@ Shapes: `N` projections, `r` components, `d_out`, `d_in` outputs and inputs.
 
 from __future__ import annotations
 
+import pickle
+import tempfile
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -174,19 +176,14 @@ class _Turned:
         left: (d_out, r), as in `Factors`.
         right: (r, d_in); at the same step, rounding errors of both cost the same.
         exponents: (r,) real-valued, of steps at which an error of a number costs 1.
-        outputs: the curvature of its outputs.
-        inputs: that of its inputs.
     """
 
     left: Matrix
     right: Matrix
     exponents: Matrix
-    outputs: _Side
-    inputs: _Side
 
     @classmethod
-    def of(cls, factors: Factors, curvature: Curvature, damping: float) -> Self:
-        outputs, inputs = (_Side.of(m, damping) for m in (curvature.left, curvature.right))
+    def of(cls, factors: Factors, curvature: Curvature, outputs: _Side, inputs: _Side) -> Self:
         left, right = factors.left.astype(np.float64), factors.right.astype(np.float64)
         roots = [_root(outputs.times(left.T) @ left), _root(inputs.times(right) @ right.T)]
         u, sizes, vt = np.linalg.svd(roots[0].T @ roots[1])
@@ -199,19 +196,19 @@ class _Turned:
         means = len(left) * right.shape[1]
         dear = np.maximum(sizes * np.sqrt(outputs.cost * inputs.cost) * scale / means, 1e-300)
         exponents = -0.5 * PER_RADIX * np.log(dear) / np.log(RADIX)
-        return cls(left, right, exponents, outputs, inputs)
+        return cls(left, right, exponents)
 
-    def rounded(self, steps: Matrix) -> Factors:
+    def rounded(self, steps: Matrix, outputs: _Side, inputs: _Side) -> Factors:
         """Return what is sent at (r,) steps, components of zeros included."""
-        right = steps[:, None] * self.inputs.rounded(self.right / steps[:, None])
-        seen = self.inputs.times(right)
+        right = steps[:, None] * inputs.rounded(self.right / steps[:, None])
+        seen = inputs.times(right)
         alive = np.abs(right).sum(axis=1) > 0
         left = np.zeros_like(self.left)
         if alive.any():  # outputs are fitted to what is left of the inputs
             gram = seen[alive] @ right[alive].T
             gram[np.diag_indices(len(gram))] *= 1 + 1e-10
             left[:, alive] = np.linalg.solve(gram, seen[alive] @ self.right.T @ self.left.T).T
-        left = steps * self.outputs.rounded((left / steps).T).T
+        left = steps * outputs.rounded((left / steps).T).T
         return Factors(left.astype(np.float32), right.astype(np.float32))
 
 
@@ -224,9 +221,12 @@ def _root(gram: Matrix) -> Matrix:
 class CurvedAdapter:
     """An adapter that is rounded by the curvature of the loss.
 
+    The curvature, ready for rounding, can take more memory than the model. So it lies in a file
+    without a name, where others keep temporary files, until `close`, or the end of a `with`.
+
     Args:
         source: the adapter; the steps that it knows do not count.
-        curvatures: of its N projections; scaled alike.
+        curvatures: of its N projections, one after the other; scaled alike.
         damping: see `DAMPING`.
 
     Raises:
@@ -234,19 +234,43 @@ class CurvedAdapter:
     """
 
     def __init__(
-        self, source: Source, curvatures: Sequence[Curvature], damping: float = DAMPING
+        self, source: Source, curvatures: Iterable[Curvature], damping: float = DAMPING
     ) -> None:
-        tensors = source.tensors
-        for p, c in zip(tensors.projections, curvatures, strict=True):
+        if not source.tensors.ranks.any():
+            raise CodecError("The adapter has no components.")
+        self.source = source
+        self._turned: list[_Turned] = []
+        self._places: list[int] = []
+        self._sides = tempfile.TemporaryFile()  # noqa: SIM115 closed by `close`
+        try:
+            self._read(curvatures, damping)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, curvatures: Iterable[Curvature], damping: float) -> None:
+        """Turn every projection, and keep its curvature ready for rounding."""
+        tensors = self.source.tensors
+        for p, f, c in zip(tensors.projections, tensors.factors, curvatures, strict=True):
             shape = tuple(sum(len(m) for m in side) for side in (c.left, c.right))
             if shape != (p.d_out, p.d_in):
                 raise CodecError(f"The curvature of {p.name} is of another shape: {shape}.")
-        if not tensors.ranks.any():
-            raise CodecError("The adapter has no components.")
-        self.source = source
-        self._turned = [
-            _Turned.of(f, c, damping) for f, c in zip(tensors.factors, curvatures, strict=True)
-        ]
+            sides = _Side.of(c.left, damping), _Side.of(c.right, damping)
+            self._turned.append(_Turned.of(f, c, *sides))
+            self._places.append(self._sides.tell())
+            pickle.dump(sides, self._sides)
+
+    def close(self) -> None:
+        """Give back the place that the curvature takes; there are no more files then."""
+        self._sides.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """See `close`."""
+        self.close()
 
     def file(self, size: int) -> Container:
         """Return a file at a size of the steps.
@@ -258,11 +282,12 @@ class CurvedAdapter:
             CodecError: NaN or infinite weights.
         """
         factors, kept = [], []
-        for turned in self._turned:
+        for turned, place in zip(self._turned, self._places, strict=True):
             wanted = np.floor(turned.exponents + size / PER_EXPONENT + 0.5)
             own = np.clip(wanted, *EXPONENTS).astype(np.int64)
             steps = np.array([float(step_of(e)) for e in own.tolist()])
-            sent = turned.rounded(steps)
+            self._sides.seek(place)
+            sent = turned.rounded(steps, *pickle.load(self._sides))  # noqa: S301 written here
             alive = (np.abs(sent.left).sum(axis=0) > 0) & (np.abs(sent.right).sum(axis=1) > 0)
             factors.append(Factors(sent.left[:, alive], sent.right[alive]))
             kept.append(own[alive])
@@ -315,14 +340,15 @@ class CurvedAdapter:
         return file if file.n_bits <= 8 * ONE_CHUNK_BYTES else in_parts(_PARTS)
 
 
-def pack_curved(source: Source, curvatures: Sequence[Curvature], budget_bits: float) -> Container:
+def pack_curved(source: Source, curvatures: Iterable[Curvature], budget_bits: float) -> Container:
     """Return the file within a number of bits whose errors cost least; see above.
 
     Raises:
         InfeasibleSizeError: no file that keeps anything of the adapter fits.
         CodecError: as `CurvedAdapter`, or NaN or infinite weights.
     """
-    return best_within(CurvedAdapter(source, curvatures), budget_bits)
+    with CurvedAdapter(source, curvatures) as curved:
+        return best_within(curved, budget_bits)
 
 
 def best_within(curved: CurvedAdapter, budget_bits: float) -> Container:

@@ -27,12 +27,12 @@ from rankcast.adapters.arrays import tensors_of
 from rankcast.codec.feedback import Curvature, Matrix
 from rankcast.errors import DataError
 from rankcast.learner.transformer import TransformerLearner
-from rankcast.records import Projection
+from rankcast.records import IntArray, Projection
 
 BLOCK, NARROWEST = 1_024, 16
 """Widest block of a matrix, and the narrowest to which `MOST_NUMBERS` cuts it."""
-MOST_NUMBERS = 2**28
-"""In all matrices of an adapter: 1 GiB here, three times as much while they are used."""
+MOST_NUMBERS, MOST_AT_ONCE = 2**28, 2**26
+"""In all matrices of an adapter, and in those that are measured at once: 256 MiB."""
 
 
 class _Sums:
@@ -66,7 +66,7 @@ class _Sums:
         sides: list[tuple[Matrix, ...]] = []
         for sums in (self._outputs, self._inputs):
             total = max(sum(float(block.trace()) for block in sums), 1e-300)
-            sides.append(tuple((block * (root / total)).numpy(force=True) for block in sums))
+            sides.append(tuple(block.mul_(root / total).numpy(force=True) for block in sums))
         return Curvature(*sides)
 
 
@@ -81,20 +81,33 @@ def _widest(projections: Sequence[Projection]) -> int:
     return min(BLOCK, max(MOST_NUMBERS // max(total, 1), NARROWEST))
 
 
+def _groups(projections: Sequence[Projection], widest: int) -> list[range]:
+    """Return which projections are measured at once."""
+    groups, start, held = [], 0, 0
+    for i, p in enumerate(projections):
+        own = sum(n * n for d in (p.d_out, p.d_in) for n in _widths(d, widest))
+        if i > start and held + own > MOST_AT_ONCE:
+            groups.append(range(start, i))
+            start, held = i, 0
+        held += own
+    return [*groups, range(start, len(projections))]
+
+
 def curvatures_of(
     learner: TransformerLearner,
     n_texts: int,
     on_text: Callable[[int, int], None] | None = None,
-) -> list[Curvature]:
-    """Return the curvature of every projection, with the adapter as the learner holds it.
+) -> Iterator[Curvature]:
+    """Return the curvature of one projection after the other, as the learner holds the adapter.
 
     The mean is over random training texts and what they are to be answered with (empirical Fisher
-    information). Takes a forward and a backward pass over them, and 1 GiB of memory at most.
+    information). Takes a forward and a backward pass over them for `MOST_AT_ONCE` numbers of the
+    matrices, when the first of them is asked for.
 
     Args:
-        learner: left as it is.
+        learner: left as it is; must not change before the last curvature.
         n_texts: texts; all if there are fewer.
-        on_text: told how many texts are done, and of how many.
+        on_text: told how many texts were passed, and of how many.
 
     Raises:
         DataError: fewer than one text.
@@ -104,28 +117,52 @@ def curvatures_of(
     if n_texts < 1:
         raise DataError("Curvature is measured on at least one text.")
     texts = np.random.default_rng(0).permutation(n_known)[:n_texts]
+    projections = learner.layout.projections
+    widest = _widest(projections)
+    groups = _groups(projections, widest)
+
+    def every() -> Iterator[Curvature]:
+        for number, group in enumerate(groups):
+            sums = _measured(learner, texts, group, widest, partial(told, number * n_texts))
+            while sums:
+                yield sums.pop(0).curvature(n_texts)
+
+    def told(before: int, done: int) -> None:
+        if on_text is not None:
+            on_text(before + done, len(groups) * n_texts)
+
+    return every()
+
+
+def _measured(
+    learner: TransformerLearner,
+    texts: IntArray,
+    group: range,
+    widest: int,
+    on_text: Callable[[int], None],
+) -> list[_Sums]:
+    """Return the sums over texts of some projections."""
     adapter, size = learner.adapter, learner.config.batch_size
     device = next(adapter.model.parameters()).device
-    tensors = tensors_of(adapter)
-    widest = _widest(tensors.projections)
+    own = tensors_of(adapter).factors[group.start : group.stop]
     sums = [
         _Sums(torch.from_numpy(f.left).to(device), torch.from_numpy(f.right).to(device), widest)
-        for f in tensors.factors
+        for f in own
     ]
-    parameters = [part for i in range(len(sums)) for part in adapter.factors()[i][::2]]
+    layers = [adapter.layers[i] for i in group]
+    parameters = [part for i in group for part in adapter.factors()[i][::2]]
     training = adapter.model.training
     adapter.model.eval()
     try:
-        with _watched(adapter.layers, sums), torch.enable_grad():
-            for start in range(0, n_texts, size):
-                chosen = texts[start : start + size]
-                for loss in learner.loss_parts(chosen):
-                    torch.autograd.grad(loss * len(chosen), parameters)
-                if on_text is not None:
-                    on_text(start + len(chosen), n_texts)
+        with _watched(layers, sums), torch.enable_grad():
+            for start in range(0, len(texts), size):
+                batch = texts[start : start + size]
+                for loss in learner.loss_parts(batch):
+                    torch.autograd.grad(loss * len(batch), parameters)
+                on_text(start + len(batch))
     finally:
         adapter.model.train(training)
-    return [own.curvature(n_texts) for own in sums]
+    return sums
 
 
 @contextmanager

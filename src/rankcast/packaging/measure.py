@@ -11,7 +11,7 @@ from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.fingerprint import base_fingerprint, check_base, logits_fingerprint
 from rankcast.codec.coded_levels import CodedLevels
 from rankcast.codec.container import Container
-from rankcast.codec.feedback import pack_curved
+from rankcast.codec.feedback import CurvedAdapter, best_within
 from rankcast.codec.formats.peft_names import beyond_lora
 from rankcast.codec.header import MEASURE, ChunkEntry, Measure
 from rankcast.codec.packing import RELATIVE_STEPS, Source
@@ -160,9 +160,8 @@ def pack_measured(
     if n_curvature:
         load_tensors(learner.adapter, source.tensors)
         told = None if on_pass is None else partial(on_pass, "curvature")
-        curvatures = curvatures_of(learner, n_curvature, told)
-        fit = partial(pack_curved, source, curvatures)
-        best = _better(best, fit, learner, budget_bits, whole)
+        with CurvedAdapter(source, curvatures_of(learner, n_curvature, told)) as curved:
+            best = _better(best, partial(best_within, curved), learner, budget_bits, whole)
     return best
 
 
