@@ -7,6 +7,7 @@ of whole files. A code belongs to a family, whose members make up a curve.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ def curved_codes(
     source: Source, curvatures: Iterable[Curvature], sizes: Sequence[int] = CURVED_SIZES
 ) -> Iterator[Coded]:
     """Yield files of at most so many bytes, rounded by the curvature of the loss."""
-    with CurvedAdapter(source, curvatures) as curved:
+    with closing(CurvedAdapter(source, curvatures)) as curved:
         for size in sizes:
             try:
                 file = best_within(curved, 8 * size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_a_large_file_comes_in_parts_that_are_adapters() -> None:
 
 def test_finer_steps_cost_less_up_to_nothing() -> None:
     source, curvatures = source_of(4), curved(4)
-    with CurvedAdapter(source, curvatures) as adapter:
+    with closing(CurvedAdapter(source, curvatures)) as adapter:
         sizes = np.linspace(adapter.coarsest(), adapter.finest(), 6).astype(int).tolist()
         costs = [cost(source.tensors, adapter.file(s).tensors(), curvatures) for s in sizes]
     assert costs == sorted(costs, reverse=True)

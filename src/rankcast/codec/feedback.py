@@ -26,6 +26,7 @@ import pickle
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -222,7 +223,7 @@ class CurvedAdapter:
     """An adapter that is rounded by the curvature of the loss.
 
     The curvature, ready for rounding, can take more memory than the model. So it lies in a file
-    without a name, where others keep temporary files, until `close`, or the end of a `with`.
+    without a name, where others keep temporary files, until `close`.
 
     Args:
         source: the adapter; the steps that it knows do not count.
@@ -263,14 +264,6 @@ class CurvedAdapter:
     def close(self) -> None:
         """Give back the place that the curvature takes; there are no more files then."""
         self._sides.close()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """See `close`."""
-        self.close()
 
     def file(self, size: int) -> Container:
         """Return a file at a size of the steps.
@@ -347,7 +340,7 @@ def pack_curved(source: Source, curvatures: Iterable[Curvature], budget_bits: fl
         InfeasibleSizeError: no file that keeps anything of the adapter fits.
         CodecError: as `CurvedAdapter`, or NaN or infinite weights.
     """
-    with CurvedAdapter(source, curvatures) as curved:
+    with closing(CurvedAdapter(source, curvatures)) as curved:
         return best_within(curved, budget_bits)
 
 

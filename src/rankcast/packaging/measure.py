@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -160,7 +161,8 @@ def pack_measured(
     if n_curvature:
         load_tensors(learner.adapter, source.tensors)
         told = None if on_pass is None else partial(on_pass, "curvature")
-        with CurvedAdapter(source, curvatures_of(learner, n_curvature, told)) as curved:
+        curvatures = curvatures_of(learner, n_curvature, told)
+        with closing(CurvedAdapter(source, curvatures)) as curved:
             best = _better(best, partial(best_within, curved), learner, budget_bits, whole)
     return best
 
