@@ -25,7 +25,7 @@ SCALE = 2.0
 """Alpha / r, as is customary."""
 LONG = 2
 """Times the steps, of LoRA that trains as long as our files with teachers."""
-QAT_SIZES = (64_000, 16_000, 4_000)
+QAT_SIZES = (150_000, 64_000, 16_000, 4_000)
 TAUGHT_SIZES = (64_000, 16_000, 4_000)
 ENGINE_ANSWERS = 200
 ENGINE_CODES = ("no adapter", "fp32", "pack, 2", "qat, 16,000 bytes")
@@ -124,7 +124,7 @@ def _of_adapter(plan: Plan, task: str, rank: int, seed: int) -> Iterator[Job]:
     yield adapter_job(plan, task, rank, seed)
     for kind in ("rounded", "published", "pack", "curved"):
         yield after_job(plan, task, rank, seed, kind)
-    for size in (QAT_SIZES[1], None, QAT_SIZES[0], QAT_SIZES[2]):
+    for size in (QAT_SIZES[0], None, *QAT_SIZES[1:]):
         yield qat_job(plan, task, rank, seed, size)
 
 

@@ -40,7 +40,7 @@ from studies.llm.codes import (
     rounded_codes,
 )
 from studies.llm.engine import engine_losses
-from studies.llm.jobs import QAT_SIZES, jobs, qat_job
+from studies.llm.jobs import TAUGHT_SIZES, jobs, qat_job
 from studies.llm.judging import AnswerJudge
 from studies.llm.ours import (
     CHECKPOINT,
@@ -182,7 +182,7 @@ def _after_qat(setup: Setup, size: int | None) -> Coded:
 
 def _codec(setup: Setup) -> CodecConfig:
     """Return how a file for a size trains, as `rankcast train` does by default."""
-    return CodecConfig(setup.job.settings.get("size", QAT_SIZES[0]))
+    return CodecConfig(setup.job.settings.get("size", TAUGHT_SIZES[0]))
 
 
 def _teachers(setup: Setup) -> Any:

@@ -25,7 +25,7 @@ _ORDER = ("Table", "Fig.", "baseline")
 """How the sources of the paper's sections begin, in the order of the page; ours come after."""
 MOST_NAMED = 3
 """Missing jobs that are named; of more there is the number."""
-MOST_ROWS = 7
+MOST_ROWS = 5
 """Of a table on a page of several studies; a page of one study has all."""
 MOST_CHARTS, MOST_TABLES = 2, 2
 """Likewise, of a study of ours. Those of the paper's figures and tables are whole."""
