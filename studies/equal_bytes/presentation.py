@@ -46,16 +46,16 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
 
 
 def _senders(result: Result) -> dict[str, Sender]:
-    """Return everyone who sends, ours first."""
+    """Return everyone who sends: plans by the policy, peers, then plans by other choosers."""
     seen: dict[str, dict[float, list]] = {}
     groups = _groups(result)
     for row in result.rows:
         for sent in row.values["sent"]:
             label = _label(row.job.settings, sent)
             seen.setdefault(label, {}).setdefault(sent["snr_db"], []).append((row.job.seed, sent))
-    order = [OURS.format(chooser) for chooser in CHOOSERS]
-    labels = sorted(seen, key=lambda label: (label not in order, label))
-    labels.sort(key=lambda label: order.index(label) if label in order else len(order))
+    order = {OURS.format(chooser): i for i, chooser in enumerate(CHOOSERS)}
+    first = OURS.format(POLICY)
+    labels = sorted(seen, key=lambda n: (n != first, n in order, order.get(n, 0), n))
     found: dict[str, Sender] = {}
     for label in labels:
         answers = {db: Answers.of(judged, groups) for db, judged in seen[label].items()}
