@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 from rankcast.adapters.arrays import load_tensors
 from rankcast.codec.coded_levels import CodedLevels
 from rankcast.codec.container import Container
-from rankcast.codec.feedback import pack_curved
+from rankcast.codec.feedback import CurvedAdapter, best_within
 from rankcast.codec.packing import Source
 from rankcast.codec.planner import pack_within
 from rankcast.codec.target import pack_into
@@ -16,7 +17,13 @@ from rankcast.errors import InfeasibleDeadlineError, InfeasibleSizeError
 from rankcast.learner.curvature import curvatures_of
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.transformer import TransformerLearner
+from rankcast.packaging.gain import AtGain, GainSearch
 from rankcast.packaging.measured_levels import measure_levels
+
+PLANNERS = (
+    "better", "alone", "levels", "curved", "three",
+    "larger better", "larger levels", "larger curved", "pack", "four",
+)  # fmt: skip
 
 
 def files_with_levels(
@@ -41,29 +48,43 @@ def files_with_levels(
     Returns:
         `better`: of the two files without levels; `alone`: by levels beside the whole adapter;
         `levels`: by levels measured both ways; `curved`: rounded by curvature; `three`: the best of
-        `better` and `levels`; `pack`: the best of these and `curved`.
+        `better` and `levels`. All these are of the adapter as large as it is; `larger better`,
+        `larger levels` and `larger curved` of it at the gain that suits. `pack`: the best of the
+        first two of them; `four`: of all three.
     """
     budget = 8.0 * target_bytes
-    ways = (lambda: pack_into(source, target_bytes), lambda: pack_within(source, budget))
-    better = min(filter(None, map(_made, ways)), key=loss_of, default=None)
-    if better is None:
+    load_tensors(learner.adapter, source.tensors)
+    unrounded = AdapterSnapshot(learner.adapter)
+    search = GainSearch(learner, unrounded)
+    found: dict[str, Container | None] = {}
+
+    def best(*names: str) -> Container | None:
+        return min(filter(None, (found[name] for name in names)), key=loss_of, default=None)
+
+    def made(name: str, fit: Callable[[float, float], Container]) -> None:
+        """Make a file at a gain of 1, and one at the gain that suits."""
+        found[name] = _made(lambda: fit(1.0, budget))
+        found[f"larger {name}"] = _made(lambda: AtGain(search, fit)(budget))
+
+    made("by energy", lambda gain, bits: pack_into(source.scaled(gain), bits / 8))
+    made("one step", lambda gain, bits: pack_within(source.scaled(gain), bits))
+    found["better"] = best("by energy", "one step")
+    found["larger better"] = near = best("larger by energy", "larger one step")
+    if near is None:
         return {}
     load_tensors(learner.adapter, source.tensors)
     levels = measure_levels(
-        learner, AdapterSnapshot(learner.adapter), CodedLevels.near(source, budget),
-        better.tensors(), n_texts=n_texts,
-    )  # fmt: skip
-    found = {
-        "better": better,
-        "alone": _made(lambda: replace(levels, beside=levels.alone).file(budget)),
-        "levels": _made(lambda: levels.file(budget)),
-    }
+        learner, unrounded, CodedLevels.near(source, budget), near.tensors(), n_texts=n_texts
+    )
+    found["alone"] = _made(lambda: replace(levels, beside=levels.alone).file(budget))
+    made("levels", lambda gain, bits: levels.scaled(gain).file(bits))
     load_tensors(learner.adapter, source.tensors)
-    curvatures = curvatures_of(learner, n_curvature)
-    found["curved"] = _made(lambda: pack_curved(source, curvatures, budget))
-    found["three"] = min(filter(None, (better, found["levels"])), key=loss_of)
-    found["pack"] = min(filter(None, (found["three"], found["curved"])), key=loss_of)
-    return {planner: file for planner, file in found.items() if file is not None}
+    with closing(CurvedAdapter(source, curvatures_of(learner, n_curvature))) as curved:
+        made("curved", lambda gain, bits: best_within(curved, bits, gain))
+    found["three"] = best("better", "levels")
+    found["pack"] = best("larger better", "larger levels")
+    found["four"] = best("pack", "larger curved")
+    return {name: file for name in PLANNERS if (file := found.get(name)) is not None}
 
 
 def _made(make: Callable[[], Container]) -> Container | None:

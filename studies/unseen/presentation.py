@@ -25,13 +25,19 @@ LABELS = {
     "texts": "steps by sensitivity to texts",
     "measured": "weights measured on this adapter",
     "solved": "levels by exact solver, losses measured",
-    "better": "better ones of two files (`pack --texts --level-texts 0`)",
+    "better": "better ones of two files at a gain of 1",
     "alone": "levels near the size, measured beside the whole adapter",
     "levels": "levels near the size, measured both ways",
-    "three": "best ones of three files (`pack --texts`)",
+    "three": "best ones of three files at a gain of 1",
     "curved": "numbers rounded by the curvature of the loss",
-    "pack": "best ones of four files (`pack --texts --curvature-texts 128`)",
+    "larger better": "better ones of two files at the gain that suits (`--level-texts 0`)",
+    "larger levels": "levels near the size at the gain that suits",
+    "larger curved": "numbers rounded by curvature at the gain that suits",
+    "pack": "best ones of three files at the gain that suits (`pack --texts`)",
+    "four": "best ones of four files at the gain that suits (`--curvature-texts 128`)",
 }
+LARGER = ("better", "levels", "curved")
+"""Planners whose files are also made at the gain that suits."""
 LEAST = 1e-6
 """Of a divergence [nats] before its logarithm is taken."""
 
@@ -57,8 +63,9 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
         _ahead(judged, ("three", ""), ("better", "")),
         _ahead(judged, ("curved", ""), ("better", "")),
         _ahead(judged, ("curved", ""), ("levels", "")),
+        *(_ahead(judged, (f"larger {name}", ""), (name, "")) for name in LARGER),
         _ahead(judged, ("pack", ""), ("three", "")),
-        _ahead(judged, ("three", ""), TODAY),
+        _ahead(judged, ("four", ""), ("pack", "")),
         _ahead(judged, ("pack", ""), TODAY),
     ]
     tables = [_by_size(judged), _explained(judged), *tables]

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.codec import random_adapter
-from rankcast.codec.feedback import PRICE, Curvature, CurvedAdapter, _Block, _Side, pack_curved
+from rankcast.codec.container import Container
+from rankcast.codec.feedback import PRICE, Curvature, CurvedAdapter, _Block, _Side, best_within
 from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import Source
 from rankcast.codec.target import ONE_CHUNK_BYTES, pack_into
@@ -48,6 +49,11 @@ def whole(blocks: Sequence[np.ndarray]) -> np.ndarray:
     for start, block in zip(ends, blocks, strict=False):
         full[start : start + len(block), start : start + len(block)] = block
     return full
+
+
+def packed(source: Source, curvatures: list[Curvature], bits: float) -> Container:
+    with closing(CurvedAdapter(source, curvatures)) as adapter:
+        return best_within(adapter, bits)
 
 
 def cost(one: AdapterTensors, other: AdapterTensors, curvatures: list[Curvature]) -> float:
@@ -108,7 +114,7 @@ def test_feedback_is_the_best_that_those_behind_can_do(seed: int, n: int) -> Non
 def test_its_errors_cost_less_at_the_same_size(target: int, n_blocks: int) -> None:
     source, curvatures = source_of(3), curved(7, n_blocks)
     by_energy = pack_into(source, target)
-    file = pack_curved(source, curvatures, 8 * target)
+    file = packed(source, curvatures, 8 * target)
     assert file.n_bits <= 8 * target
     costs = [cost(source.tensors, f.tensors(), curvatures) for f in (file, by_energy)]
     assert costs[0] < 0.6 * costs[1]
@@ -116,7 +122,7 @@ def test_its_errors_cost_less_at_the_same_size(target: int, n_blocks: int) -> No
 
 def test_tensors_beside_the_projections_travel() -> None:
     source = source_of(1)
-    found = pack_curved(source, curved(1), 8 * 4000).tensors()
+    found = packed(source, curved(1), 8 * 4000).tensors()
     own = source.tensors.modules["classifier.weight"]
     assert np.abs(found.modules["classifier.weight"] - own).max() < 0.05
 
@@ -125,7 +131,7 @@ def test_a_large_file_comes_in_parts_that_are_adapters() -> None:
     tensors = random_adapter(2, ((512, 512),) * 2, (8, 8))
     source, eye = Source(tensors, BaseModel("tiny"), {}), (np.eye(512),)
     curvatures = [Curvature(eye, eye)] * 2
-    file = pack_curved(source, curvatures, 8 * (ONE_CHUNK_BYTES + 1000))
+    file = packed(source, curvatures, 8 * (ONE_CHUNK_BYTES + 1000))
     costs = [cost(source.tensors, t, curvatures) for _, t in file.decoded()]
     assert len(costs) == 3
     assert costs[0] > costs[1] > costs[2]
@@ -140,8 +146,26 @@ def test_finer_steps_cost_less_up_to_nothing() -> None:
     assert costs[-1] < 1e-4 * costs[0]
 
 
+def test_at_a_gain_the_update_is_larger() -> None:
+    source, curvatures = source_of(4), curved(4)
+    with closing(CurvedAdapter(source, curvatures)) as adapter:
+        found = adapter.file(adapter.finest(), 1.5).tensors()
+        files = [best_within(adapter, 8 * 900, gain) for gain in (1.0, 1.5)]
+    for was, now in zip(source.tensors.factors, found.factors, strict=True):
+        assert now.delta_weight() == pytest.approx(1.5 * was.delta_weight(), abs=2e-3)
+    assert all(file.n_bits <= 8 * 900 for file in files)
+    kept = [
+        sum(
+            float(np.sum(was.delta_weight() * now.delta_weight()))
+            for was, now in zip(source.tensors.factors, file.tensors().factors, strict=True)
+        )
+        for file in files
+    ]
+    assert kept[1] > 1.2 * kept[0]
+
+
 def test_a_projection_of_rank_0_stays_one() -> None:
-    found = pack_curved(source_of(5, (4, 0, 2)), curved(5), 8 * 3000).tensors()
+    found = packed(source_of(5, (4, 0, 2)), curved(5), 8 * 3000).tensors()
     assert found.ranks.tolist()[1] == 0
 
 
@@ -151,18 +175,18 @@ def test_a_projection_without_update_or_without_effect_is_left_out() -> None:
     zeros = replace(first, left=np.zeros_like(first.left))
     tensors = replace(source.tensors, factors=(zeros, second, third))
     nothing = Curvature(*((np.zeros((n, n)),) for n in WIDTHS[2][::-1]))
-    found = pack_curved(replace(source, tensors=tensors), [*curvatures[:2], nothing], 8 * 3000)
+    found = packed(replace(source, tensors=tensors), [*curvatures[:2], nothing], 8 * 3000)
     assert found.tensors().ranks.tolist() == [0, 4, 0]
 
 
 def test_what_does_not_fit_is_refused() -> None:
     source, curvatures = source_of(0), curved(0)
     with pytest.raises(InfeasibleSizeError):
-        pack_curved(source, curvatures, 8 * 40)
+        packed(source, curvatures, 8 * 40)
     with pytest.raises(CodecError, match="another shape"):
-        pack_curved(source, curvatures[::-1], 8 * 4000)
+        packed(source, curvatures[::-1], 8 * 4000)
     with pytest.raises(CodecError, match="no components"):
-        pack_curved(source_of(0, (0, 0, 0)), curvatures, 8 * 4000)
+        packed(source_of(0, (0, 0, 0)), curvatures, 8 * 4000)
     with pytest.raises(CodecError, match="finite square"):
         Curvature((np.full((2, 2), np.nan),), (np.eye(2),))
     with pytest.raises(CodecError, match="finite square"):

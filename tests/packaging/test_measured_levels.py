@@ -16,12 +16,10 @@ from helpers.codec import random_adapter
 from helpers.commands import Call
 from rankcast.adapters.arrays import load_tensors
 from rankcast.codec.coded_levels import CodedLevels
-from rankcast.codec.feedback import pack_curved
 from rankcast.codec.header import BaseModel
 from rankcast.codec.levels import Levels
 from rankcast.codec.packing import Source
 from rankcast.errors import ConfigError, InfeasibleSizeError
-from rankcast.learner.curvature import curvatures_of
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.packaging.measure import setup_for
 from rankcast.packaging.measured_levels import MeasuredLevels, measure_levels
@@ -161,10 +159,6 @@ def test_pack_rounds_by_curvature_for_a_size(trained: Path, tmp_path: Path, call
     assert losses[0] is not None
     assert losses[1] is not None
     assert losses[0] <= losses[1]
-    source = read_adapter(trained)
-    learner = setup_for(source, trained, Texts()).learner()
-    own = pack_curved(source, curvatures_of(learner, CURVATURE_TEXTS), 8 * 1300)
-    assert own.tensors().ranks.any()
     out = tmp_path / "a.rcast"
     told = json.loads(call.ok("pack", str(trained), "-o", str(out), "--target-bytes", "1500",
                               "--measure", "--level-texts", "0", "--curvature-texts", "128",

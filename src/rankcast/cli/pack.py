@@ -56,8 +56,8 @@ class Pack:
     """Choose components and steps with which a file of at most so many bytes, header included,
     loses least of the update's energy. Says how much that is. With --measure or --texts it also
     tries the finest common step, measures what the model loses with other ranks and steps of each
-    projection, and rounds by the curvature of the loss; it keeps the best, and says what the size
-    costs in loss."""
+    projection, and rounds by the curvature of the loss, each also with a larger update, as coarse
+    rounding makes it smaller; it keeps the best, and says what the size costs in loss."""
     level_texts: int | None = None
     """With --target-bytes and --measure or --texts: training texts on which ranks and steps are
     measured, in at most 16 passes over them for each projection. 32 for a classifier; 0, which

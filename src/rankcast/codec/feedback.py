@@ -26,7 +26,6 @@ import pickle
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -199,6 +198,11 @@ class _Turned:
         exponents = -0.5 * PER_RADIX * np.log(dear) / np.log(RADIX)
         return cls(left, right, exponents)
 
+    def scaled(self, gain: float) -> Self:
+        """Return it `gain` times as large, to be rounded at the same steps."""
+        root = gain**0.5
+        return replace(self, left=root * self.left, right=root * self.right)
+
     def rounded(self, steps: Matrix, outputs: _Side, inputs: _Side) -> Factors:
         """Return what is sent at (r,) steps, components of zeros included."""
         right = steps[:, None] * inputs.rounded(self.right / steps[:, None])
@@ -265,11 +269,12 @@ class CurvedAdapter:
         """Give back the place that the curvature takes; there are no more files then."""
         self._sides.close()
 
-    def file(self, size: int) -> Container:
+    def file(self, size: int, gain: float = 1.0) -> Container:
         """Return a file at a size of the steps.
 
         Args:
             size: logarithm of the steps, `PER_EXPONENT` to an exponent; larger is coarser.
+            gain: how many times as large the update becomes before it is rounded.
 
         Raises:
             CodecError: NaN or infinite weights.
@@ -280,17 +285,17 @@ class CurvedAdapter:
             own = np.clip(wanted, *EXPONENTS).astype(np.int64)
             steps = np.array([float(step_of(e)) for e in own.tolist()])
             self._sides.seek(place)
-            sent = turned.rounded(steps, *pickle.load(self._sides))  # noqa: S301 written here
+            sent = turned.scaled(gain).rounded(steps, *pickle.load(self._sides))  # noqa: S301 written here
             alive = (np.abs(sent.left).sum(axis=0) > 0) & (np.abs(sent.right).sum(axis=1) > 0)
             factors.append(Factors(sent.left[:, alive], sent.right[alive]))
             kept.append(own[alive])
         return self._packed(replace(self.source.tensors, factors=tuple(factors)), kept)
 
-    def likely_bits(self, size: int) -> float:
+    def likely_bits(self, size: int, gain: float = 1.0) -> float:
         """Return about how many bits a file takes at a size: entropies of Gaussian numbers."""
         total = 0.0
         for turned in self._turned:
-            steps = RADIX ** ((turned.exponents + size / PER_EXPONENT) / PER_RADIX)
+            steps = RADIX ** ((turned.exponents + size / PER_EXPONENT) / PER_RADIX) / gain**0.5
             for rows in (turned.left.T, turned.right):
                 spreads = np.sqrt(np.square(rows).mean(axis=1)) / steps
                 total += rows.shape[1] * float(rounded_entropy(spreads).sum())
@@ -333,29 +338,23 @@ class CurvedAdapter:
         return file if file.n_bits <= 8 * ONE_CHUNK_BYTES else in_parts(_PARTS)
 
 
-def pack_curved(source: Source, curvatures: Iterable[Curvature], budget_bits: float) -> Container:
-    """Return the file within a number of bits whose errors cost least; see above.
+def best_within(curved: CurvedAdapter, budget_bits: float, gain: float = 1.0) -> Container:
+    """Return the file of the finest steps that fit, which is the one whose errors cost least.
 
     Raises:
         InfeasibleSizeError: no file that keeps anything of the adapter fits.
-        CodecError: as `CurvedAdapter`, or NaN or infinite weights.
+        CodecError: NaN or infinite weights.
     """
-    with closing(CurvedAdapter(source, curvatures)) as curved:
-        return best_within(curved, budget_bits)
-
-
-def best_within(curved: CurvedAdapter, budget_bits: float) -> Container:
-    """Return the file of the finest steps that fit; see `pack_curved`."""
     files: dict[int, Container] = {}
 
     def fits(size: int) -> bool:
-        files[size] = files.get(size) or curved.file(size)
+        files[size] = files.get(size) or curved.file(size, gain)
         return files[size].n_bits <= budget_bits
 
     finest, coarsest = curved.finest(), curved.coarsest()
     fits(coarsest)
     room, sizes = budget_bits - files[coarsest].n_bits, range(finest, coarsest + 1)
-    at = bisect_left(sizes, -room, key=lambda s: -curved.likely_bits(s))
+    at = bisect_left(sizes, -room, key=lambda s: -curved.likely_bits(s, gain))
     low = high = sizes[min(at, len(sizes) - 1)]
     aside = _ASIDE
     while low > finest and fits(low):

@@ -124,6 +124,10 @@ class Source:
             coding=coding,
         )
 
+    def scaled(self, gain: float) -> Source:
+        """Return an adapter whose updates are `gain` times as large, at the same offsets."""
+        return replace(self, tensors=self.tensors.scaled(gain))
+
 
 def offsets_of_sensitivity(sensitivity: FloatArray, power: float = 0.5) -> tuple[int, ...]:
     """Return step offsets of projections whose weights matter more or less than others'.

@@ -223,6 +223,12 @@ class AdapterTensors:
         lazy = LazyFactors(tuple(kept), cut)
         return replace(self, factors=lazy if isinstance(self.factors, LazyFactors) else tuple(lazy))
 
+    def scaled(self, gain: float) -> AdapterTensors:
+        """Return an adapter whose updates are `gain` times as large; other tensors stay."""
+        root = np.float32(gain**0.5)
+        factors = tuple(Factors(root * f.left, root * f.right) for f in self.factors)
+        return replace(self, factors=factors)
+
     @property
     def n_params(self) -> int:
         """Numbers in the factors and the modules."""

@@ -20,7 +20,69 @@ from rankcast.learner.transformer import TransformerLearner
 from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
 
 
-class LevelLearner:
+class PlansOnModel:
+    """What learners of levels have in common: a live model, its levels, and a plan of them; B = 1.
+
+    Args:
+        learner: holds the adapter.
+        problem: levels of this adapter.
+
+    Raises:
+        ConfigError: levels of other projections, or of more components than the adapter has.
+    """
+
+    def __init__(self, learner: TransformerLearner, problem: LevelProblem) -> None:
+        if problem.layout.projections != learner.layout.projections:
+            raise ConfigError("The levels are of other projections than the learner's.")
+        most = int(problem.levels.ranks.max(initial=0))
+        if most > learner.layout.r_max:
+            raise ConfigError(
+                f"Levels go up to rank {most}, the learner to {learner.layout.r_max}."
+            )
+        self.learner, self.problem = learner, problem
+        self._plan = np.zeros(problem.layout.n_projections, dtype=np.int64)
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """The projections; the largest rank is the number of levels."""
+        return self.problem.layout
+
+    @property
+    def n_envs(self) -> int:
+        """1."""
+        return 1
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode: nothing to do, because the model keeps what it has learned."""
+
+    def next_text(self) -> TextStats:
+        """Return the statistics of the batch that the next `step` will work on."""
+        return self.learner.next_text()
+
+    def apply(self, ranks: IntArray) -> None:
+        """Activate a (1, N) plan of levels.
+
+        Raises:
+            ModelError: another shape, or a level that there is not.
+        """
+        self._plan = checked_plan(ranks, self.layout)
+        self._show(self._plan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue bit-exactly."""
+        return {"learner": self.learner.state_dict(), "plan": self._plan.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.learner.load_state_dict(state["learner"])
+        self.apply(np.array(state["plan"], dtype=np.int64)[None])
+
+    def _show(self, plan: IntArray) -> None:
+        """Let the model have a plan."""
+        raise NotImplementedError
+
+
+class LevelLearner(PlansOnModel):
     """A `Learner` whose ranks are levels of a trained adapter; B = 1.
 
     Args:
@@ -42,50 +104,17 @@ class LevelLearner:
         random_share: float = 0.5,
         rate_weight: float = 0.0,
     ) -> None:
-        config, levels = learner.config, problem.levels
-        if problem.layout.projections != learner.layout.projections:
-            raise ConfigError("The levels are of other projections than the learner's.")
-        if levels.ranks.max(initial=0) > learner.layout.r_max:
-            raise ConfigError(
-                f"Levels go up to rank {levels.ranks.max()}, the learner to {learner.layout.r_max}."
-            )
+        super().__init__(learner, problem)
+        config = learner.config
         if config.nested_prob > 0 or config.measure_reference or config.orthogonality_weight > 0:
             raise ConfigError(
                 "A learner of levels needs nested_prob 0, orthogonality_weight 0 and "
                 "measure_reference false."
             )
-        self.learner, self.problem = learner, problem
         self.random_share, self.rate_weight = random_share, rate_weight
         layout = learner.layout
         learner.adapter.set_ranks(np.full(layout.n_projections, layout.r_max))
         load_tensors(learner.adapter, balanced_tensors_of(learner.adapter))
-        self._plan = np.zeros(problem.layout.n_projections, dtype=np.int64)
-        self._show(self._plan)
-
-    @property
-    def layout(self) -> AdapterLayout:
-        """The projections; the largest rank is the number of levels."""
-        return self.problem.layout
-
-    @property
-    def n_envs(self) -> int:
-        """1."""
-        return 1
-
-    def reset(self, seed: int | None = None) -> None:
-        """Begin an episode: nothing to do, because the model keeps what it has learned."""
-
-    def next_text(self) -> TextStats:
-        """Return the statistics of the batch that the next `step` will train on."""
-        return self.learner.next_text()
-
-    def apply(self, ranks: IntArray) -> None:
-        """Activate a (1, N) plan of levels.
-
-        Raises:
-            ModelError: another shape, or a level that there is not.
-        """
-        self._plan = checked_plan(ranks, self.layout)
         self._show(self._plan)
 
     def step(self) -> StepResult:
@@ -102,16 +131,6 @@ class LevelLearner:
         self.learner.train_step()
         self._show(self._plan)
         return StepResult(np.array([loss]))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to continue bit-exactly."""
-        return {"learner": self.learner.state_dict(), "plan": self._plan.copy()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self.learner.load_state_dict(state["learner"])
-        self._plan = np.array(state["plan"], dtype=np.int64)
-        self._show(self._plan)
 
     def _random_budget(self, rng: np.random.Generator) -> FloatArray:
         """Return (1,) bits, from those of the first level to all: small ones as often as large."""

@@ -24,6 +24,7 @@ from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.qat import coding_for, learner_for
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
+from rankcast.packaging.gain import AtGain, GainSearch
 from rankcast.packaging.measured_levels import measure_levels
 from rankcast.packaging.texts import LevelTexts, Texts
 from rankcast.presets import load_preset
@@ -147,32 +148,37 @@ def pack_measured(
         source = replace(source, offsets=coding_for(learner, RELATIVE_STEPS["good"]).offsets)
     if budget_bits is None:
         return measured(fits[0](source, None), learner, whole)
-    best = None
-    for fit in fits:
-        best = _better(best, partial(fit, source), learner, budget_bits, whole)
-    assert best is not None  # the first fits, or raises
+    better, best = partial(_better, learner, budget_bits, whole), None
     if levels is None or source.coding is not None or not source.tensors.ranks.any():
+        for fit in fits:
+            best = better(best, partial(fit, source))
+        assert best is not None  # the first fits, or raises
         return best
+    larger = partial(AtGain, GainSearch(learner, unrounded))
+    for fit in fits:
+        best = better(best, larger(lambda gain, bits, fit=fit: fit(source.scaled(gain), bits)))
+    assert best is not None  # the first fits, or raises
     (n_texts, n_curvature), on_pass = levels.of(setup.config.objective), levels.on_pass
     if n_texts:
         coded, near = CodedLevels.near(source, budget_bits), best.tensors()
         known = measure_levels(learner, unrounded, coded, near, n_texts=n_texts, on_pass=on_pass)
-        best = _better(best, known.file, learner, budget_bits, whole)
+        best = better(best, larger(lambda gain, bits: known.scaled(gain).file(bits)))
     if n_curvature:
         load_tensors(learner.adapter, source.tensors)
         told = None if on_pass is None else partial(on_pass, "curvature")
         curvatures = curvatures_of(learner, n_curvature, told)
         with closing(CurvedAdapter(source, curvatures)) as curved:
-            best = _better(best, partial(best_within, curved), learner, budget_bits, whole)
+            way = larger(lambda gain, bits: best_within(curved, bits, gain))
+            best = better(best, way)
     return best
 
 
 def _better(
-    best: Container | None,
-    fit: Callable[[float], Container],
     learner: TransformerLearner,
     budget_bits: float,
     whole: AdapterSnapshot | None,
+    best: Container | None,
+    fit: Callable[[float], Container],
 ) -> Container:
     """Return the file of two with the lower loss as measured; the other may be impossible."""
     try:

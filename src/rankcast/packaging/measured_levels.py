@@ -15,7 +15,7 @@ Shapes: `N` projections, `K` levels beside nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -110,6 +110,10 @@ class MeasuredLevels:
         if found is None or not found.any():
             raise InfeasibleSizeError(-(-smallest // 8), int(budget_bits // 8), trainable=False)
         return found
+
+    def scaled(self, gain: float) -> MeasuredLevels:
+        """Return levels of the adapter made larger; what each loses is taken to stay the same."""
+        return replace(self, coded=replace(self.coded, source=self.coded.source.scaled(gain)))
 
     def file(self, budget_bits: float) -> Container:
         """Return the file of `plan_within`."""

@@ -92,7 +92,7 @@ def pack(
         target_bytes: choose ranks and steps with which a file of at most so many bytes loses least;
             see `rankcast.codec.target`. With `measure` also the finest common step, ranks and
             steps by what levels are measured to lose, and rounding by the curvature of the loss,
-            whichever has the lowest loss.
+            each at the gain that suits (`rankcast.packaging.gain`); whichever has the lowest loss.
         planned: of a run, within a budget: choose the rank and the step of each projection
             together, by the gains that the run has learned, instead of one step for all.
         measure: run the model, to take coarser steps where weights matter less and to write into

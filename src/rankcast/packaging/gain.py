@@ -1,0 +1,102 @@
+"""How much larger an adapter is made before it is rounded coarsely, so that it acts as it did.
+
+Coarse rounding makes an update smaller: what is left out never points the other way. Each
+projection loses a share, all shares act in the same direction, and so they add up in amplitude.
+What the adapter does to the answers shrinks much more than errors of the weights say. A *gain*
+above 1 on the whole update makes up for that. Texts say which: how far the answers are from the
+adapter's at each step of a ladder.
+
+The format stays, and no byte is added. The larger adapter is packed to the same size, at steps that
+are a little coarser beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rankcast.adapters.arrays import load_tensors
+from rankcast.codec.container import Container
+from rankcast.codec.tensors import AdapterTensors
+from rankcast.errors import InfeasibleDeadlineError, InfeasibleSizeError
+from rankcast.learner.objectives import AdapterSnapshot
+from rankcast.learner.transformer import TransformerLearner
+
+GAIN_TEXTS = 32
+"""Training texts on which gains are compared."""
+RATIO, MOST = 1.1, 2.2
+"""Of two neighbouring gains, and the largest that is tried."""
+
+
+class GainSearch:
+    """Finds the gain at which what a file decodes to answers most like the adapter.
+
+    Args:
+        learner: with the model; it holds what was tried last afterwards.
+        whole: the adapter as it was trained.
+        n_texts: training texts on which is compared, drawn at random; all if there are fewer.
+    """
+
+    def __init__(
+        self, learner: TransformerLearner, whole: AdapterSnapshot, n_texts: int = GAIN_TEXTS
+    ) -> None:
+        self._learner, self._whole = learner, whole
+        n_known = len(learner.data.train)
+        self._texts = np.random.default_rng(0).permutation(n_known)[:n_texts]
+
+    def divergence(self, tensors: AdapterTensors) -> float:
+        """Return how far the answers of a version are from the adapter's [nats per prediction]."""
+        load_tensors(self._learner.adapter, tensors)
+        return self._learner.divergence_from(self._whole, "train", self._texts)
+
+    def best(self, tensors: AdapterTensors) -> tuple[float, float]:
+        """Return the gain after which the divergence rises, and the divergence at a gain of 1.
+
+        Args:
+            tensors: what a file decodes to.
+        """
+        first = lowest = self.divergence(tensors)
+        gain = 1.0
+        while gain * RATIO <= MOST:
+            found = self.divergence(tensors.scaled(gain * RATIO))
+            if found >= lowest:
+                break
+            gain, lowest = gain * RATIO, found
+        return gain, first
+
+
+class AtGain:
+    """Packs an adapter within a number of bits, larger if that brings it nearer to itself.
+
+    The gain is looked for once: sizes that are asked for later are nearly the same.
+
+    Args:
+        search: for the gain.
+        fit: packs the adapter, made larger by a gain, within a number of bits.
+    """
+
+    def __init__(self, search: GainSearch, fit: Callable[[float, float], Container]) -> None:
+        self._search, self._fit = search, fit
+        self._gain: float | None = None
+
+    def __call__(self, budget_bits: float) -> Container:
+        """Return the file.
+
+        Raises:
+            RankcastError: as `fit` at a gain of 1.
+        """
+        if self._gain is not None:
+            return self._fit(self._gain, budget_bits)
+        file, self._gain = self._fit(1.0, budget_bits), 1.0
+        gain, divergence = self._search.best(file.tensors())
+        if gain == 1.0:
+            return file
+        try:
+            larger = self._fit(gain, budget_bits)
+        except (InfeasibleDeadlineError, InfeasibleSizeError):
+            return file
+        if self._search.divergence(larger.tensors()) >= divergence:
+            return file
+        self._gain = gain
+        return larger
