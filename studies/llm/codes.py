@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rankcast.codec.packing import Source, exponent_of_quality
 from rankcast.codec.quantiser import Float32Array
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import InfeasibleSizeError
+from rankcast.packaging.gain import AtGain, GainSearch
 from studies.baselines.compression import (
     COMPEFT_GAINS,
     Symbols,
@@ -190,16 +192,33 @@ def pack_codes(
 
 
 def curved_codes(
-    source: Source, curvatures: Iterable[Curvature], sizes: Sequence[int] = CURVED_SIZES
+    source: Source,
+    curvatures: Iterable[Curvature],
+    search: GainSearch | None = None,
+    sizes: Sequence[int] = CURVED_SIZES,
 ) -> Iterator[Coded]:
-    """Yield files of at most so many bytes, rounded by the curvature of the loss."""
+    """Yield files of at most so many bytes, rounded by the curvature of the loss.
+
+    Args:
+        source: the adapter.
+        curvatures: of its projections.
+        search: for the gain that suits a size; None leaves the adapter as large as it is.
+        sizes: of the files.
+    """
     with closing(CurvedAdapter(source, curvatures)) as curved:
+
+        def at(gain: float, bits: float) -> Container:
+            return best_within(curved, bits, gain)
+
         for size in sizes:
+            larger = None if search is None else AtGain(search, at)
             try:
-                file = best_within(curved, 8 * size)
+                file = (larger or partial(at, 1.0))(8.0 * size)
             except InfeasibleSizeError:
                 continue
-            yield of_file(f"curvature, {size:,} bytes", CURVED, file)
+            name = "curvature" if larger is None else "curvature and gain"
+            coded = of_file(f"{name}, {size:,} bytes", CURVED, file)
+            yield coded if larger is None else replace(coded, more={"gain": larger.gain})
 
 
 def of_file(name: str, family: str, file: Container) -> Coded:

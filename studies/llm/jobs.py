@@ -23,6 +23,8 @@ SEEDS, TUNING_SEED = (0, 1, 2), 100
 RATIO = 2.0
 SCALE = 2.0
 """Alpha / r, as is customary."""
+AFTER = ("rounded", "published", "pack", "curved", "larger")
+"""Jobs that send a trained adapter in codes, without training it further."""
 LONG = 2
 """Times the steps, of LoRA that trains as long as our files with teachers."""
 QAT_SIZES = (150_000, 64_000, 16_000, 4_000)
@@ -111,7 +113,7 @@ def _quick() -> Iterator[Job]:
     yield from tuning_jobs(QUICK, DOCSTRINGS, FIRST_RANK)
     yield from tuning_jobs(QUICK, DOCSTRINGS, 1)
     yield from (adapter_job(QUICK, DOCSTRINGS, rank, 0) for rank in FIRST_RANKS)
-    for kind in ("rounded", "published", "pack", "curved"):
+    for kind in AFTER:
         yield after_job(QUICK, DOCSTRINGS, 1, 0, kind)
     yield qat_job(QUICK, DOCSTRINGS, 1, 0, None)
     yield qat_job(QUICK, DOCSTRINGS, 1, 0, 2_000)
@@ -122,7 +124,7 @@ def _quick() -> Iterator[Job]:
 def _of_adapter(plan: Plan, task: str, rank: int, seed: int) -> Iterator[Job]:
     """Yield the jobs of one adapter: trained, in every code of peers, in ours, and after qat."""
     yield adapter_job(plan, task, rank, seed)
-    for kind in ("rounded", "published", "pack", "curved"):
+    for kind in AFTER:
         yield after_job(plan, task, rank, seed, kind)
     for size in (QAT_SIZES[0], None, *QAT_SIZES[1:]):
         yield qat_job(plan, task, rank, seed, size)
@@ -187,7 +189,7 @@ def adapter_job(plan: Plan, task: str, rank: int, seed: int, times: int = 1) -> 
 
 
 def after_job(plan: Plan, task: str, rank: int, seed: int, kind: str) -> Job:
-    """Return a job on an adapter: `rounded`, `published`, `pack` or `curved`."""
+    """Return a job on an adapter: one of `AFTER`."""
     return Job(f"{task}-{rank}-{seed}-{kind}", seed, _settings(plan, kind, task, rank))
 
 

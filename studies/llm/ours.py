@@ -5,14 +5,12 @@ What `rankcast qat` and `rankcast train --codec.target-bytes` do, on texts that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rankcast.adapters.arrays import tensors_of
 from rankcast.codec.container import Container, pack_at_exponent
-from rankcast.codec.feedback import Curvature
 from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import Coding, Source
 from rankcast.codec.tensors import AdapterTensors
@@ -26,13 +24,11 @@ from rankcast.learner.byte_budget import (
     teacher_steps,
     usual_training,
 )
-from rankcast.learner.curvature import curvatures_of
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.qat import QatConfig, coding_for, learner_for
 from rankcast.learner.rounding import Rounding
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
-from rankcast.packaging.texts import CURVATURE_TEXTS
 from rankcast.training.folder import load_state, save_state
 from studies.llm.base import round_frozen
 from studies.llm.training import CHECKPOINT_EVERY
@@ -89,11 +85,11 @@ def qat_file(
     return pack_at_exponent(source.at(coding), coding.exponent)
 
 
-def curvatures_at(ours: Ours, adapter: AdapterTensors) -> Iterator[Curvature]:
-    """Return the curvature of the loss at an adapter, as `rankcast pack --texts` measures it."""
+def learner_with(ours: Ours, adapter: AdapterTensors) -> TransformerLearner:
+    """Return the model with an adapter on it, on which `rankcast pack --texts` measures."""
     learner = learner_for(adapter, ours.config, ours.splits)
     lower(learner)
-    return curvatures_of(learner, CURVATURE_TEXTS)
+    return learner
 
 
 def sized_qat_file(

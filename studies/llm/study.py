@@ -1,9 +1,9 @@
 """Loss of answers against bytes: a language model on a device, and adapters that reach it.
 
 Kinds of jobs: `tuning` measures a learning rate, `adapter` trains a LoRA and judges it in float32,
-`rounded` and `published` send it in codes of peers, `pack` and `curved` in ours. `qat` trains it on
-rounded weights, `teachers` and `taught` train a file for a size, and `engine` lets llama.cpp answer
-on the quantised base.
+`rounded` and `published` send it in codes of peers, `pack`, `curved` and `larger` in ours: `larger`
+is `curved` at the gain that suits each size. `qat` trains it on rounded weights, `teachers` and
+`taught` train a file for a size, and `engine` lets llama.cpp answer on the quantised base.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.codec import CodecConfig
 from rankcast.errors import ConfigError
 from rankcast.files import only_one, put_file
+from rankcast.learner.curvature import curvatures_of
+from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.qat import QatConfig
+from rankcast.packaging.gain import GainSearch
+from rankcast.packaging.texts import CURVATURE_TEXTS
 from studies.harness.spec import Job, RunContext, Study
 from studies.llm.base import VARIABLE, load_base
 from studies.llm.codes import (
@@ -44,7 +48,7 @@ from studies.llm.jobs import TAUGHT_SIZES, jobs, qat_job
 from studies.llm.judging import AnswerJudge
 from studies.llm.ours import (
     CHECKPOINT,
-    curvatures_at,
+    learner_with,
     qat_file,
     sized_qat_file,
     taught_file,
@@ -70,6 +74,7 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
         "rounded": lambda setup: _judged(setup, rounded_codes(setup.adapter)),
         "published": _run_published,
         "curved": _run_curved,
+        "larger": _run_curved,
         "pack": lambda setup: _judged(setup, pack_codes(setup.adapter, setup.header)),
         "qat": _run_qat,
         "teachers": _run_teachers,
@@ -141,10 +146,15 @@ def _published(setup: Setup) -> list[Coded]:
 
 
 def _run_curved(setup: Setup) -> Mapping[str, Any]:
-    """Send an adapter that is rounded by the curvature of the loss."""
+    """Send an adapter rounded by the curvature of the loss, of kind `larger` at its gain."""
     adapter = setup.adapter
     source = Source(adapter, setup.header, {"task_type": "CAUSAL_LM"})
-    codes = list(curved_codes(source, curvatures_at(setup.ours(setup.lr), adapter)))
+    learner = learner_with(setup.ours(setup.lr), adapter)
+    search = None
+    if setup.job.settings["kind"] == "larger":
+        search = GainSearch(learner, AdapterSnapshot(learner.adapter))
+    codes = list(curved_codes(source, curvatures_of(learner, CURVATURE_TEXTS), search))
+    del learner, search
     gc.collect()  # of the learner and the curvatures
     return _judged(setup, codes)
 

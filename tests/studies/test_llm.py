@@ -68,6 +68,7 @@ def test_quick_jobs_judge_every_code(quick: tuple[Path, Mapping[str, Row]]) -> N
     assert {"LoRAQuant, 0%", "LoRAQuant, 100%", "ComPEFT, 20%"} <= of_kind["published"]
     assert of_kind["pack"] == {"pack, 0.5", "pack, 1", "pack, 2", "pack, 3", "pack, 4", "pack, 6"}
     assert of_kind["curved"] == {f"curvature, {size:,} bytes" for size in CURVED_SIZES}
+    assert of_kind["larger"] == {f"curvature and gain, {size:,} bytes" for size in CURVED_SIZES}
     assert of_kind["qat"] == {"qat", "qat, 2,000 bytes"}
     assert of_kind["taught"] == {"2,000 bytes"}
     small = [

@@ -74,11 +74,14 @@ class AtGain:
     Args:
         search: for the gain.
         fit: packs the adapter, made larger by a gain, within a number of bits.
+
+    Attributes:
+        gain: of the files; None before the first.
     """
 
     def __init__(self, search: GainSearch, fit: Callable[[float, float], Container]) -> None:
         self._search, self._fit = search, fit
-        self._gain: float | None = None
+        self.gain: float | None = None
 
     def __call__(self, budget_bits: float) -> Container:
         """Return the file.
@@ -86,9 +89,9 @@ class AtGain:
         Raises:
             RankcastError: as `fit` at a gain of 1.
         """
-        if self._gain is not None:
-            return self._fit(self._gain, budget_bits)
-        file, self._gain = self._fit(1.0, budget_bits), 1.0
+        if self.gain is not None:
+            return self._fit(self.gain, budget_bits)
+        file, self.gain = self._fit(1.0, budget_bits), 1.0
         gain, divergence = self._search.best(file.tensors())
         if gain == 1.0:
             return file
@@ -98,5 +101,5 @@ class AtGain:
             return file
         if self._search.divergence(larger.tensors()) >= divergence:
             return file
-        self._gain = gain
+        self.gain = gain
         return larger
