@@ -23,13 +23,15 @@ from studies.surrogate.world import World
 N_BATCHES = 16
 
 
-def learned_utility(world: World, seed: int, settings: Mapping[str, Any]) -> LearnedUtility:
+def learned_utility(
+    world: World, seed: int, settings: Mapping[str, Any], episodes: int = TEACHER_EPISODES
+) -> LearnedUtility:
     """Return the belief that Thompson sampling with the exact solver ends with."""
     utility, _ = train_teacher(
         world,
-        episodes=TEACHER_EPISODES,
+        episodes=episodes,
         seed=seed,
-        evaluate_every=TEACHER_EPISODES,
+        evaluate_every=episodes,
         utility_config=UtilityConfig(**settings),
     )
     return utility

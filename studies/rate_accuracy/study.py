@@ -22,11 +22,13 @@ from studies.shared.policies import (
     by_link,
     calibrated_row,
     calibrated_world,
+    episodes_of,
     plan_values,
     plans_of,
     required_judge,
 )
 from studies.shared.tasks import SNRS_DB, TASKS, full_ranks, train_to_end
+from studies.surrogate.training import TEACHER_EPISODES
 from studies.surrogate.world import World
 
 ROWS_OF = {"airllm": ("table3", "airllm"), "airllm-0": ("table5a", "lambda-0")}
@@ -91,7 +93,8 @@ def _plans(
         return plans_of(scoring(name, world, judge.learner, seed), world, seed)
     if name in ("uniform", "random"):
         return plans_of(unlearned(world)[name], world, seed)
-    utility = learned_utility(world, seed, TRAINING["utility"])
+    episodes = episodes_of(context.scale, TEACHER_EPISODES)
+    utility = learned_utility(world, seed, TRAINING["utility"], episodes)
     return plans_of(solvers(world, utility)[name], world, seed)
 
 

@@ -20,6 +20,9 @@ from rankcast.records import FloatArray, IntArray
 from rankcast.statistics import RESAMPLES, TAILS, as_vector, check_same_shape
 from studies.harness.spec import Verdict
 
+_WHOLE = 2.0**24
+"""Below it float32 adds whole numbers exactly."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -145,7 +148,7 @@ def _resampled_by_text(d: FloatArray, generator: np.random.Generator, resamples:
     sums = np.empty(resamples)  # of whole numbers where answers are: exact in any order
     for part in np.array_split(np.arange(resamples), max(resamples * len(counts) // 2**22, 1)):
         texts = generator.multinomial(n, counts / n, size=len(part))
-        sums[part] = ((seeds[part] @ columns) * texts).sum(axis=1)
+        sums[part] = (seeds[part] * (texts.astype(np.float64) @ columns.T)).sum(axis=1)
     return sums / (seeds[0].sum() * n)
 
 
@@ -155,9 +158,12 @@ def _resampled_by_group(
     """Return the means of resamples of groups; (S + 1, G) are their sums and sizes."""
     times = _times_drawn(grouped.shape[1], int(generator.integers(2**32)), resamples)
     seeds = _drawn_seeds(len(grouped) - 1, generator, resamples)
-    parts = np.array_split(times, max(times.size // 2**22, 1))
-    # of whole numbers where answers are: exact in any order
-    totals = np.concatenate([part.astype(np.float64) @ grouped.T for part in parts])
+    most = grouped.shape[1] * np.abs(grouped).max()
+    if most < _WHOLE and (grouped == np.rint(grouped)).all():  # as of right and wrong answers
+        totals = (times @ grouped.T.astype(np.float32)).astype(np.float64)
+    else:
+        parts = np.array_split(times, max(times.size // 2**22, 1))
+        totals = np.concatenate([part.astype(np.float64) @ grouped.T for part in parts])
     return (seeds * totals[:, :-1]).sum(axis=1) / (seeds[0].sum() * totals[:, -1])
 
 
@@ -168,10 +174,10 @@ def _drawn_seeds(n_seeds: int, generator: np.random.Generator, resamples: int) -
 
 
 @lru_cache(maxsize=1)
-def _times_drawn(n_groups: int, seed: int, resamples: int) -> NDArray[np.uint16]:
+def _times_drawn(n_groups: int, seed: int, resamples: int) -> NDArray[np.float32]:
     """Return (resamples, G) how often each group is drawn; kept for the next estimate."""
     generator = np.random.default_rng(seed)
-    drawn = np.empty((resamples, n_groups), dtype=np.uint16)
+    drawn = np.empty((resamples, n_groups), dtype=np.float32)
     for row in drawn:
         row[:] = np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
     return drawn
