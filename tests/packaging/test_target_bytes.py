@@ -96,9 +96,10 @@ def test_measured_files_fit_and_stand_beside_the_unrounded_adapter(
     trained: Path, tmp_path: Path, call: Call
 ) -> None:
     file, costs = tmp_path / "a.rcast", list[Cost]()
-    named = ("pack", str(trained), "-o", str(file), "--measure", "--target-bytes")
+    named = ("pack", str(trained), "-o", str(file), "--measure", "--level-texts", "0",
+             "--target-bytes")  # fmt: skip
     with pytest.raises(InfeasibleSizeError) as refused:
-        rankcast.pack(trained, target_bytes=100, measure=True)
+        rankcast.pack(trained, target_bytes=100, measure=True, level_texts=0)
     smallest = refused.value.smallest_bytes
     call.ok(*named, str(smallest))
     assert file.stat().st_size <= smallest

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.codec import random_adapter
@@ -133,6 +133,7 @@ def test_equal_weights_give_the_file_of_today() -> None:
         )
 
 
+@settings(max_examples=10)
 @given(st.integers(0, 5), st.lists(st.floats(-3, 3), min_size=3, max_size=3))
 def test_weighted_files_fit_and_lose_less_of_the_weighted_error(
     seed: int, logs: list[float]
