@@ -115,7 +115,8 @@ def test_measured_files_fit_and_stand_beside_the_unrounded_adapter(
     assert told["lost_energy"] > 0
     assert costs[0].lost_energy == pytest.approx(0, abs=1e-5)
     said = call.ok(*named, "4000")
-    assert f"loss {told['loss_before']:.3f} -> {last.loss:.3f}" in said
+    assert f"Loss {told['loss_before']:.3f} -> {last.loss:.3f}" in said
+    assert "energy" not in said
 
 
 @pytest.mark.parametrize("target_bytes", [1500, 4000])

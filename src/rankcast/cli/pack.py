@@ -212,7 +212,7 @@ def _lost(container: Container, cost: Cost) -> str:
     from rankcast.codec.header import measure_of
 
     parts, entry = [], container.header.chunks[-1]
-    if cost.lost_energy is not None:
+    if cost.lost_energy is not None and entry.loss is None:  # else the loss says more
         parts.append(f"{cost.lost_energy:.1%} of the update's energy is lost")
     if entry.loss is not None and measure_of(container.header.task) == "divergence":
         parts.append(f"divergence from the adapter {entry.loss:.4f} nats per token")
