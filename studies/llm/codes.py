@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from rankcast.codec.packing import Source, exponent_of_quality
 from rankcast.codec.quantiser import Float32Array
 from rankcast.codec.tensors import AdapterTensors, Factors
 from rankcast.errors import InfeasibleSizeError
-from rankcast.packaging.gain import AtGain, GainSearch
+from rankcast.packaging.gain import GainSearch
 from studies.baselines.compression import (
     COMPEFT_GAINS,
     Symbols,
@@ -211,14 +210,14 @@ def curved_codes(
             return best_within(curved, bits, gain)
 
         for size in sizes:
-            larger = None if search is None else AtGain(search, at)
             try:
-                file = (larger or partial(at, 1.0))(8.0 * size)
+                gain = 1.0 if search is None else search.suits(at, 8.0 * size)
+                file = at(gain, 8.0 * size)
             except InfeasibleSizeError:
                 continue
-            name = "curvature" if larger is None else "curvature and gain"
+            name = "curvature" if search is None else "curvature and gain"
             coded = of_file(f"{name}, {size:,} bytes", CURVED, file)
-            yield coded if larger is None else replace(coded, more={"gain": larger.gain})
+            yield coded if search is None else replace(coded, more={"gain": gain})
 
 
 def of_file(name: str, family: str, file: Container) -> Coded:

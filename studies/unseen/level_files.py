@@ -17,7 +17,7 @@ from rankcast.errors import InfeasibleDeadlineError, InfeasibleSizeError
 from rankcast.learner.curvature import curvatures_of
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.transformer import TransformerLearner
-from rankcast.packaging.gain import AtGain, GainSearch
+from rankcast.packaging.gain import GainSearch
 from rankcast.packaging.measured_levels import measure_levels
 
 PLANNERS = (
@@ -49,8 +49,8 @@ def files_with_levels(
         `better`: of the two files without levels; `alone`: by levels beside the whole adapter;
         `levels`: by levels measured both ways; `curved`: rounded by curvature; `three`: the best of
         `better` and `levels`. All these are of the adapter as large as it is; `larger better`,
-        `larger levels` and `larger curved` of it at the gain that suits. `pack`: the best of the
-        first two of them; `four`: of all three.
+        `larger levels` and `larger curved` of it at the gain that suits. `pack`: the best of
+        `three` and the first two of them; `four`: of all.
     """
     budget = 8.0 * target_bytes
     load_tensors(learner.adapter, source.tensors)
@@ -64,12 +64,13 @@ def files_with_levels(
     def made(name: str, fit: Callable[[float, float], Container]) -> None:
         """Make a file at a gain of 1, and one at the gain that suits."""
         found[name] = _made(lambda: fit(1.0, budget))
-        found[f"larger {name}"] = _made(lambda: AtGain(search, fit)(budget))
+        found[f"larger {name}"] = _made(lambda: fit(search.suits(fit, budget), budget))
 
     made("by energy", lambda gain, bits: pack_into(source.scaled(gain), bits / 8))
     made("one step", lambda gain, bits: pack_within(source.scaled(gain), bits))
     found["better"] = best("by energy", "one step")
-    found["larger better"] = near = best("larger by energy", "larger one step")
+    found["larger better"] = best("larger by energy", "larger one step")
+    near = best("better", "larger better")
     if near is None:
         return {}
     load_tensors(learner.adapter, source.tensors)
@@ -82,8 +83,8 @@ def files_with_levels(
     with closing(CurvedAdapter(source, curvatures_of(learner, n_curvature))) as curved:
         made("curved", lambda gain, bits: best_within(curved, bits, gain))
     found["three"] = best("better", "levels")
-    found["pack"] = best("larger better", "larger levels")
-    found["four"] = best("pack", "larger curved")
+    found["pack"] = best("three", "larger better", "larger levels")
+    found["four"] = best("pack", "curved", "larger curved")
     return {name: file for name in PLANNERS if (file := found.get(name)) is not None}
 
 

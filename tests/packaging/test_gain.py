@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from rankcast.codec.planner import pack_within
 from rankcast.errors import InfeasibleSizeError
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.transformer import TransformerLearner
-from rankcast.packaging.gain import MOST, RATIO, AtGain, GainSearch
+from rankcast.packaging.gain import MOST, RATIO, GainSearch
 from rankcast.packaging.measure import setup_for
 from rankcast.packaging.measured_levels import MeasuredLevels
 from rankcast.packaging.pack import read_adapter
@@ -68,35 +67,26 @@ def test_no_gain_is_beyond_the_largest(search: GainSearch, source: Source) -> No
     assert MOST / RATIO < gain <= MOST
 
 
-class Fits:
-    """Packs an adapter, and remembers what was asked."""
-
-    def __init__(self, fit: Callable[[float, float], Container]) -> None:
-        self.asked: list[tuple[float, float]] = []
-        self._fit = fit
-
-    def __call__(self, gain: float, bits: float) -> Container:
-        self.asked.append((gain, bits))
-        return self._fit(gain, bits)
-
-
 def fine(source: Source) -> Container:
     return pack_at_exponent(source, exponent_of_quality(source.tensors, RELATIVE_STEPS["fine"]))
 
 
-def test_the_gain_is_looked_for_once(search: GainSearch, source: Source) -> None:
+def test_the_gain_that_suits_brings_a_file_nearer(search: GainSearch, source: Source) -> None:
     half = source.scaled(RATIO**-2)
-    fits = Fits(lambda gain, _: fine(half.scaled(gain)))
-    fit = AtGain(search, fits)
-    files = [fit(bits) for bits in (900.0, 800.0)]
-    (first, one), (gain, two), (again, three) = fits.asked
-    assert (first, one, two, three) == (1.0, 900.0, 900.0, 800.0)
-    assert gain == again == pytest.approx(RATIO**2)
-    near, far = (search.divergence(f.tensors()) for f in (files[0], fine(half)))
+    asked: list[tuple[float, float]] = []
+
+    def way(gain: float, bits: float) -> Container:
+        asked.append((gain, bits))
+        return fine(half.scaled(gain))
+
+    gain = search.suits(way, 900.0)
+    assert gain == pytest.approx(RATIO**2)
+    assert asked == [(1.0, 900.0), (gain, 900.0)]
+    near, far = (search.divergence(way(g, 900.0).tensors()) for g in (gain, 1.0))
     assert near < far
 
 
-def test_a_larger_one_that_is_worse_or_does_not_fit_is_not_taken(
+def test_a_larger_one_that_is_worse_or_does_not_fit_does_not_suit(
     search: GainSearch, source: Source
 ) -> None:
     half = source.scaled(RATIO**-2)
@@ -110,14 +100,12 @@ def test_a_larger_one_that_is_worse_or_does_not_fit_is_not_taken(
             raise InfeasibleSizeError(100, int(bits // 8), trainable=False)
         return fine(half)
 
-    for way in (worse, too_large):
-        fits = Fits(way)
-        fit = AtGain(search, fits)
-        for bits in (900.0, 800.0):
-            assert fit(bits).tensors().factors[0].left == pytest.approx(
-                fine(half).tensors().factors[0].left
-            )
-        assert [gain for gain, _ in fits.asked[::2]] == [1.0, 1.0]
+    def impossible(gain: float, bits: float) -> Container:
+        raise InfeasibleSizeError(int(gain), int(bits // 8), trainable=False)
+
+    assert search.suits(worse, 900.0) == search.suits(too_large, 900.0) == 1.0
+    with pytest.raises(InfeasibleSizeError):
+        search.suits(impossible, 900.0)
 
 
 def test_levels_of_a_larger_adapter_are_chosen_by_the_same_losses() -> None:

@@ -27,6 +27,8 @@ GAIN_TEXTS = 32
 """Training texts on which gains are compared."""
 RATIO, MOST = 1.1, 2.2
 """Of two neighbouring gains, and the largest that is tried."""
+Way = Callable[[float, float], Container]
+"""Packs an adapter, made larger by a gain, within a number of bits."""
 
 
 class GainSearch:
@@ -65,41 +67,20 @@ class GainSearch:
             gain, lowest = gain * RATIO, found
         return gain, first
 
+    def suits(self, way: Way, budget_bits: float) -> float:
+        """Return the gain at which a file of a size is nearer to the adapter than at a gain of 1.
 
-class AtGain:
-    """Packs an adapter within a number of bits, larger if that brings it nearer to itself.
-
-    The gain is looked for once: sizes that are asked for later are nearly the same.
-
-    Args:
-        search: for the gain.
-        fit: packs the adapter, made larger by a gain, within a number of bits.
-
-    Attributes:
-        gain: of the files; None before the first.
-    """
-
-    def __init__(self, search: GainSearch, fit: Callable[[float, float], Container]) -> None:
-        self._search, self._fit = search, fit
-        self.gain: float | None = None
-
-    def __call__(self, budget_bits: float) -> Container:
-        """Return the file.
+        Returns:
+            1 if there is none, or if the larger adapter does not fit.
 
         Raises:
-            RankcastError: as `fit` at a gain of 1.
+            RankcastError: as `way` at a gain of 1.
         """
-        if self.gain is not None:
-            return self._fit(self.gain, budget_bits)
-        file, self.gain = self._fit(1.0, budget_bits), 1.0
-        gain, divergence = self._search.best(file.tensors())
+        gain, divergence = self.best(way(1.0, budget_bits).tensors())
         if gain == 1.0:
-            return file
+            return gain
         try:
-            larger = self._fit(gain, budget_bits)
+            larger = way(gain, budget_bits).tensors()
         except (InfeasibleDeadlineError, InfeasibleSizeError):
-            return file
-        if self._search.divergence(larger.tensors()) >= divergence:
-            return file
-        self.gain = gain
-        return larger
+            return 1.0
+        return gain if self.divergence(larger) < divergence else 1.0

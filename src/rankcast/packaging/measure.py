@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from rankcast.adapters.arrays import load_tensors
@@ -24,7 +24,7 @@ from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.qat import coding_for, learner_for
 from rankcast.learner.texts import DatasetSplits
 from rankcast.learner.transformer import TransformerLearner
-from rankcast.packaging.gain import AtGain, GainSearch
+from rankcast.packaging.gain import GainSearch, Way
 from rankcast.packaging.measured_levels import measure_levels
 from rankcast.packaging.texts import LevelTexts, Texts
 from rankcast.presets import load_preset
@@ -154,23 +154,40 @@ def pack_measured(
             best = better(best, partial(fit, source))
         assert best is not None  # the first fits, or raises
         return best
-    larger = partial(AtGain, GainSearch(learner, unrounded))
+    search = GainSearch(learner, unrounded)
+    at_both_gains = partial(_at_both_gains, better, search, budget_bits)
     for fit in fits:
-        best = better(best, larger(lambda gain, bits, fit=fit: fit(source.scaled(gain), bits)))
+        best = at_both_gains(best, lambda gain, bits, fit=fit: fit(source.scaled(gain), bits))
     assert best is not None  # the first fits, or raises
     (n_texts, n_curvature), on_pass = levels.of(setup.config.objective), levels.on_pass
     if n_texts:
         coded, near = CodedLevels.near(source, budget_bits), best.tensors()
         known = measure_levels(learner, unrounded, coded, near, n_texts=n_texts, on_pass=on_pass)
-        best = better(best, larger(lambda gain, bits: known.scaled(gain).file(bits)))
+        best = at_both_gains(best, lambda gain, bits: known.scaled(gain).file(bits))
     if n_curvature:
         load_tensors(learner.adapter, source.tensors)
         told = None if on_pass is None else partial(on_pass, "curvature")
         curvatures = curvatures_of(learner, n_curvature, told)
         with closing(CurvedAdapter(source, curvatures)) as curved:
-            way = larger(lambda gain, bits: best_within(curved, bits, gain))
-            best = better(best, way)
+            best = at_both_gains(best, lambda gain, bits: best_within(curved, bits, gain))
     return best
+
+
+def _at_both_gains(
+    better: Callable[[Container | None, Callable[[float], Container]], Container],
+    search: GainSearch,
+    budget_bits: float,
+    best: Container | None,
+    way: Way,
+) -> Container:
+    """Return the best of a file, one of the adapter, and one of it at the gain that suits."""
+    way = lru_cache(maxsize=2)(way)  # asked again for the same size
+    best = better(best, partial(way, 1.0))
+    try:
+        gain = search.suits(way, budget_bits)
+    except (InfeasibleDeadlineError, InfeasibleSizeError):
+        return best
+    return best if gain == 1.0 else better(best, partial(way, gain))
 
 
 def _better(
