@@ -7,6 +7,7 @@ adapter is good at every plan and not only at those of one link.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rankcast.learner.transformer import TransformerLearner
 from rankcast.records import AdapterLayout, FloatArray, IntArray, TextStats
 
 
-class PlansOnModel:
+class PlansOnModel(ABC):
     """What learners of levels have in common: a live model, its levels, and a plan of them; B = 1.
 
     Args:
@@ -54,6 +55,7 @@ class PlansOnModel:
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode: nothing to do, because the model keeps what it has learned."""
+        del seed
 
     def next_text(self) -> TextStats:
         """Return the statistics of the batch that the next `step` will work on."""
@@ -77,9 +79,9 @@ class PlansOnModel:
         self.learner.load_state_dict(state["learner"])
         self.apply(np.array(state["plan"], dtype=np.int64)[None])
 
+    @abstractmethod
     def _show(self, plan: IntArray) -> None:
         """Let the model have a plan."""
-        raise NotImplementedError
 
 
 class LevelLearner(PlansOnModel):
