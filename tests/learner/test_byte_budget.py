@@ -319,6 +319,18 @@ def test_every_prefix_is_an_adapter_of_its_size() -> None:
         )
 
 
+@pytest.mark.parametrize(("share", "expected"), [(None, 1 / 3), (0.75, 0.75)])
+def test_the_whole_file_has_its_share_of_the_steps(share: float | None, expected: float) -> None:
+    steps = 400
+    config = CodecConfig(1500, SIZES, share, rank=1, teachers=0)
+    training = ByteBudgetTraining(learner_of(r_max=3), config, steps, pack)
+    drawn = []
+    for training.n_steps in range(steps):
+        drawn.append(training._prefix())
+    shares = np.bincount(drawn, minlength=3) / steps
+    np.testing.assert_allclose(shares, [(1 - expected) / 2] * 2 + [expected], atol=0.06)
+
+
 def check_it_goes_on(
     make: Callable[[], ByteBudgetTraining], stops: Sequence[int], folder: Path
 ) -> None:
@@ -452,6 +464,10 @@ def test_shares_of_steps() -> None:
         {"teachers": -1},
         {"teacher_share": 1.0},
         {"answer_weight": 1.5},
+        {"plan_episodes": -1},
+        {"plan_episodes": 1},
+        {"whole_share": 0.5},
+        {"target_bytes": 900, "prefix_bytes": (400,), "whole_share": 1.0},
     ],
 )
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ class CodecConfig:
             policy for every link.
         prefix_bytes: sizes below it, ascending, at which the file's beginning is to be an adapter
             that was trained for that size. What comes later refines it.
+        whole_share: share of the training steps that are for the whole file, the others for its
+            beginnings; by default each size has as many. Needs `prefix_bytes`.
         rank: components of each projection, of each size; by default as many as the bytes suggest.
         rounded_share: share of the training steps in which weights are rounded and bits have a
             price; the steps before train as usual.
@@ -41,6 +43,7 @@ class CodecConfig:
 
     target_bytes: int | None = None
     prefix_bytes: tuple[int, ...] = ()
+    whole_share: float | None = None
     rank: int | None = None
     rounded_share: float = 0.75
     lr: float | None = None
@@ -57,6 +60,24 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         """Check every range."""
+        self._check_sizes()
+        if not 0 < self.rounded_share < 1:
+            raise ConfigError(
+                f"rounded_share must be between 0 and 1, got {self.rounded_share}: weights that "
+                f"have not been trained at all are zero, and stay so once they are rounded."
+            )
+        if self.teachers < 0 or not (0 < self.teacher_share < 1 and 0 <= self.answer_weight <= 1):
+            raise ConfigError(
+                f"teachers must be at least 0, teacher_share between 0 and 1, answer_weight from 0 "
+                f"to 1, got {self.teachers}, {self.teacher_share} and {self.answer_weight}."
+            )
+        for name in ("rank", "lr", "relative_step"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"codec.{name} must be positive, got {value}.")
+
+    def _check_sizes(self) -> None:
+        """Check the sizes, and what makes sense with several alone."""
         if self.prefix_bytes and self.target_bytes is None:
             raise ConfigError("codec.prefix_bytes needs codec.target_bytes, the size of the whole.")
         sizes = (LEAST_BYTES - 1, *self.prefix_bytes, self.target_bytes or math.inf)
@@ -70,24 +91,15 @@ class CodecConfig:
                 f"target_bytes must be at least {LEAST_BYTES}, got {self.target_bytes}: a file has "
                 f"a header beside its weights."
             )
-        if self.rank is not None and self.rank < 1:
-            raise ConfigError(f"codec.rank must be at least 1, got {self.rank}.")
-        if not 0 < self.rounded_share < 1:
+        episodes, share = self.plan_episodes, self.whole_share
+        if episodes < 0 or not (share is None or 0 < share < 1):
             raise ConfigError(
-                f"rounded_share must be between 0 and 1, got {self.rounded_share}: weights that "
-                f"have not been trained at all are zero, and stay so once they are rounded."
+                f"codec.plan_episodes must be at least 0 and codec.whole_share between 0 and 1, "
+                f"got {episodes} and {share}."
             )
-        if self.teachers < 0 or not (0 < self.teacher_share < 1 and 0 <= self.answer_weight <= 1):
+        if (episodes or share is not None) and not self.prefix_bytes:
+            name = "plan_episodes" if episodes else "whole_share"
             raise ConfigError(
-                f"teachers must be at least 0, teacher_share between 0 and 1, answer_weight from 0 "
-                f"to 1, got {self.teachers}, {self.teacher_share} and {self.answer_weight}."
+                f"codec.{name} needs codec.prefix_bytes: a file that was trained for one size "
+                f"leaves nothing to choose."
             )
-        if self.plan_episodes < 0 or (self.plan_episodes and not self.prefix_bytes):
-            raise ConfigError(
-                f"codec.plan_episodes must be at least 0 and needs codec.prefix_bytes: a file that "
-                f"was trained for one size leaves nothing to choose; got {self.plan_episodes}."
-            )
-        for name in ("lr", "relative_step"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"codec.{name} must be positive, got {value}.")

@@ -4,8 +4,9 @@ First as usual, then on weights that are rounded by a growing share of the way, 
 of the file. Their steps train, too. Bits have a price, and a controller moves it so that the file
 comes down to the bytes that are allowed while there is still time to learn.
 
-A file for several sizes trains for all of them at once: each step is for one, drawn at random, and
-trains the components that its prefix has. What each size adds has a price of its own.
+A file for several sizes trains for all of them at once: each step is for one, drawn at random (the
+whole more often, if asked), and trains the components that its prefix has. What each size adds has
+a price of its own.
 
 Differs from the paper, which sends 32 bits a number: there is no price on ranks here, because a
 component that is worth little loses its weights one by one.
@@ -327,7 +328,10 @@ class ByteBudgetTraining:
     def _prefix(self) -> int:
         """Return the prefix that the next step is for, at random."""
         rng = np.random.default_rng([self.learner.config.seed, self.n_steps, 4])
-        return int(rng.integers(len(self._ranks)))
+        whole = len(self._ranks) - 1
+        if self.config.whole_share is None:
+            return int(rng.integers(whole + 1))
+        return whole if rng.random() < self.config.whole_share else int(rng.integers(whole))
 
     def _begin_after(self, teachers: Teachers) -> None:
         """Begin with the small adapter, which learns what others answer that have been trained."""
