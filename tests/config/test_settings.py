@@ -30,7 +30,7 @@ from rankcast.link.path import PathSnr
 from rankcast.link.processes import BlockFadingSnr, GaussMarkovSnr, IidSnr, StaticSnr, SummedSnr
 from rankcast.link.rate_models import rate_model_of
 from rankcast.link.replay import ReplayedSnr
-from rankcast.presets import config_of, load_preset, preset_names, read_preset, to_yaml, typed_first
+from rankcast.presets import load_preset, preset_names, read_preset, to_yaml, typed_first
 from rankcast.records import AdapterLayout, Projection
 
 
@@ -168,30 +168,6 @@ def test_what_other_defaults_follow_from_is_read_first() -> None:
 def test_an_unknown_override_names_the_nearest(key: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_preset("tiny", {key: 1})
-
-
-def test_an_old_setting_names_the_new_one() -> None:
-    with pytest.raises(ConfigError, match=r"link\.speed_m_s is now link\.jakes\.speed_m_s or"):
-        load_preset("tiny", {"link.speed_m_s": 3.0})
-    with pytest.raises(ConfigError, match=r"link\.trace is now link\.trace\.file"):
-        load_preset("tiny", {"link.trace": "drive.csv"})
-    with pytest.raises(ConfigError, match=r"link\.values_db is now link\.iid\.values_db"):
-        typed_first(["tiny", "--link.values-db", "3"])
-
-
-def test_runs_from_before_processes_had_groups_are_read() -> None:
-    flat = {
-        "process": "jakes", "values_db": [1.0, 2.0], "snr_db": 8.0, "speed_m_s": 10.0,
-        "fading": "rician", "k_factor": 7.0, "std_db": 6.0, "trace": "", "bandwidth_hz": 5e6,
-    }  # fmt: skip
-    link = config_of({"link": flat}).link
-    assert link.iid.values_db == (1.0, 2.0)
-    jakes = JakesConfig(snr_db=8.0, speed_m_s=10.0, fading="rician", k_factor=7.0, std_db=6.0)
-    assert link.jakes == jakes
-    assert (link.rate.k_factor, link.bandwidth_hz) == (7.0, 5e6)
-    assert link.path == LinkConfig().path  # was not read
-    markov = {"process": "gauss-markov", "fading": "nakagami", "snr_db": 1.0, "correlation": 0.5}
-    assert config_of({"link": markov}).link.gauss_markov == GaussMarkovConfig(1.0, 4.0, 0.5)
 
 
 def test_unknown_presets_and_files_that_are_no_settings(tmp_path: Path) -> None:

@@ -162,16 +162,17 @@ def test_nested_training_reports_the_loss_of_the_plan() -> None:
     assert any(bool(lam[1:].any()) for lam in tail)  # ranks above the plan's were trained
 
 
-def test_predictions_agree_with_evaluation() -> None:
+def test_texts_agree_with_evaluation() -> None:
     live = learner()
     run(live, 5)
     for ranks in (None, np.zeros(12, dtype=int)):
-        right = live.predictions("validation", ranks)
+        _, right, count = live.judge_texts("validation", ranks)
         assert set(right.tolist()) <= {0.0, 1.0}
+        assert set(count.tolist()) == {1.0}
         assert right.mean() == pytest.approx(live.evaluate("validation", ranks).accuracy)
-    some = live.predictions("validation", max_examples=7)
+    _, some, _ = live.judge_texts("validation", None, max_examples=7)
     assert len(some) == 7
-    assert some.tolist() == live.predictions("validation", max_examples=7).tolist()
+    assert some.tolist() == live.judge_texts("validation", None, max_examples=7)[1].tolist()
     assert live.adapter.ranks.tolist() == [4] * 12
 
 

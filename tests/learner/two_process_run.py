@@ -36,7 +36,7 @@ def train(config: FinetuneConfig) -> dict[str, object]:
         "n_processes": live.accelerator.num_processes,
         "losses": losses,
         "weights": live.adapter.state_dict(),
-        "right": live.predictions("test").tolist(),
+        "right": live.judge_texts("test", None)[1].tolist(),
         "evaluation_loss": live.evaluate("test").loss,
         "next_text": live.next_text().lexical_entropy.tolist(),
     }

@@ -19,7 +19,7 @@ from rankcast.codec.planner import pack_within
 from rankcast.errors import InfeasibleSizeError
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.transformer import TransformerLearner
-from rankcast.packaging.gain import MOST, RATIO, GainSearch
+from rankcast.packaging.gain import GAINS, GainSearch
 from rankcast.packaging.measure import setup_for
 from rankcast.packaging.measured_levels import MeasuredLevels
 from rankcast.packaging.pack import read_adapter
@@ -55,16 +55,26 @@ def test_an_adapter_becomes_larger_and_what_is_beside_it_does_not() -> None:
 def test_an_adapter_that_became_smaller_gets_its_size_back(
     search: GainSearch, source: Source, steps: int
 ) -> None:
-    smaller = source.tensors.scaled(RATIO**-steps)
+    size = (1.0, *GAINS)[steps]
+    smaller = source.tensors.scaled(1 / size)
     gain, divergence = search.best(smaller)
-    assert gain == pytest.approx(RATIO**steps)
+    assert gain == size
     assert divergence == pytest.approx(search.divergence(smaller))
     assert search.divergence(smaller.scaled(gain)) == pytest.approx(0, abs=1e-6)
 
 
 def test_no_gain_is_beyond_the_largest(search: GainSearch, source: Source) -> None:
     gain, _ = search.best(source.tensors.scaled(0.2))
-    assert MOST / RATIO < gain <= MOST
+    assert gain == GAINS[-1]
+
+
+def test_it_says_which_gain_it_tries(learner: TransformerLearner, source: Source) -> None:
+    load_tensors(learner.adapter, source.tensors)
+    told: list[tuple[str, int, int]] = []
+    whole = AdapterSnapshot(learner.adapter)
+    search = GainSearch(learner, whole, on_pass=lambda *seen: told.append(seen))
+    assert search.best(source.tensors.scaled(1 / GAINS[1]))[0] == GAINS[1]
+    assert told == [("gain", number, len(GAINS)) for number in (1, 2, 3)]  # the third is worse
 
 
 def fine(source: Source) -> Container:
@@ -72,7 +82,7 @@ def fine(source: Source) -> Container:
 
 
 def test_the_gain_that_suits_brings_a_file_nearer(search: GainSearch, source: Source) -> None:
-    half = source.scaled(RATIO**-2)
+    half = source.scaled(1 / GAINS[1])
     asked: list[tuple[float, float]] = []
 
     def way(gain: float, bits: float) -> Container:
@@ -80,7 +90,7 @@ def test_the_gain_that_suits_brings_a_file_nearer(search: GainSearch, source: So
         return fine(half.scaled(gain))
 
     gain = search.suits(way, 900.0)
-    assert gain == pytest.approx(RATIO**2)
+    assert gain == GAINS[1]
     assert asked == [(1.0, 900.0), (gain, 900.0)]
     near, far = (search.divergence(way(g, 900.0).tensors()) for g in (gain, 1.0))
     assert near < far
@@ -89,7 +99,7 @@ def test_the_gain_that_suits_brings_a_file_nearer(search: GainSearch, source: So
 def test_a_larger_one_that_is_worse_or_does_not_fit_does_not_suit(
     search: GainSearch, source: Source
 ) -> None:
-    half = source.scaled(RATIO**-2)
+    half = source.scaled(1 / GAINS[1])
 
     def worse(gain: float, bits: float) -> Container:
         del bits

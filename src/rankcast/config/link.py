@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rankcast.errors import LinkError
@@ -248,23 +248,3 @@ class LinkConfig:
         for name in ("bandwidth_hz", "deadline_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise LinkError(f"{name} must be positive and finite, got {getattr(self, name)}.")
-
-
-def _moved() -> dict[str, tuple[str, ...]]:
-    moved: dict[str, tuple[str, ...]] = {
-        "block_length": ("block.length",),
-        "trace": ("trace.file",),
-        "trace_kind": ("trace.kind",),
-        "trace_format": ("trace.format",),
-    }
-    new_names = ("length", "file", "kind", "format")
-    for group in fields(LinkConfig):
-        for part in fields(group.default_factory) if is_dataclass(group.default_factory) else ():
-            if part.name not in new_names:
-                place = f"{group.name}.{part.name}"
-                moved[part.name] = (*moved.get(part.name, ()), place)
-    return moved
-
-
-MOVED = _moved()
-"""Settings that once stood directly below `link`, and where they are now."""

@@ -7,7 +7,6 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
-from rankcast.config.link import MOVED
 from rankcast.errors import ConfigError, RankcastError, nearest
 
 if TYPE_CHECKING:
@@ -66,18 +65,6 @@ def first_difference(one: Mapping[str, Any], other: Mapping[str, Any], path: str
     return ""
 
 
-def check_moved(name: str) -> None:
-    """Refuse the old name of a setting.
-
-    Raises:
-        ConfigError: names the settings that took its place.
-    """
-    section, _, leaf = name.partition(".")
-    if section == "link" and leaf in MOVED:
-        new = " or ".join(f"link.{place}" for place in MOVED[leaf])
-        raise ConfigError(f"The setting {name} is now {new}.")
-
-
 def _merged(defaults: Mapping[str, Any], raw: Any, path: str, known: list[str]) -> dict[str, Any]:
     """Return the defaults with the given settings in their place."""
     if not isinstance(raw, Mapping):
@@ -87,8 +74,6 @@ def _merged(defaults: Mapping[str, Any], raw: Any, path: str, known: list[str]) 
     for name, value in raw.items():
         full = f"{path}{name}"
         nested = isinstance(defaults.get(name), Mapping)
-        if name not in defaults or (nested and not isinstance(value, Mapping)):
-            check_moved(full)
         if name not in defaults:
             alike = [other for other in known if other.rpartition(".")[2] == name]
             hint = f"; did you mean {' or '.join(alike)}?" if alike else nearest(full, known)

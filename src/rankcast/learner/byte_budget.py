@@ -35,7 +35,7 @@ from rankcast.codec.packing import Coding, Source, without_zeros
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
-from rankcast.errors import CheckpointError, ConfigError, InfeasibleSizeError, RankcastError
+from rankcast.errors import ConfigError, InfeasibleSizeError, RankcastError
 from rankcast.learner.rounded_weights import RoundedWeights
 from rankcast.learner.teachers import Teachers
 from rankcast.learner.transformer import TransformerLearner
@@ -403,12 +403,8 @@ class ByteBudgetTraining:
         """Continue from `state_dict()`.
 
         Raises:
-            CheckpointError: the state is of another model or data set, or of an earlier version.
+            CheckpointError: the state is of another model or data set.
         """
-        if "stage" in state:
-            raise CheckpointError(
-                "An earlier version began this training, one size after the other. Start it anew."
-            )
         if self._teachers is not None:
             self._teachers.load_state_dict(state["teachers"])
             if self._teachers.done:

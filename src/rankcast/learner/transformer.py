@@ -125,11 +125,6 @@ class TransformerLearner:
         """Whether the model predicts tokens."""
         return self.config.objective == "causal"
 
-    @property
-    def has_answers(self) -> bool:
-        """Whether its texts are prompts with answers, by which alone it is judged."""
-        return self.data.train.answered is not None
-
     def n_cut(self, split: str) -> int:
         """Return how many texts of a split have an answer that lost its end to `max_length`."""
         return self._splits[split].n_cut
@@ -315,13 +310,6 @@ class TransformerLearner:
     def evaluation_of(self, loss: FloatArray, correct: FloatArray, count: FloatArray) -> Evaluation:
         """Return what texts come to together; see `judge_texts`."""
         return self._judge.together(loss, correct, count)
-
-    def predictions(
-        self, split: str, ranks: IntArray | None = None, max_examples: int | None = None
-    ) -> FloatArray:
-        """Return (n,) share of right answers of each text, in order: 0 or 1 for a classifier."""
-        _, correct, count = self.judge_texts(split, ranks, max_examples)
-        return correct / np.maximum(count, 1)
 
     def judge_texts(
         self,

@@ -22,11 +22,12 @@ from rankcast.codec.tensors import AdapterTensors
 from rankcast.errors import InfeasibleDeadlineError, InfeasibleSizeError
 from rankcast.learner.objectives import AdapterSnapshot
 from rankcast.learner.transformer import TransformerLearner
+from rankcast.packaging.texts import OnPass
 
 GAIN_TEXTS = 32
 """Training texts on which gains are compared."""
-RATIO, MOST = 1.1, 2.2
-"""Of two neighbouring gains, and the largest that is tried."""
+GAINS = tuple(1.1**n for n in range(1, 9))
+"""That are tried, one after the other."""
 Way = Callable[[float, float], Container]
 """Packs an adapter, made larger by a gain, within a number of bits."""
 
@@ -38,12 +39,17 @@ class GainSearch:
         learner: with the model; it holds what was tried last afterwards.
         whole: the adapter as it was trained.
         n_texts: training texts on which is compared, drawn at random; all if there are fewer.
+        on_pass: told which of all gains is tried.
     """
 
     def __init__(
-        self, learner: TransformerLearner, whole: AdapterSnapshot, n_texts: int = GAIN_TEXTS
+        self,
+        learner: TransformerLearner,
+        whole: AdapterSnapshot,
+        n_texts: int = GAIN_TEXTS,
+        on_pass: OnPass | None = None,
     ) -> None:
-        self._learner, self._whole = learner, whole
+        self._learner, self._whole, self._on_pass = learner, whole, on_pass
         n_known = len(learner.data.train)
         self._texts = np.random.default_rng(0).permutation(n_known)[:n_texts]
 
@@ -59,13 +65,15 @@ class GainSearch:
             tensors: what a file decodes to.
         """
         first = lowest = self.divergence(tensors)
-        gain = 1.0
-        while gain * RATIO <= MOST:
-            found = self.divergence(tensors.scaled(gain * RATIO))
+        best = 1.0
+        for number, gain in enumerate(GAINS, 1):
+            if self._on_pass is not None:
+                self._on_pass("gain", number, len(GAINS))
+            found = self.divergence(tensors.scaled(gain))
             if found >= lowest:
                 break
-            gain, lowest = gain * RATIO, found
-        return gain, first
+            best, lowest = gain, found
+        return best, first
 
     def suits(self, way: Way, budget_bits: float) -> float:
         """Return the gain at which a file of a size is nearer to the adapter than at a gain of 1.

@@ -154,12 +154,12 @@ def pack_measured(
             best = better(best, partial(fit, source))
         assert best is not None  # the first fits, or raises
         return best
-    search = GainSearch(learner, unrounded)
+    (n_texts, n_curvature), on_pass = levels.of(setup.config.objective), levels.on_pass
+    search = GainSearch(learner, unrounded, on_pass=on_pass)
     at_both_gains = partial(_at_both_gains, better, search, budget_bits)
     for fit in fits:
         best = at_both_gains(best, lambda gain, bits, fit=fit: fit(source.scaled(gain), bits))
     assert best is not None  # the first fits, or raises
-    (n_texts, n_curvature), on_pass = levels.of(setup.config.objective), levels.on_pass
     if n_texts:
         coded, near = CodedLevels.near(source, budget_bits), best.tensors()
         known = measure_levels(learner, unrounded, coded, near, n_texts=n_texts, on_pass=on_pass)

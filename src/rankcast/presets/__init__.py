@@ -16,8 +16,7 @@ from typing import Any
 
 import yaml
 
-from rankcast.config.link import MOVED
-from rankcast.config.plain import check_moved, from_plain, to_plain
+from rankcast.config.plain import from_plain, to_plain
 from rankcast.config.run import RunConfig
 from rankcast.errors import ConfigError, nearest
 
@@ -49,9 +48,8 @@ def load_preset(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
         ConfigError: no such preset; an unknown setting, with the nearest; a value of the wrong
             type or out of range.
     """
-    raw = dict(_nest_link(read_preset(name_or_path)))
+    raw = read_preset(name_or_path)
     for name, value in (overrides or {}).items():
-        check_moved(name)
         _set(raw, name, value)
     config = config_of(raw)
     _default(raw, "data", "seed", config.seed)
@@ -66,18 +64,11 @@ def config_of(raw: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: an unknown setting, with the nearest; a value of the wrong type or range.
     """
-    return from_plain(RunConfig, _nest_link(raw))
+    return from_plain(RunConfig, raw)
 
 
 def typed_first(args: Sequence[str]) -> dict[str, int]:
-    """Return the settings on a command line that defaults of other settings follow from.
-
-    Raises:
-        ConfigError: the old name of a setting; names the new one.
-    """
-    for arg in args:
-        if arg.startswith("--"):
-            check_moved(arg[2:].partition("=")[0].replace("-", "_"))
+    """Return the settings on a command line that defaults of other settings follow from."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("seed", "steps", "horizon"):
         parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS)
@@ -115,24 +106,6 @@ def read_preset(name_or_path: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{name_or_path} must hold settings by name, got {type(raw).__name__}.")
     return raw
-
-
-def _nest_link(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return settings whose link has a group for each process, which older files lack."""
-    link = raw.get("link")
-    if not isinstance(link, dict):
-        return raw
-    process = str(link.get("process", "iid")).replace("-", "_")
-    nested: dict[str, Any] = {}
-    for name, value in link.items():
-        if name not in MOVED or isinstance(value, dict):
-            nested[name] = value
-            continue
-        for place in MOVED[name]:
-            group, _, leaf = place.partition(".")
-            if group in (process, "iid", "rate"):  # the others were not read
-                nested.setdefault(group, {})[leaf] = value
-    return {**raw, "link": nested}
 
 
 def _set(raw: dict[str, Any], name: str, value: Any) -> None:
