@@ -18,7 +18,7 @@ from rankcast.adapters.elastic import ElasticAdapter
 from rankcast.learner.answer_head import answering_for
 from rankcast.learner.answer_memory import AnswerMemory
 from rankcast.learner.batching import Batch
-from rankcast.learner.frozen_weights import cast_frozen_once
+from rankcast.learner.frozen_weights import lower_frozen
 from rankcast.learner.objectives import AdapterSnapshot, Judged, Objective, mean_logits
 from rankcast.learner.precision import Precision
 
@@ -44,9 +44,9 @@ class ModelPasses:
         self._adapter, self._precision = adapter, precision
         self._judging = False
         self._weights: Mapping[str, Tensor] = {}
-        low = precision.training
-        if precision.device_type == "cpu" and low is not None and not is_causal:
-            cast_frozen_once(adapter.model, low)
+        if precision.device_type == "cpu":
+            rounds = precision.training is torch.bfloat16 and not is_causal
+            lower_frozen(adapter.model, also_rounded=rounds)
         self._answering = answering_for(
             objective, adapter.model, self._autocast, is_causal=is_causal
         )
