@@ -6,10 +6,11 @@ The model is a folder that `save_pretrained` wrote, with its tokenizer. The text
 paragraphs of the standard library's docstrings, each with the question which package it is from,
 and the answer. Everything is at its defaults but for the number of steps. Each job runs in a
 process of its own; memory is the most that it held (VmHWM, so on Linux only), with Python, torch
-and the model. A job that would take more than `--limit-gb` of addresses fails, and the result says
-so. Seconds include loading the model. Results lie in `results/llm_memory.json`. With
-`--before SRC`, the folder `src` of another checkout, that one is measured, too, and kept beside, on
-whole texts if it knows no answers; without it what was kept stays.
+and the model. Passes run in bfloat16 where the processor multiplies in it, else in float32. A job
+that would take more than `--limit-gb` of addresses fails, and the result says so. Seconds include
+loading the model. Results lie in `results/llm_memory.json`. With `--before SRC`, the folder `src`
+of another checkout, that one is measured, too, and kept beside, on whole texts if it knows no
+answers; without it what was kept stays.
 """
 
 from __future__ import annotations
@@ -123,6 +124,8 @@ def job(name: str, folder: Path) -> None:
     import time
     from dataclasses import fields
 
+    import torch
+
     from rankcast.config.learner import DatasetConfig
 
     model, texts, adapter = folder / "model", folder / "texts.jsonl", folder / "adapter"
@@ -136,6 +139,9 @@ def job(name: str, folder: Path) -> None:
     status = Path("/proc/self/status").read_text("utf-8").splitlines()
     (line,) = [x for x in status if x.startswith("VmHWM")]
     found = {"peak_bytes": int(line.split()[1]) * 1024, "seconds": seconds, "cpu_seconds": cpu}
+    can = torch.cpu.get_capabilities()
+    low = any(can.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    found["computed_in"] = "bfloat16" if low else "float32"
     print(json.dumps(found | {"steps": n_steps, "answers": knows}))
 
 
