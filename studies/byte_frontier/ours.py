@@ -54,7 +54,6 @@ class Request:
         teachers: how many adapters in float32 train first.
         settings: of training without rounding.
         scratch: a folder that survives interruptions.
-        whole_share: of the steps that are for the whole file; see `CodecConfig`.
     """
 
     config: FinetuneConfig
@@ -64,7 +63,6 @@ class Request:
     teachers: int
     settings: Settings
     scratch: Path
-    whole_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,7 @@ class TrainedFile:
 def train_for_sizes(request: Request) -> TrainedFile:
     """Train as `rankcast train --codec.target-bytes` does: a component more for each size."""
     *prefixes, target = request.sizes
-    sizes = target, tuple(prefixes), request.whole_share
-    codec = CodecConfig(*sizes, rank=1, teachers=request.teachers)
+    codec = CodecConfig(target, tuple(prefixes), rank=1, teachers=request.teachers)
     steps = request.config.total_steps
     usual = usual_training(_config(request), codec, small_steps(codec, steps))
     learner = _learner(usual, request)

@@ -1,9 +1,8 @@
 """One training of ours, and what several choosers send of it over each link.
 
-An adapter is trained for two sizes, a file and its beginning: what the link of 5 dB lets through,
-because more bytes hardly help a classifier, and what the worst link does. Then nothing trains any
-more. A policy learns which levels are worth their bits; solvers and simple rules choose levels of
-the same adapter.
+An adapter is trained for prefixes of three sizes: those of the worst link, of the best one, and
+their geometric mean. Then nothing trains any more. A policy learns which levels are worth their
+bits; solvers and simple rules choose levels of the same adapter.
 """
 
 from __future__ import annotations
@@ -39,10 +38,8 @@ from studies.byte_frontier.ours import TrainedFile
 BANDWIDTH_HZ, DEADLINE_S = 1e4, 1.0
 LINKS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
 """The paper's."""
-WHOLE_DB = 5.0
-"""The link that the whole file is trained for; byte_frontier shows that 2,000 bytes lose little."""
 BETWEEN_DB = (-2.5, 2.5, 7.5, 12.5)
-"""Links between them."""
+"""Links that no size was trained for."""
 POLICY, SOLVER, ENERGY = "AirLLM", "exact solver", "energy"
 UNIFORM, PREFIX, ONE_STEP = "uniform levels", "largest prefix", "one step for all"
 CHOOSERS = (POLICY, SOLVER, ENERGY, UNIFORM, PREFIX, ONE_STEP)
@@ -62,10 +59,10 @@ def budgets_bits(snrs_db: tuple[float, ...] = (*LINKS_DB, *BETWEEN_DB)) -> Float
     return rates * DEADLINE_S
 
 
-def trained_sizes() -> tuple[int, int]:
+def trained_sizes() -> tuple[int, int, int]:
     """Return the sizes that are trained for [bytes]."""
-    least, most = (int(bits // 8) for bits in budgets_bits((LINKS_DB[0], WHOLE_DB)))
-    return least, most
+    least, most = (int(bits // 8) for bits in budgets_bits((LINKS_DB[0], LINKS_DB[-1])))
+    return least, round((least * most) ** 0.5), most
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def present(result: Result, inputs: Mapping[str, Result]) -> Presentation:
     if ours is None:
         return Presentation((), (), ())
     tables = [_accuracy_table(senders, LINKS_DB, "The paper's links")]
-    tables.append(_accuracy_table(senders, BETWEEN_DB, "Links between the paper's"))
+    tables.append(_accuracy_table(senders, BETWEEN_DB, "Links that no size was trained for"))
     tables.append(_difference_table(senders, ours))
     tables.append(_bytes_table(result))
     tables.append(fewer_table(senders, ours))

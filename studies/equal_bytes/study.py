@@ -38,7 +38,7 @@ from studies.shared.tasks import TASKS
 TASK = "sst2-frontier"
 SEEDS = (0, 1, 2)
 PEERS = (("lora", "1"), ("adalora", "1"), ("lora", "8"), ("adalora", "2"))
-TIMES_STEPS, TEACHERS, WHOLE_SHARE = 5, 2, 0.75
+TIMES_STEPS, TEACHERS = 5, 2
 EPISODES = 60
 """In which the policy learns, of 15 steps each."""
 QUICK = {"steps": 60, "episodes": 2, "lrs": (1e-3, 2e-3)}
@@ -65,7 +65,6 @@ def _ours(seed: int, steps: int, episodes: int) -> Job:
         "sizes": list(trained_sizes()),
         "order": "together",
         "teachers": TEACHERS,
-        "whole_share": WHOLE_SHARE,
         "settings": dict(CHOSEN[TASK]),
         "steps": steps,
         "episodes": episodes,
@@ -92,7 +91,7 @@ def _run_ours(job: Job, context: RunContext) -> Mapping[str, Any]:
     s, setup = job.settings, Setup.of(job, context)
     splits, base = TASKS[TASK].splits(context.data), setup.judge.base
     made_from = setup.config, splits, base, tuple(s["sizes"]), s["teachers"], s["settings"]
-    trained = train_for_sizes(Request(*made_from, context.scratch, s["whole_share"]))
+    trained = train_for_sizes(Request(*made_from, context.scratch))
     sent = []
     for choice in sent_over_links(trained, s["episodes"], job.seed):
         weights = weights_of(decoded(choice.file).tensors(), base)
