@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from helpers.models import keyword_splits, randomise
 from rankcast.adapters.arrays import load_tensors, tensors_of
 from rankcast.adapters.export import save_adapter
-from rankcast.codec.container import Container, pack_as_trained
+from rankcast.codec.container import Container, pack_as_trained, read_container
 from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import Coding, Source
 from rankcast.codec.quantiser import step_of
@@ -32,6 +32,7 @@ from rankcast.learner.byte_budget import (
     ranks_for,
     rounded_steps,
     small_steps,
+    smaller_steps,
 )
 from rankcast.learner.objectives import AdapterSnapshot, mean_logits
 from rankcast.learner.rounded_weights import LOG_GRID, STRIP_BITS, RoundedWeights, StripBits
@@ -319,16 +320,30 @@ def test_every_prefix_is_an_adapter_of_its_size() -> None:
         )
 
 
-@pytest.mark.parametrize(("share", "expected"), [(None, 1 / 3), (0.75, 0.75)])
-def test_the_whole_file_has_its_share_of_the_steps(share: float | None, expected: float) -> None:
-    steps = 400
-    config = CodecConfig(1500, SIZES, share, rank=1, teachers=0)
-    training = ByteBudgetTraining(learner_of(r_max=3), config, steps, pack)
-    drawn = []
-    for training.n_steps in range(steps):
-        drawn.append(training._prefix())
-    shares = np.bincount(drawn, minlength=3) / steps
-    np.testing.assert_allclose(shares, [(1 - expected) / 2] * 2 + [expected], atol=0.06)
+def descending(steps: int = 60) -> ByteBudgetTraining:
+    config = CodecConfig(target_bytes=1500, smaller_bytes=SIZES[::-1], rank=1, teachers=0)
+    return ByteBudgetTraining(learner_of(), config, steps, pack)
+
+
+def test_smaller_files_are_of_the_same_weights() -> None:
+    training = descending()
+    run(training)
+    last, _ = training.finish()
+    files = [file for file, _, _ in training.larger] + [last]
+    assert len(files) == 3
+    for file, size in zip(files, (1500, *SIZES[::-1]), strict=True):
+        assert file.n_bits <= 8 * size
+        held = read_container(file.to_bytes()).tensors()
+        assert held.ranks.max() == 1
+        assert any(f.left.any() and f.right.any() for f in held.factors)
+    alone = training_of(1500, 60 - 2 * smaller_steps(training.config, 60), rank=1)
+    run(alone)
+    assert alone.finish()[0].to_bytes() == files[0].to_bytes()
+    assert all(price > 0 for _, _, price in training.larger)
+
+
+def test_smaller_files_go_on_bit_for_bit(tmp_path: Path) -> None:
+    check_it_goes_on(descending, (10, 30, 45, 55), tmp_path)
 
 
 def check_it_goes_on(
@@ -466,8 +481,11 @@ def test_shares_of_steps() -> None:
         {"answer_weight": 1.5},
         {"plan_episodes": -1},
         {"plan_episodes": 1},
-        {"whole_share": 0.5},
-        {"target_bytes": 900, "prefix_bytes": (400,), "whole_share": 1.0},
+        {"smaller_bytes": (300,)},
+        {"target_bytes": 900, "smaller_bytes": (900,)},
+        {"target_bytes": 900, "smaller_bytes": (400, 500)},
+        {"target_bytes": 900, "smaller_bytes": (100,)},
+        {"target_bytes": 900, "smaller_bytes": (300,), "prefix_bytes": (400,)},
     ],
 )
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:

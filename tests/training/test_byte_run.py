@@ -102,6 +102,26 @@ def test_rank_as_it_is_asked_for(tmp_path: Path) -> None:
     assert load(outcome.folder.file).tensors().ranks.max() <= 2
 
 
+def test_smaller_files_lie_beside_it(tmp_path: Path, call: Call) -> None:
+    command = ("train", "tiny", "--steps", "24", "--output", str(tmp_path), "--codec.teachers", "0")
+    sizes = ("--codec.target-bytes", "1500", "--codec.smaller-bytes", "900", "600")
+    plain = json.loads(call.ok(*command, *sizes, "--json"))
+    files = [load(tmp_path / f"adapter{name}.rcast") for name in ("", "-900", "-600")]
+    found = [plain["bytes"], *(file["bytes"] for file in plain["smaller"])]
+    assert [file.n_bits // 8 for file in files] == found
+    assert all(n <= size for n, size in zip(found, (1500, 900, 600), strict=True))
+    assert all(file["loss"] > 0 for file in plain["smaller"])
+    # One release has them all.
+    place = ("--store", str(tmp_path / "store"), "--keys", str(tmp_path / "keys"))
+    call.ok("keys", "init", *place)
+    named = [str(tmp_path / f"adapter{name}.rcast") for name in ("", "-900", "-600")]
+    release = json.loads(call.ok("publish", *named, "--name", "a", *place, "--json"))
+    assert release["ladders"] == 3
+    # Another run in the folder leaves none of an older one.
+    call.ok(*command, "--codec.target-bytes", "1500", "--overwrite")
+    assert not list(tmp_path.glob("adapter-*.rcast"))
+
+
 def test_prefixes_of_given_sizes(tmp_path: Path, call: Call) -> None:
     command = ("train", "tiny", "--steps", "24", "--output", str(tmp_path), "--codec.rank", "1")
     sizes = ("--codec.target-bytes", "1500", "--codec.prefix-bytes", "600", "900")

@@ -61,8 +61,10 @@ def print_json(plain: Any) -> None:
 def sized_words(result: SizedAdapter) -> str:
     """Say what a file of a given size came to, and what the size costs."""
     before, after = result.before, result.after
-    smaller = zip(result.file.ladder, result.prefixes[:-1], strict=False)
-    prefixes = "".join(f" Its first {p.n_bytes:,} bytes: {e.words}." for p, e in smaller)
+    earlier = zip(result.file.ladder, result.prefixes[:-1], strict=False)
+    prefixes = "".join(f" Its first {p.n_bytes:,} bytes: {e.words}." for p, e in earlier)
+    beside = ((x.file.n_bits // 8, x.after.words) for x in result.smaller)
+    prefixes += "".join(f" A file of {n:,} bytes beside it: {words}." for n, words in beside)
     return (
         f"{result.file.n_bits // 8:,} bytes at rank {result.rank}. "
         f"{judged_words(before, after, 'in float32')}{prefixes}"

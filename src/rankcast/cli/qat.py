@@ -124,7 +124,7 @@ class Qat:
         codec = CodecConfig(
             target_bytes,
             self.prefix_bytes,
-            self.rank,
+            rank=self.rank,
             teachers=0,  # the adapter itself is one
             relative_step=self.relative_step,
         )

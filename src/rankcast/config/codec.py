@@ -21,8 +21,8 @@ class CodecConfig:
             policy for every link.
         prefix_bytes: sizes below it, ascending, at which the file's beginning is to be an adapter
             that was trained for that size. What comes later refines it.
-        whole_share: share of the training steps that are for the whole file, the others for its
-            beginnings; by default each size has as many. Needs `prefix_bytes`.
+        smaller_bytes: sizes below it, descending, of files beside it, to which the same weights are
+            trained down once it is made. Each stands alone. Not with `prefix_bytes`.
         rank: components of each projection, of each size; by default as many as the bytes suggest.
         rounded_share: share of the training steps in which weights are rounded and bits have a
             price; the steps before train as usual.
@@ -43,7 +43,7 @@ class CodecConfig:
 
     target_bytes: int | None = None
     prefix_bytes: tuple[int, ...] = ()
-    whole_share: float | None = None
+    smaller_bytes: tuple[int, ...] = ()
     rank: int | None = None
     rounded_share: float = 0.75
     lr: float | None = None
@@ -91,15 +91,16 @@ class CodecConfig:
                 f"target_bytes must be at least {LEAST_BYTES}, got {self.target_bytes}: a file has "
                 f"a header beside its weights."
             )
-        episodes, share = self.plan_episodes, self.whole_share
-        if episodes < 0 or not (share is None or 0 < share < 1):
+        descending = (self.target_bytes or 0, *self.smaller_bytes, LEAST_BYTES - 1)
+        if self.smaller_bytes and not (
+            all(high > low for high, low in pairwise(descending)) and not self.prefix_bytes
+        ):
             raise ConfigError(
-                f"codec.plan_episodes must be at least 0 and codec.whole_share between 0 and 1, "
-                f"got {episodes} and {share}."
+                f"codec.smaller_bytes must descend from below target_bytes to at least "
+                f"{LEAST_BYTES}, without prefix_bytes, got {list(self.smaller_bytes)}."
             )
-        if (episodes or share is not None) and not self.prefix_bytes:
-            name = "plan_episodes" if episodes else "whole_share"
+        if self.plan_episodes < 0 or (self.plan_episodes and not self.prefix_bytes):
             raise ConfigError(
-                f"codec.{name} needs codec.prefix_bytes: a file that was trained for one size "
-                f"leaves nothing to choose."
+                f"codec.plan_episodes must be at least 0 and needs codec.prefix_bytes: a file that "
+                f"was trained for one size leaves nothing to choose; got {self.plan_episodes}."
             )

@@ -4,9 +4,10 @@ First as usual, then on weights that are rounded by a growing share of the way, 
 of the file. Their steps train, too. Bits have a price, and a controller moves it so that the file
 comes down to the bytes that are allowed while there is still time to learn.
 
-A file for several sizes trains for all of them at once: each step is for one, drawn at random (the
-whole more often, if asked), and trains the components that its prefix has. What each size adds has
-a price of its own.
+A file for several sizes trains for all of them at once: each step is for one, drawn at random, and
+trains the components that its prefix has. What each size adds has a price of its own.
+
+Smaller files beside it come last: the same weights train on, at a higher price, from size to size.
 
 Differs from the paper, which sends 32 bits a number: there is no price on ranks here, because a
 component that is worth little loses its weights one by one.
@@ -29,9 +30,9 @@ from torch import Tensor
 from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.export import base_name, task_of
 from rankcast.adapters.fingerprint import base_fingerprint
-from rankcast.codec.container import Container, pack_as_trained
+from rankcast.codec.container import Container, pack_as_trained, read_container
 from rankcast.codec.header import BaseModel
-from rankcast.codec.packing import Coding, Source, without_zeros
+from rankcast.codec.packing import Coding, Source, coding_of, without_zeros
 from rankcast.codec.tensors import AdapterTensors
 from rankcast.config.codec import CodecConfig
 from rankcast.config.learner import FinetuneConfig
@@ -61,6 +62,8 @@ LR_LEFT = 0.4
 """Share of the learning rate that is left when the usual training ends."""
 LARGEST_RANK = 16
 """Of components that a size adds by itself."""
+SMALLER_SHARE = 0.15
+"""Of the steps after teachers, that each smaller file has."""
 PACK_EVERY = 50
 """Steps after which the file is made, to see what it takes beside its weights."""
 
@@ -82,8 +85,14 @@ def teacher_steps(config: CodecConfig, steps: int) -> int:
     return max(1, int(config.teacher_share * steps / config.teachers)) if config.teachers else 0
 
 
+def smaller_steps(config: CodecConfig, steps: int) -> int:
+    """Return in how many of the training steps each smaller file trains that comes after it."""
+    left = steps - config.teachers * teacher_steps(config, steps)
+    return max(2, round(SMALLER_SHARE * left)) if config.smaller_bytes else 0
+
+
 def small_steps(config: CodecConfig, steps: int) -> int:
-    """Return in how many of the training steps the small adapter trains, after its teachers.
+    """Return in how many of the training steps the file trains, after its teachers.
 
     Raises:
         ConfigError: there is no size, or too few are left.
@@ -91,9 +100,10 @@ def small_steps(config: CodecConfig, steps: int) -> int:
     if not config.sizes:
         raise ConfigError("Training for a size needs target_bytes.")
     left = steps - config.teachers * teacher_steps(config, steps)
+    left -= len(config.smaller_bytes) * smaller_steps(config, steps)
     if left < 2 * len(config.sizes):
         raise ConfigError(
-            f"{steps} steps are too few: {config.teachers} teachers leave {left}, and each size "
+            f"{steps} steps are too few: teachers and smaller files leave {left}, and each size "
             f"({', '.join(map(str, config.sizes))} bytes) needs two. Hundreds or more serve it."
         )
     return left
@@ -162,12 +172,20 @@ class _Rounding:
             self.weights.coarsen_to([8 * FIRST_SIZE * size for size in sizes])
         self.controllers = [PriceController(size, n_steps) for size in sizes]
         self.bytes_beside = [0.0] * len(sizes)
+        self.optimizer = self._optimizer(config, n_steps)
+
+    def go_on_to(self, size: int, config: CodecConfig, n_steps: int) -> None:
+        """Begin to train the same weights down to a smaller size, from the price of now."""
+        self.controllers = [PriceController(size, n_steps, begin=self.controllers[-1].price)]
+        self.optimizer = self._optimizer(config, n_steps)
+
+    def _optimizer(self, config: CodecConfig, n_steps: int) -> torch.optim.AdamW:
         rates = config.lr or max(LR, MOVES / n_steps), STEP_LR
         groups = [
             {"params": [parameter], "lr": lr, "peak": lr}
             for parameter, lr in zip(self.weights.parameters, rates, strict=True)
         ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        return torch.optim.AdamW(groups, weight_decay=0.0)
 
     def measure(self, pack: Pack) -> None:
         """Make the file as it would be now, to see what it takes beside its weights."""
@@ -209,6 +227,7 @@ class ByteBudgetTraining:
     Attributes:
         n_steps: steps taken.
         n_bytes: of the file as it would be now; None while training as usual.
+        larger: files that are made when smaller ones train, their steps, and the price of a bit.
 
     Args:
         learner: with room for the ranks of all sizes.
@@ -235,11 +254,12 @@ class ByteBudgetTraining:
         self.learner, self.config, self.steps = learner, config, steps
         self.n_steps = 0
         self.n_bytes: float | None = None
+        self.larger: list[tuple[Container, Coding, float]] = []
         self._pack, self._usual = pack, learner.config
         each = teacher_steps(config, steps)
         self._first = config.teachers * each
         small = small_steps(config, steps)
-        self._n_rounded = rounded_steps(config, small)
+        self._n_rounded, self._made = rounded_steps(config, small), self._first + small
         r_max = learner.layout.r_max
         room = np.full(learner.layout.n_projections, r_max) if most is None else most
         self._ranks = [np.minimum(room, rank) for rank in ranks_for(config, learner.layout)]
@@ -251,7 +271,7 @@ class ByteBudgetTraining:
     @property
     def rounding_is_next(self) -> bool:
         """Whether the next step is the first on rounded weights."""
-        return self.n_steps == self.steps - self._n_rounded
+        return self.n_steps == self._made - self._n_rounded
 
     @property
     def price(self) -> float:
@@ -271,9 +291,13 @@ class ByteBudgetTraining:
             if self._teachers.done:
                 self._begin_after(self._teachers)
             return loss
-        place = self.n_steps - (self.steps - self._n_rounded)
-        if place >= 0:
-            loss = self._rounded_step(place)
+        place = self.n_steps - (self._made - self._n_rounded)
+        if self.n_steps >= self._made:
+            loss = self._smaller_step(self.n_steps - self._made)
+        elif place >= 0:
+            loss = self._rounded_step(
+                place, self._n_rounded, place / (ROUNDED_AT * self._n_rounded)
+            )
         else:
             with self.learner.adapter.at_ranks(self._ranks[self._prefix()]):
                 loss = self.learner.train_step()
@@ -288,17 +312,20 @@ class ByteBudgetTraining:
         Raises:
             InfeasibleSizeError: a file of zeros is too large.
         """
-        counts = [0] * len(self._ranks)
-        while True:  # one prefix's weights change another's bytes a little, through the header
-            before = list(counts)
-            for chunk, size in enumerate(self.config.sizes):
-                counts[chunk] = self._taken_away(counts, chunk, size)
-            if counts == before:
-                break
-        tensors, coding, file = self._file(counts)
+        tensors, coding, file = self._fitted()
         load_tensors(self.learner.adapter, tensors)
         self.n_bytes = file.n_bits // 8
         return file, coding
+
+    def _fitted(self) -> tuple[AdapterTensors, Coding, Container]:
+        """Return what a file of the size holds, and the file; see `finish`."""
+        counts = [0] * len(self._ranks)
+        while True:  # one prefix's weights change another's bytes a little, through the header
+            before = list(counts)
+            for chunk, size in enumerate(self._sizes()):
+                counts[chunk] = self._taken_away(counts, chunk, size)
+            if counts == before:
+                return self._file(counts)
 
     def _taken_away(self, counts: Sequence[int], chunk: int, size: int) -> int:
         """Return how many weights of a chunk have to go for its prefix to have a size.
@@ -325,13 +352,26 @@ class ByteBudgetTraining:
         tensors, coding = without_zeros(decoded, weights.coding())
         return tensors, coding, self._pack(tensors, coding)
 
+    def _sizes(self) -> tuple[int, ...]:
+        """Return the sizes of the file that is trained now, ascending."""
+        n_made = len(self.larger)
+        return (self.config.smaller_bytes[n_made - 1],) if n_made else self.config.sizes
+
+    def _smaller_step(self, step: int) -> float:
+        """Train a batch for a smaller file; keep the larger one when it begins."""
+        n_steps = smaller_steps(self.config, self.steps)
+        number, place = divmod(step, n_steps)
+        if place == 0 and len(self.larger) == number:
+            _, coding, file = self._fitted()
+            self.larger.append((file, coding, self.price))
+            (size,) = self._sizes()
+            self._begun().go_on_to(size, self.config, n_steps)
+        return self._rounded_step(place, n_steps, 1.0)
+
     def _prefix(self) -> int:
         """Return the prefix that the next step is for, at random."""
         rng = np.random.default_rng([self.learner.config.seed, self.n_steps, 4])
-        whole = len(self._ranks) - 1
-        if self.config.whole_share is None:
-            return int(rng.integers(whole + 1))
-        return whole if rng.random() < self.config.whole_share else int(rng.integers(whole))
+        return int(rng.integers(len(self._ranks)))
 
     def _begin_after(self, teachers: Teachers) -> None:
         """Begin with the small adapter, which learns what others answer that have been trained."""
@@ -345,9 +385,9 @@ class ByteBudgetTraining:
             self._rounding = _Rounding(self.learner, self.config, self._ranks, self._n_rounded)
         return self._rounding
 
-    def _rounded_step(self, step: int) -> float:
+    def _rounded_step(self, step: int, n_steps: int, share: float) -> float:
         """Train a batch on weights that are rounded by a share of the way."""
-        now, n_steps = self._begun(), self._n_rounded
+        now = self._begun()
         weights, bits = now.weights, now.weights.bits()
         prefix = self._prefix() if step else len(self._ranks) - 1  # at first all find their price
         if step % PACK_EVERY == 0:
@@ -361,14 +401,14 @@ class ByteBudgetTraining:
             controller.update(n_bytes, step)
             for controller, n_bytes in zip(now.controllers, sizes, strict=True)
         ]
-        row = weights.weights(min(1.0, step / (ROUNDED_AT * n_steps)))
+        row = weights.weights(min(1.0, share))
         leaf = row.detach().requires_grad_()
         with self.learner.adapter.at_ranks(self._ranks[prefix]):
             loss = self.learner.gradients_at(weights.by_parameter(leaf, prefix))
         self.learner.optimisation.sum_over_processes([leaf])
         paid = weights.price(bits, prices[: prefix + 1])
         torch.autograd.backward([row, paid], [leaf.grad, None])
-        if step == 0:
+        if step == 0 and not self.larger:
             for controller, per_bit in zip(
                 now.controllers, weights.gradients_per_bit(bits), strict=True
             ):
@@ -397,6 +437,10 @@ class ByteBudgetTraining:
             "teachers": None if self._teachers is None else self._teachers.state_dict(),
             "learner": self.learner.state_dict(),
             "rounding": None if self._rounding is None else self._rounding.state_dict(),
+            "larger": [
+                (np.frombuffer(bytearray(file.to_bytes()), np.uint8), asdict(coding), price)
+                for file, coding, price in self.larger
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -413,6 +457,10 @@ class ByteBudgetTraining:
         self.learner.load_state_dict(state["learner"])
         if state["rounding"] is not None:
             self._begun().load_state_dict(state["rounding"])
+        self.larger = [
+            (read_container(bytes(np.asarray(file))), coding_of(**coding), price)
+            for file, coding, price in state["larger"]
+        ]
 
 
 def prefix_bytes(file: Container, coding: Coding) -> list[int]:

@@ -62,6 +62,19 @@ class SizeRow:
 
 
 @dataclass(frozen=True)
+class SmallerFile:
+    """A file beside a larger one, and what is decoded from it, on the validation texts."""
+
+    target_bytes: int
+    file: Container
+    after: Evaluation
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it for machines."""
+        return {"bytes": self.file.n_bits // 8, **self.after.to_plain()}
+
+
+@dataclass(frozen=True)
 class SizedAdapter:
     """A file of a given size and what the size costs.
 
@@ -73,6 +86,7 @@ class SizedAdapter:
         prefixes: as decoded from each prefix of the file, the whole last. All on the validation
             texts.
         coding: steps and prefixes for which it was trained.
+        smaller: files to which its weights were trained down afterwards.
     """
 
     file: Container
@@ -81,11 +95,18 @@ class SizedAdapter:
     price: float
     prefixes: tuple[Evaluation, ...]
     coding: Coding
+    smaller: tuple[SmallerFile, ...] = ()
 
     @property
     def after(self) -> Evaluation:
         """What is decoded from the whole file."""
         return self.prefixes[-1]
+
+    def write(self, folder: RunFolder) -> None:
+        """Write all files."""
+        put_file(folder.file, self.file.to_bytes())
+        for smaller in self.smaller:
+            put_file(folder.smaller_file(smaller.target_bytes), smaller.file.to_bytes())
 
     def to_plain(self) -> dict[str, Any]:
         """Return it for machines."""
@@ -100,6 +121,7 @@ class SizedAdapter:
             **self.before.to_plain("_before"),
             **self.after.to_plain(),
             "n_texts": self.after.n_examples,
+            **({"smaller": [file.to_plain() for file in self.smaller]} if self.smaller else {}),
         }
 
 
@@ -145,9 +167,15 @@ class SizedTraining:
         return SizeRow(training.n_steps, loss, training.n_bytes)
 
     def finish(self, adapter: Path) -> SizedAdapter:
-        """Write the adapter's folder, for `rankcast pack`, and return the file."""
+        """Write the adapter's folder, for `rankcast pack`, and return what was made."""
         training, learner = self.training, self.training.learner
-        file, coding = training.finish()
+        files = [*training.larger, (*training.finish(), training.price)]
+        smaller = [
+            self._smaller(size, made[0])
+            for size, made in zip(training.config.smaller_bytes, files[1:], strict=True)
+        ]
+        file, coding, price = files[0]
+        load_tensors(learner.adapter, file.tensors())
         if learner.accelerator.is_main_process:
             save_adapter(learner.adapter, adapter, coding=coding)
         rank = int(learner.adapter.ranks.max(initial=0))
@@ -156,7 +184,11 @@ class SizedTraining:
             load_tensors(learner.adapter, tensors)
             prefixes.append(learner.evaluate("validation"))
         before = self._before or prefixes[-1]
-        return SizedAdapter(file, rank, before, training.price, tuple(prefixes), coding)
+        return SizedAdapter(file, rank, before, price, tuple(prefixes), coding, tuple(smaller))
+
+    def _smaller(self, target_bytes: int, file: Container) -> SmallerFile:
+        load_tensors(self.training.learner.adapter, file.tensors())
+        return SmallerFile(target_bytes, file, self.training.learner.evaluate("validation"))
 
 
 @dataclass(frozen=True)
@@ -192,9 +224,10 @@ def train_to_size(
 ) -> SizeResult:
     """Train an adapter whose file has at most `config.codec.target_bytes`.
 
-    Leaves `adapter.rcast`, `adapter/` and `result.json` in the run's folder. With
-    `codec.plan_episodes` a policy then learns which levels of the file each link is to get, and
-    `policy.pt` is left, too; a run that is stopped while it learns begins to learn anew.
+    Leaves `adapter.rcast`, `adapter/` and `result.json` in the run's folder, and a file such as
+    `adapter-495.rcast` for each of `codec.smaller_bytes`. With `codec.plan_episodes` a policy then
+    learns which levels of the file each link is to get, and `policy.pt` is left, too; a run that is
+    stopped while it learns begins to learn anew.
 
     Args:
         config: the run; its link and its policy matter for `codec.plan_episodes` alone.
@@ -250,7 +283,7 @@ def train_to_size(
         return stopped
     adapter = run.finish(folder.adapter)
     if is_main:
-        put_file(folder.file, adapter.file.to_bytes())
+        adapter.write(folder)
     links = _plan(learner, adapter, config, folder, on_episode=on_episode, should_stop=should_stop)
     if links is None:
         return stopped

@@ -8,6 +8,7 @@
 | `policy.pt` | all that `rankcast allocate` needs: policy, belief, layout |
 | `adapter/` | the adapter at full rank, for `rankcast.adapters.export.load_adapter` |
 | `adapter.rcast` | its file, of a run for a file of given sizes, whose levels `policy.pt` plans |
+| `adapter-N.rcast` | likewise, of a smaller size N (`codec.smaller_bytes`) |
 | `tensorboard/` | the rows as events for TensorBoard |
 | `result.json` | the results, with versions, seeds, command and times |
 | `comparison.json`, `ranks.png`, `learning.png` | allocators beside each other |
@@ -70,11 +71,15 @@ class RunFolder:
         """Make the folder, empty it of an older run's files and write the configuration."""
         self.path.mkdir(parents=True, exist_ok=True)
         files = self.log, self.checkpoint, self.policy, self.file, self.result, self.comparison
-        for file in files:
+        for file in (*files, *self.path.glob(self.smaller_file("*").name)):
             file.unlink(missing_ok=True)
         for folder in (self.adapter, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
         put_file(self.config, to_yaml(config).encode())
+
+    def smaller_file(self, target_bytes: int | str) -> Path:
+        """Return where the file of a size below that of `file` is."""
+        return self.path / f"adapter-{target_bytes}.rcast"
 
     def load_config(self, *, of_levels: bool = False) -> RunConfig:
         """Return the configuration of the run in this folder, which trained a policy.
