@@ -25,6 +25,7 @@ _NEEDLESS = re.compile(r"</(?:td|th|tr|li|dt|dd|tbody|thead)>(?=\s*<)| scope=\"\
 _QUOTED = re.compile(r"""="([^\s"'=<>`/]+)"(?=[ >]|(/>))""")
 """Values of attributes that HTML, other than SVG in a file of its own, takes without quotes."""
 
+_TAG = re.compile(r"<[a-z][^<>]*>")
 _CODE_OR_EMPHASIS = re.compile(r"`([^`]+)`|\*([^*\s](?:[^*]*[^*\s])?)\*")
 
 
@@ -52,7 +53,14 @@ def render_html(page: Page) -> str:
         style=Markup(text["report.css"]),  # noqa: S704 - ours
         script=Markup(text["scoreboard.js"]),  # noqa: S704 - ours
     )
-    return re.sub(r"\n\s*\n+", "\n", _NEEDLESS.sub("", whole))
+    page_itself, begin, script = _NEEDLESS.sub("", whole).partition("<script")
+    shorter = _TAG.sub(lambda tag: _without_quotes(tag[0]), page_itself)
+    return re.sub(r"\n\s*\n+", "\n", shorter + begin + script)
+
+
+def _without_quotes(text: str) -> str:
+    """Leave out quotes around values of attributes that do not need them."""
+    return _QUOTED.sub(lambda match: f"={match[1]}{' ' if match[2] else ''}", text)
 
 
 def inline(text: str) -> Markup:
@@ -70,5 +78,4 @@ def inline_svg(figure: Figure) -> Markup:
     view = re.search(r'viewBox="[^"]*"', figure.document)
     start = f'<svg {view[0] if view else ""} role="img" aria-label="{escape(figure.alt)}">'
     inner = figure.document[figure.document.index(">") + 1 :]
-    inner = _QUOTED.sub(lambda match: f"={match[1]}{' ' if match[2] else ''}", inner)
-    return Markup(start + inner)  # noqa: S704 - drawn by us
+    return Markup(start + _without_quotes(inner))  # noqa: S704 - drawn by us

@@ -141,8 +141,11 @@ def _grouped(d: FloatArray, groups: ArrayLike) -> FloatArray:
 
 
 def _resampled_by_text(d: FloatArray, generator: np.random.Generator, resamples: int) -> FloatArray:
-    """Return the means of resamples of (S, n) differences; equal columns are drawn together."""
-    columns, counts = np.unique(d, axis=1, return_counts=True)
+    """Return the means of resamples of (S, n) differences; equal columns are drawn together.
+
+    Columns are equal up to what processors round differently, or else draws would differ.
+    """
+    columns, counts = np.unique(d.round(12), axis=1, return_counts=True)
     n = d.shape[1]
     seeds = _drawn_seeds(len(d), generator, resamples)
     sums = np.empty(resamples)  # of whole numbers where answers are: exact in any order
