@@ -433,11 +433,11 @@ def test_a_file_that_cannot_be_so_small() -> None:
     def pack_long(tensors: AdapterTensors, coding: Coding) -> Container:
         return pack_as_trained(Source(tensors, BaseModel(random_name), {}), coding)
 
-    config = CodecConfig(target_bytes=250, teachers=0)
-    training = ByteBudgetTraining(learner_of(), config, 2, pack_long)
-    run(training)
-    with pytest.raises(InfeasibleSizeError):
-        training.finish()
+    for sizes in ({"target_bytes": 250}, {"target_bytes": 900, "smaller_bytes": (600, 250)}):
+        training = ByteBudgetTraining(learner_of(), CodecConfig(**sizes, teachers=0), 40, pack_long)
+        with pytest.raises(InfeasibleSizeError, match="the target is 250"):
+            run(training)
+        assert training.rounding_is_next  # nobody has waited for more than the usual training
 
 
 def test_pack_makes_the_same_file_again(tmp_path: Path) -> None:

@@ -380,9 +380,18 @@ class ByteBudgetTraining:
         self.learner.adapter.set_ranks(self._ranks[-1])
 
     def _begun(self) -> _Rounding:
-        """Return what trains on rounded weights; turn to it if that has not been done."""
+        """Return what trains on rounded weights; turn to it if that has not been done.
+
+        Raises:
+            InfeasibleSizeError: a file of zeros is larger than the smallest size.
+        """
         if self._rounding is None:
             self._rounding = _Rounding(self.learner, self.config, self._ranks, self._n_rounded)
+            least = min((*self.config.sizes, *self.config.smaller_bytes))
+            n_alive = map(self._rounding.weights.n_alive, range(len(self._ranks)))
+            _, _, empty = self._file(list(n_alive))
+            if empty.n_bits > 8 * least:
+                raise InfeasibleSizeError(empty.n_bits // 8, least, trainable=False)
         return self._rounding
 
     def _rounded_step(self, step: int, n_steps: int, share: float) -> float:
