@@ -433,8 +433,9 @@ def test_a_file_that_cannot_be_so_small() -> None:
     def pack_long(tensors: AdapterTensors, coding: Coding) -> Container:
         return pack_as_trained(Source(tensors, BaseModel(random_name), {}), coding)
 
-    for sizes in ({"target_bytes": 250}, {"target_bytes": 900, "smaller_bytes": (600, 250)}):
-        training = ByteBudgetTraining(learner_of(), CodecConfig(**sizes, teachers=0), 40, pack_long)
+    for target, smaller in ((250, ()), (900, (600, 250))):
+        config = CodecConfig(target, smaller_bytes=smaller, teachers=0)
+        training = ByteBudgetTraining(learner_of(), config, 40, pack_long)
         with pytest.raises(InfeasibleSizeError, match="the target is 250"):
             run(training)
         assert training.rounding_is_next  # nobody has waited for more than the usual training
