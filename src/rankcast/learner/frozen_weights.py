@@ -43,7 +43,7 @@ def lower_frozen(model: nn.Module, *, also_rounded: bool) -> int:
     wide = torch.empty(max((m.weight.numel() for m in maps), default=0))
     with torch.no_grad():
         count = sum(_lower(module, wide, also_rounded) for module in maps)
-    with suppress(OSError, AttributeError):  # not every C library has it
+    with suppress(OSError, AttributeError, TypeError):  # not every system has it
         ctypes.CDLL(None).malloc_trim(0)  # what was freed lies between what stays
     return count
 
