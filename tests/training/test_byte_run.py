@@ -117,9 +117,11 @@ def test_smaller_files_lie_beside_it(tmp_path: Path, call: Call) -> None:
     named = [str(tmp_path / f"adapter{name}.rcast") for name in ("", "-900", "-600")]
     release = json.loads(call.ok("publish", *named, "--name", "a", *place, "--json"))
     assert release["ladders"] == 3
-    # Another run in the folder leaves none of an older one.
+    # Another run in the folder leaves none of an older one, and keeps what is no run's.
+    mine = tmp_path / "adapter-mine.rcast"
+    mine.write_bytes(b"")
     call.ok(*command, "--codec.target-bytes", "1500", "--overwrite")
-    assert not list(tmp_path.glob("adapter-*.rcast"))
+    assert list(tmp_path.glob("adapter-*.rcast")) == [mine]
 
 
 def test_prefixes_of_given_sizes(tmp_path: Path, call: Call) -> None:

@@ -71,7 +71,8 @@ class RunFolder:
         """Make the folder, empty it of an older run's files and write the configuration."""
         self.path.mkdir(parents=True, exist_ok=True)
         files = self.log, self.checkpoint, self.policy, self.file, self.result, self.comparison
-        for file in (*files, *self.path.glob(self.smaller_file("*").name)):
+        smaller = self.path.glob(self.smaller_file("*").name)
+        for file in (*files, *(x for x in smaller if x.stem.rpartition("-")[2].isdecimal())):
             file.unlink(missing_ok=True)
         for folder in (self.adapter, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
