@@ -12,7 +12,7 @@ pytest.importorskip("sqlalchemy")
 
 from helpers.waiting import at_once
 from rankcast.errors import ConfigError, DeliveryError
-from rankcast.server.registry import DatabaseError, Event, Registry
+from rankcast.server.registry import DatabaseError, Event, Registry, _set_up_sqlite
 
 
 @pytest.fixture
@@ -130,6 +130,21 @@ def test_tables_lie_beside_those_of_others(tmp_path: Path) -> None:
     registry = Registry(f"sqlite:///{tmp_path}/shared.db")
     assert registry.devices() == ()
     registry.close()
+
+
+def test_a_connection_opens_while_somebody_writes_to_a_new_file(tmp_path: Path) -> None:
+    """SQLite does not wait to change how it writes, and a registry would not have opened."""
+    writer, other, later = (
+        sqlite3.connect(tmp_path / "new.db", isolation_level=None) for _ in "abc"
+    )
+    writer.execute("BEGIN IMMEDIATE")
+    _set_up_sqlite(other, None)
+    assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    writer.execute("COMMIT")
+    _set_up_sqlite(later, None)
+    assert later.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    for connection in (writer, other, later):
+        connection.close()
 
 
 def test_servers_that_start_together_make_the_tables_once(url: str) -> None:

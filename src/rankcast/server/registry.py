@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import secrets
+import sqlite3
 import threading
 import time
 from collections import deque
@@ -477,5 +478,11 @@ def _engine(url: str) -> sa.Engine:
 def _set_up_sqlite(connection: Any, record: object) -> None:
     """Let readers read beside a writer, and writers wait for each other."""
     del record
-    for setting in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=NORMAL"):
-        connection.execute(f"PRAGMA {setting}")
+    connection.execute("PRAGMA busy_timeout=5000")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # without its extension
+            raise
+        return  # somebody writes before the file is in this mode: a later connection sets it
+    connection.execute("PRAGMA synchronous=NORMAL")
