@@ -122,11 +122,8 @@ def pooled_bootstrap(
     if d.ndim != 2 or not d.size:
         raise ConfigError(f"Give differences as (seeds, texts), not empty; got shape {d.shape}.")
     generator = np.random.default_rng(rng)
-    grouped = None if groups is None else _grouped(d, groups)
-    if grouped is None or grouped.shape[1] == d.shape[1]:
-        means = _resampled_by_text(d, generator, resamples)
-    else:
-        means = _resampled_by_group(grouped, generator, resamples)
+    grouped = _grouped(d, np.arange(d.shape[1]) if groups is None else groups)
+    means = _resampled(grouped, generator, resamples)
     low, high = np.quantile(means, TAILS).round(12)  # other orders of summing round alike
     return Estimate(float(d.mean()), float(low), float(high))
 
@@ -140,24 +137,7 @@ def _grouped(d: FloatArray, groups: ArrayLike) -> FloatArray:
     return np.array([*(np.bincount(group, row) for row in d), np.bincount(group)], np.float64)
 
 
-def _resampled_by_text(d: FloatArray, generator: np.random.Generator, resamples: int) -> FloatArray:
-    """Return the means of resamples of (S, n) differences; equal columns are drawn together.
-
-    Columns are equal up to what processors round differently, or else draws would differ.
-    """
-    columns, counts = np.unique(d.round(12), axis=1, return_counts=True)
-    n = d.shape[1]
-    seeds = _drawn_seeds(len(d), generator, resamples)
-    sums = np.empty(resamples)  # of whole numbers where answers are: exact in any order
-    for part in np.array_split(np.arange(resamples), max(resamples * len(counts) // 2**22, 1)):
-        texts = generator.multinomial(n, counts / n, size=len(part))
-        sums[part] = (seeds[part] * (texts.astype(np.float64) @ columns.T)).sum(axis=1)
-    return sums / (seeds[0].sum() * n)
-
-
-def _resampled_by_group(
-    grouped: FloatArray, generator: np.random.Generator, resamples: int
-) -> FloatArray:
+def _resampled(grouped: FloatArray, generator: np.random.Generator, resamples: int) -> FloatArray:
     """Return the means of resamples of groups; (S + 1, G) are their sums and sizes."""
     times = _times_drawn(grouped.shape[1], int(generator.integers(2**32)), resamples)
     seeds = _drawn_seeds(len(grouped) - 1, generator, resamples)

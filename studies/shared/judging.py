@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ class Answers:
         correct = [unpack(seen["correct"], seen["n_texts"]) for _, seen in pairs]
         return cls(np.array(correct, dtype=np.float64), tuple(seed for seed, _ in pairs), groups)
 
-    @property
+    @cached_property
     def accuracy(self) -> Estimate:
         """Share of correct answers, resampling seeds and texts."""
         return pooled_bootstrap(self.correct, 0, groups=self.groups)

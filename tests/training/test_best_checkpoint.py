@@ -84,8 +84,9 @@ def check_in_force(callback: Any, trainer: Any, step: int, seen: dict[int, Any])
             assert abs(trainer.evaluate()["eval_loss"] - loss) > 1e-3
 
 
-@pytest.mark.parametrize("as_bin", [False, True], ids=["safetensors", "bin"])
-@pytest.mark.parametrize("best", [1, 3, 6], ids=["first", "middle", "last"])
+@pytest.mark.parametrize(
+    ("best", "as_bin"), [(1, False), (3, True), (6, False)], ids=["first", "middle, bin", "last"]
+)
 def test_the_best_steps_ranks_come_back(best: int, as_bin: bool, tmp_path: Path) -> None:
     callback, trainer, witness = prepared(tmp_path, best)
     if as_bin:
@@ -97,8 +98,7 @@ def test_the_best_steps_ranks_come_back(best: int, as_bin: bool, tmp_path: Path)
     check_in_force(callback, trainer, best, witness.seen)
 
 
-@pytest.mark.parametrize("limit", [1, 2])
-@pytest.mark.parametrize("metric", ["score", "eval_loss"])
+@pytest.mark.parametrize(("limit", "metric"), [(1, "eval_loss"), (2, "score")])
 def test_rotation_leaves_the_best(limit: int, metric: str, tmp_path: Path) -> None:
     callback, trainer, witness = prepared(
         tmp_path, 2, save_total_limit=limit, metric_for_best_model=metric,
@@ -112,8 +112,7 @@ def test_rotation_leaves_the_best(limit: int, metric: str, tmp_path: Path) -> No
     check_in_force(callback, trainer, best, witness.seen)
 
 
-@pytest.mark.parametrize("first", ["ranks", "stopping"])
-@pytest.mark.parametrize("patience", [1, 3])
+@pytest.mark.parametrize(("first", "patience"), [("ranks", 3), ("stopping", 1)])
 def test_early_stopping_goes_back_to_the_best(first: str, patience: int, tmp_path: Path) -> None:
     callback, trainer, witness = prepared(tmp_path, 2, [EarlyStoppingCallback(patience)])
     order = trainer.callback_handler.callbacks
