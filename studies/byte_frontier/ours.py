@@ -54,6 +54,8 @@ class Request:
         teachers: how many adapters in float32 train first.
         settings: of training without rounding.
         scratch: a folder that survives interruptions.
+        smaller: bytes of smaller files, descending, to which the same weights train on.
+        teacher_share: of the steps, that teachers have together.
     """
 
     config: FinetuneConfig
@@ -63,6 +65,8 @@ class Request:
     teachers: int
     settings: Settings
     scratch: Path
+    smaller: tuple[int, ...] = ()
+    teacher_share: float = CodecConfig.teacher_share
 
 
 @dataclass(frozen=True)
@@ -107,22 +111,26 @@ class TrainedFile:
     """A training for given sizes that is over.
 
     Attributes:
-        learner: has the adapter that a decoder makes of the file.
-        file: the file.
-        coding: its steps, and the ranks of its prefixes.
-        price: of a bit at the end [nats].
+        learner: has the adapter that a decoder makes of the last file.
+        files: the file, and smaller ones; each with its steps, the ranks of its prefixes, and the
+            price of a bit at its end [nats].
     """
 
     learner: TransformerLearner
-    file: Container
-    coding: Coding
-    price: float
+    files: tuple[tuple[Container, Coding, float], ...]
 
 
 def train_for_sizes(request: Request) -> TrainedFile:
     """Train as `rankcast train --codec.target-bytes` does: a component more for each size."""
     *prefixes, target = request.sizes
-    codec = CodecConfig(target, tuple(prefixes), rank=1, teachers=request.teachers)
+    codec = CodecConfig(
+        target,
+        tuple(prefixes),
+        request.smaller,
+        rank=1,
+        teachers=request.teachers,
+        teacher_share=request.teacher_share,
+    )
     steps = request.config.total_steps
     usual = usual_training(_config(request), codec, small_steps(codec, steps))
     learner = _learner(usual, request)
@@ -134,19 +142,21 @@ def train_for_sizes(request: Request) -> TrainedFile:
         training.step()
         if training.n_steps % CHECKPOINT_EVERY == 0:
             save_state(checkpoint, training.state_dict())
-    return TrainedFile(learner, *training.finish(), training.price)
+    last = *training.finish(), training.price
+    return TrainedFile(learner, (*training.larger, last))
 
 
 def trained_for_size(request: Request) -> Sequence[OurFile]:
     """Return the file that is trained for its size, and its beginnings of the other sizes."""
     trained = train_for_sizes(request)
-    data, files = trained.file.to_bytes(), []
+    ((file, _, price),) = trained.files
+    data, files = file.to_bytes(), []
     ladder = [prefix.n_bytes for prefix in read_container(data).ladder]
     for size in request.sizes:
         cut = data[: max(n for n in ladder if n <= size)]
         tensors = read_container(cut, allow_prefix=True).tensors()
         files.append(OurFile(cut, weights_of(tensors, request.base)))
-    files[-1] = replace(files[-1], more={"price_nats_per_bit": trained.price})
+    files[-1] = replace(files[-1], more={"price_nats_per_bit": price})
     return files
 
 

@@ -1,8 +1,8 @@
 """One training of ours, and what several choosers send of it over each link.
 
-An adapter is trained for prefixes of three sizes: those of the worst link, of the best one, and
-their geometric mean. Then nothing trains any more. A policy learns which levels are worth their
-bits; solvers and simple rules choose levels of the same adapter.
+An adapter is trained for the size of a good link, and its weights train on, down to those of worse
+ones. Then nothing trains any more. A policy learns which versions of which projections are worth
+their bits; solvers and simple rules choose from the same files.
 """
 
 from __future__ import annotations
@@ -15,18 +15,10 @@ import numpy as np
 from rankcast.allocation.level_problem import LevelProblem
 from rankcast.allocation.waterfilling import plan_at_price
 from rankcast.codec.container import Container, read_container
-from rankcast.codec.packing import Source
 from rankcast.codec.target import pack_into
-from rankcast.codec.trained_levels import (
-    file_of_ranks,
-    file_within,
-    trained_levels,
-    trained_prefixes,
-)
 from rankcast.config.policy import PolicyConfig, TrainingConfig, UtilityConfig
 from rankcast.config.run import EnvConfig
 from rankcast.env.mdp import AllocationMdp
-from rankcast.learner.fixed_learner import FixedLearner
 from rankcast.link.capacity import Awgn
 from rankcast.link.processes import IidSnr
 from rankcast.policy.airllm import AirLLM
@@ -34,6 +26,7 @@ from rankcast.policy.algorithm1 import AirLLMTrainer
 from rankcast.records import FloatArray, IntArray, LinkState, Observation
 from rankcast.training.level_policy import source_of
 from studies.byte_frontier.ours import TrainedFile
+from studies.equal_bytes.versions import VersionLearner, Versions
 
 BANDWIDTH_HZ, DEADLINE_S = 1e4, 1.0
 LINKS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
@@ -41,8 +34,8 @@ LINKS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
 BETWEEN_DB = (-2.5, 2.5, 7.5, 12.5)
 """Links that no size was trained for."""
 POLICY, SOLVER, ENERGY = "AirLLM", "exact solver", "energy"
-UNIFORM, PREFIX, ONE_STEP = "uniform levels", "largest prefix", "one step for all"
-CHOOSERS = (POLICY, SOLVER, ENERGY, UNIFORM, PREFIX, ONE_STEP)
+UNIFORM, WHOLE, ONE_STEP = "uniform levels", "largest file", "one step for all"
+CHOOSERS = (POLICY, SOLVER, ENERGY, UNIFORM, WHOLE, ONE_STEP)
 LEARNING = UtilityConfig(total_gain=0.4, noise_std=0.1, paired_noise_std=0.02)
 """What is known beforehand: a classifier of two classes that has been trained loses about .3."""
 
@@ -59,10 +52,12 @@ def budgets_bits(snrs_db: tuple[float, ...] = (*LINKS_DB, *BETWEEN_DB)) -> Float
     return rates * DEADLINE_S
 
 
-def trained_sizes() -> tuple[int, int, int]:
-    """Return the sizes that are trained for [bytes]."""
-    least, most = (int(bits // 8) for bits in budgets_bits((LINKS_DB[0], LINKS_DB[-1])))
-    return least, round((least * most) ** 0.5), most
+def trained_sizes() -> tuple[int, ...]:
+    """Return the sizes that are trained for, descending: what up to 5 dB arrives [bytes].
+
+    Beyond, steps of training are worth more than bytes.
+    """
+    return tuple(int(bits // 8) for bits in budgets_bits(LINKS_DB[2::-1]))
 
 
 @dataclass(frozen=True)
@@ -88,12 +83,15 @@ def sent_over_links(trained: TrainedFile, episodes: int, seed: int) -> Iterator[
         episodes: of 15 steps in which the policy learns.
         seed: of the policy.
     """
-    learner, source = trained.learner, source_of(trained.file, trained.coding)
-    levels = trained_levels(source)
-    problem = LevelProblem.of(
-        levels, learner.layout, Awgn(), link_weight=0.0, prefixes=trained_prefixes(source, levels)
+    versions = Versions(
+        tuple(source_of(file, coding) for file, coding, _ in reversed(trained.files))
     )
-    trainer = _learned(FixedLearner(learner, problem), problem, episodes, seed)
+    levels = versions.levels()
+    problem = LevelProblem.of(
+        levels, trained.learner.layout, Awgn(), link_weight=0.0, prefixes=versions.wholes
+    )
+    learner = VersionLearner(trained.learner, problem, versions)
+    trainer = _learned(learner, problem, episodes, seed)
     gains = {ENERGY: levels.step_gains, UNIFORM: levels.step_gains}
     plans = _plans(trainer, problem, seed)
     for i, (snr_db, budget) in enumerate(
@@ -102,13 +100,13 @@ def sent_over_links(trained: TrainedFile, episodes: int, seed: int) -> Iterator[
         link = links((snr_db,))
         for chooser, chosen in plans.items():
             worth = problem.worth(gains.get(chooser, trainer.utility.mean_gains()), link)
-            yield Sent(chooser, snr_db, file_within(source, levels, chosen[i], worth, budget))
-        yield Sent(PREFIX, snr_db, _largest_prefix(source, budget))
-        yield Sent(ONE_STEP, snr_db, pack_into(source, budget / 8))
+            yield Sent(chooser, snr_db, versions.file_within(chosen[i], worth, budget))
+        yield Sent(WHOLE, snr_db, versions.largest_within(budget))
+        yield Sent(ONE_STEP, snr_db, pack_into(versions.largest, budget / 8))
 
 
 def _learned(
-    learner: FixedLearner, problem: LevelProblem, episodes: int, seed: int
+    learner: VersionLearner, problem: LevelProblem, episodes: int, seed: int
 ) -> AirLLMTrainer:
     """Return a trainer whose policy and belief have learned what levels are worth."""
     config = EnvConfig(BANDWIDTH_HZ, DEADLINE_S)
@@ -137,16 +135,6 @@ def _plans(trainer: AirLLMTrainer, problem: LevelProblem, seed: int) -> Mapping[
         ENERGY: problem.feasible(whole, link, np.broadcast_to(energy, (link.size, *energy.shape))),
         UNIFORM: replace(problem, prefixes=None).feasible(whole, link),
     }
-
-
-def _largest_prefix(source: Source, budget_bits: float) -> Container:
-    """Return the largest prefix that fits, as a file by itself; the smallest file if none does."""
-    assert source.coding is not None
-    files = [file_of_ranks(source, np.array(r)) for r in reversed(source.coding.prefix_ranks)]
-    fitting = [file for file in files if file.n_bits <= budget_bits]
-    return (
-        fitting[0] if fitting else file_of_ranks(source, np.zeros(len(source.tensors.ranks), int))
-    )
 
 
 def decoded(file: Container) -> Container:

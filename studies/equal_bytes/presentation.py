@@ -9,7 +9,15 @@ import numpy as np
 from rankcast.records import IntArray
 from studies.byte_frontier.curves import method_label
 from studies.equal_bytes.paper_claims import Sender, against_adalora, fewer_bytes, fewer_table
-from studies.equal_bytes.plans import BETWEEN_DB, CHOOSERS, LINKS_DB, POLICY, SOLVER, budgets_bits
+from studies.equal_bytes.plans import (
+    BETWEEN_DB,
+    CHOOSERS,
+    LINKS_DB,
+    POLICY,
+    SOLVER,
+    WHOLE,
+    budgets_bits,
+)
 from studies.harness.spec import Claim, LineChart, Presentation, Result, Table
 from studies.report.statistics import verdict_equivalent, verdict_not_worse
 from studies.shared.judging import (
@@ -184,4 +192,4 @@ def _chart(senders: Mapping[str, Sender]) -> LineChart:
 
 
 def _is_shown(label: str) -> bool:
-    return label in (OURS.format(POLICY), OURS.format("largest prefix")) or "best code" in label
+    return label in (OURS.format(POLICY), OURS.format(WHOLE)) or "best code" in label

@@ -38,7 +38,7 @@ from studies.shared.tasks import TASKS
 TASK = "sst2-frontier"
 SEEDS = (0, 1, 2)
 PEERS = (("lora", "1"), ("adalora", "1"), ("lora", "8"), ("adalora", "2"))
-TIMES_STEPS, TEACHERS = 5, 2
+TIMES_STEPS, TEACHERS, TEACHER_SHARE = 6, 2, 1 / 3
 EPISODES = 60
 """In which the policy learns, of 15 steps each."""
 QUICK = {"steps": 60, "episodes": 2, "lrs": (1e-3, 2e-3)}
@@ -63,8 +63,9 @@ def _ours(seed: int, steps: int, episodes: int) -> Job:
         "task": TASK,
         "setup": TASKS[TASK].to_plain(),
         "sizes": list(trained_sizes()),
-        "order": "together",
+        "order": "downwards",
         "teachers": TEACHERS,
+        "teacher_share": TEACHER_SHARE,
         "settings": dict(CHOSEN[TASK]),
         "steps": steps,
         "episodes": episodes,
@@ -90,15 +91,18 @@ def run(job: Job, context: RunContext) -> Mapping[str, Any]:
 def _run_ours(job: Job, context: RunContext) -> Mapping[str, Any]:
     s, setup = job.settings, Setup.of(job, context)
     splits, base = TASKS[TASK].splits(context.data), setup.judge.base
-    made_from = setup.config, splits, base, tuple(s["sizes"]), s["teachers"], s["settings"]
-    trained = train_for_sizes(Request(*made_from, context.scratch))
+    target, *smaller = s["sizes"]
+    made_from = setup.config, splits, base, (target,), s["teachers"], s["settings"]
+    request = Request(*made_from, context.scratch, tuple(smaller), s["teacher_share"])
+    trained = train_for_sizes(request)
     sent = []
     for choice in sent_over_links(trained, s["episodes"], job.seed):
         weights = weights_of(decoded(choice.file).tensors(), base)
         judged = setup.judge.judge_once(setup.texts.judged, weights, context.scratch / "judged")
         row = {"chooser": choice.chooser, "snr_db": choice.snr_db}
         sent.append({**row, "bytes": choice.file.n_bits // 8, **judged})
-    return {"sent": sent, "ladder": [p.n_bytes for p in trained.file.ladder], **_about(context)}
+    files = [file.n_bits // 8 for file, _, _ in trained.files]
+    return {"sent": sent, "files": files, **_about(context)}
 
 
 def _run_peer(job: Job, context: RunContext) -> Mapping[str, Any]:

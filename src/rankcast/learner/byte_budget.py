@@ -62,7 +62,7 @@ LR_LEFT = 0.4
 """Share of the learning rate that is left when the usual training ends."""
 LARGEST_RANK = 16
 """Of components that a size adds by itself."""
-SMALLER_SHARE = 0.15
+SMALLER_SHARE = 0.2
 """Of the steps after teachers, that each smaller file has."""
 PACK_EVERY = 50
 """Steps after which the file is made, to see what it takes beside its weights."""
