@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
@@ -479,10 +479,6 @@ def _set_up_sqlite(connection: Any, record: object) -> None:
     """Let readers read beside a writer, and writers wait for each other."""
     del record
     connection.execute("PRAGMA busy_timeout=5000")
-    try:
+    with suppress(sqlite3.OperationalError):  # at once if somebody writes: a later connection does
         connection.execute("PRAGMA journal_mode=WAL")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # without its extension
-            raise
-        return  # somebody writes before the file is in this mode: a later connection sets it
-    connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
