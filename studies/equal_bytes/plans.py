@@ -16,17 +16,17 @@ from rankcast.allocation.level_problem import LevelProblem
 from rankcast.allocation.waterfilling import plan_at_price
 from rankcast.codec.container import Container, read_container
 from rankcast.codec.target import pack_into
+from rankcast.codec.versions import Versions
 from rankcast.config.policy import PolicyConfig, TrainingConfig, UtilityConfig
 from rankcast.config.run import EnvConfig
 from rankcast.env.mdp import AllocationMdp
+from rankcast.learner.version_learner import VersionLearner
 from rankcast.link.capacity import Awgn
 from rankcast.link.processes import IidSnr
 from rankcast.policy.airllm import AirLLM
 from rankcast.policy.algorithm1 import AirLLMTrainer
 from rankcast.records import FloatArray, IntArray, LinkState, Observation
-from rankcast.training.level_policy import source_of
 from studies.byte_frontier.ours import TrainedFile
-from studies.equal_bytes.versions import VersionLearner, Versions
 
 BANDWIDTH_HZ, DEADLINE_S = 1e4, 1.0
 LINKS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
@@ -83,12 +83,10 @@ def sent_over_links(trained: TrainedFile, episodes: int, seed: int) -> Iterator[
         episodes: of 15 steps in which the policy learns.
         seed: of the policy.
     """
-    versions = Versions(
-        tuple(source_of(file, coding) for file, coding, _ in reversed(trained.files))
-    )
+    versions = Versions.of(file for file, _, _ in trained.files)
     levels = versions.levels()
     problem = LevelProblem.of(
-        levels, trained.learner.layout, Awgn(), link_weight=0.0, prefixes=versions.wholes
+        levels, trained.learner.layout, Awgn(), link_weight=0.0, wholes=versions.wholes
     )
     learner = VersionLearner(trained.learner, problem, versions)
     trainer = _learned(learner, problem, episodes, seed)
@@ -133,7 +131,7 @@ def _plans(trainer: AirLLMTrainer, problem: LevelProblem, seed: int) -> Mapping[
         POLICY: policy,
         SOLVER: problem.settle(plan_at_price(gains, problem, observation), observation, gains),
         ENERGY: problem.feasible(whole, link, np.broadcast_to(energy, (link.size, *energy.shape))),
-        UNIFORM: replace(problem, prefixes=None).feasible(whole, link),
+        UNIFORM: replace(problem, wholes=None).feasible(whole, link),
     }
 
 

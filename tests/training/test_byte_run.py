@@ -162,27 +162,27 @@ def test_train_by_command(tmp_path: Path, call: Call) -> None:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: Any) -> SizeResult:
-    """A run whose policy plans the levels of one file."""
+    """A run whose policy plans the levels of its files."""
     return train_to_size(planned_config(tmp_path_factory.mktemp("planned") / "run"))
 
 
 def planned_config(output: Path) -> RunConfig:
     changes = {
-        "steps": 24, "codec.rank": 1, "codec.prefix_bytes": (600, 900), "codec.target_bytes": 1500,
+        "steps": 24, "codec.rank": 1, "codec.smaller_bytes": (900, 600), "codec.target_bytes": 1500,
         "codec.plan_episodes": 2, "link.bandwidth_hz": 5e3, "link.link_weight": 0.0,
         "link.iid.values_db": (0.0, 5.0, 10.0),
     }  # fmt: skip
     return small(output, **changes)
 
 
-def test_a_policy_plans_the_levels_of_the_file(planned: SizeResult) -> None:
+def test_a_policy_plans_the_levels_of_the_files(planned: SizeResult) -> None:
     assert [link.snr_db for link in planned.links] == [0.0, 5.0, 10.0]
     for link in planned.links:
         budget = 5e3 * np.log2(1 + 10 ** (link.snr_db / 10)) / 8
         assert link.budget_bytes == int(budget)
         assert 0 < link.n_bytes <= budget
-        assert link.prefix_bytes <= budget
-    assert planned.links[0].prefix is not None  # 625 bytes carry the first one
+        assert link.largest_bytes <= link.budget_bytes
+    assert planned.links[0].largest_bytes > 500  # 625 bytes carry the smallest
     stored = json.loads(planned.folder.result.read_text("utf-8"))["links"]
     assert [row["bytes"] for row in stored] == [link.n_bytes for link in planned.links]
 
@@ -230,8 +230,8 @@ def test_a_run_that_is_stopped_while_it_plans_plans_anew(
     assert not planned_config(tmp_path / "x").codec.teachers
 
 
-def test_plans_need_prefixes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="prefix_bytes"):
+def test_plans_need_several_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="smaller_bytes"):
         small(tmp_path, **{"codec.plan_episodes": 3})
 
 

@@ -26,17 +26,17 @@ class LevelProblem(AllocationProblem):
 
     Attributes:
         levels: what each level is, in the order of the layout's projections.
-        prefixes: (P, N) plans, each within the next, that were trained as a whole: a plan holds the
+        wholes: (P, N) plans, each within the next, that were trained as a whole: a plan holds the
             largest of them that arrives, because what a part of it is worth by itself is less than
             its share. None where levels are worth what they are worth alone.
 
     Raises:
-        ConfigError: levels of another number than the layout's largest rank, or prefixes of which
+        ConfigError: levels of another number than the layout's largest rank, or wholes of which
             one is not within the next.
     """
 
     levels: Levels = field(kw_only=True)
-    prefixes: IntArray | None = field(default=None, kw_only=True)
+    wholes: IntArray | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
@@ -46,8 +46,8 @@ class LevelProblem(AllocationProblem):
                 f"There are {self.levels.n_levels} levels, the layout has {self.layout.r_max}; "
                 f"make the problem by LevelProblem.of."
             )
-        if self.prefixes is not None and (np.diff(self.prefixes, axis=0) < 0).any():
-            raise ConfigError("Of the prefixes each must be within the next.")
+        if self.wholes is not None and (np.diff(self.wholes, axis=0) < 0).any():
+            raise ConfigError("Of the wholes each must be within the next.")
 
     @classmethod
     def of(
@@ -58,7 +58,7 @@ class LevelProblem(AllocationProblem):
         link_weight: float = 0.1,
         deadline: DeadlineRule = "enforce",
         *,
-        prefixes: IntArray | None = None,
+        wholes: IntArray | None = None,
     ) -> Self:
         """Return the problem of an adapter's levels.
 
@@ -68,22 +68,22 @@ class LevelProblem(AllocationProblem):
             rate_model: how SNR becomes rate (Eq. 5).
             link_weight: λ.
             deadline: whether a plan must arrive in time or only pays for being late.
-            prefixes: (P, N) plans that were trained as a whole.
+            wholes: (P, N) plans that were trained as a whole.
         """
         of_levels, costs = levels.layout(layout), levels.link_costs(rate_model)
-        own = {"levels": levels, "prefixes": prefixes}
+        own = {"levels": levels, "wholes": wholes}
         return cls(of_levels, costs, link_weight, deadline=deadline, **own)
 
     def feasible(
         self, ranks: IntArray, link: LinkState, gains: FloatArray | None = None
     ) -> IntArray:
-        """Return plans within bounds and in time, with the largest prefix that arrives.
+        """Return plans within bounds and in time, with the largest whole that arrives.
 
         See `AllocationProblem.feasible`.
         """
-        if self.prefixes is None:
+        if self.wholes is None:
             return super().feasible(ranks, link, gains)
-        least = self.largest_prefix(link)
+        least = self.largest_whole(link)
         wanted = np.clip(np.maximum(ranks, least), self.min_rank, self.layout.r_max)
         costs = self.link_costs
         budget = costs.budget_bits(link)
@@ -98,24 +98,24 @@ class LevelProblem(AllocationProblem):
         kept = keep_within_budget(worth, costs.component_units, room, wanted)
         return np.where(late[:, None], kept, wanted)
 
-    def largest_prefix(self, link: LinkState) -> IntArray:
-        """Return (B, N) the largest prefix that arrives over each link; nothing where none does."""
+    def largest_whole(self, link: LinkState) -> IntArray:
+        """Return (B, N) the largest whole that arrives over each link; nothing where none does."""
         found = np.zeros((link.size, self.layout.n_projections), dtype=np.int64)
         budget = self.link_costs.budget_bits(link)
-        for prefix in [] if self.prefixes is None else self.prefixes:
-            arrives = self.link_costs.payload_bits(prefix) <= budget
-            found = np.where(arrives[:, None], prefix, found)
+        for whole in [] if self.wholes is None else self.wholes:
+            arrives = self.link_costs.payload_bits(whole) <= budget
+            found = np.where(arrives[:, None], whole, found)
         return found
 
     def worth(self, gains: FloatArray, link: LinkState) -> FloatArray:
-        """Return (N, K) gains per bit over a single link; infinite within the prefix that arrives.
+        """Return (N, K) gains per bit over a single link; infinite within the whole that arrives.
 
         Args:
             gains: (N, K) of each level beyond the one before.
             link: B = 1.
         """
         i = np.arange(1, self.layout.r_max + 1)
-        inside = i <= self.largest_prefix(link)[0][:, None]
+        inside = i <= self.largest_whole(link)[0][:, None]
         return np.where(inside, np.inf, per_bit(gains, self.link_costs))
 
     def plans_within(self, budget_bits: FloatArray) -> IntArray:

@@ -17,10 +17,10 @@ class Allocate:
 
     rankcast allocate --run runs/demo --snr-db 5 --bandwidth-hz 2e6 --deadline-s 1
 
-    rankcast allocate --run runs/stream --snr-db 2 --bandwidth-hz 1e4 -o at-2-db.rcast
+    rankcast allocate --run runs/links --snr-db 2 --bandwidth-hz 1e4 -o at-2-db.rcast
 
     Ranks for the policy of a run of ranks. For one of levels (codec.plan_episodes) the components
-    of the coded file, whose bytes are counted, and with --output the file itself.
+    of a coded file, whose bytes are counted, and with --output the file itself.
 
     rankcast allocate --run runs/demo --snr-db 5 --allocator mine.allocators:Greedy
     """
@@ -50,10 +50,7 @@ class Allocate:
         link = planner.link(self.snr_db, self.bandwidth_hz, self.deadline_s)
         plan, n_bytes = planner.plan(link, own), None
         if self.output is not None:
-            from rankcast.packaging.pack import read_adapter
-
-            file = planner.file(plan, link, read_adapter(self.run_folder))
-            n_bytes = file.save(self.output).stat().st_size
+            n_bytes = planner.file(plan, link).save(self.output).stat().st_size
         if self.json:
             written = {} if n_bytes is None else {"file": self.output, "bytes": n_bytes}
             print_json(planner.describe(plan, link) | written)

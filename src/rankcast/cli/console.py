@@ -38,15 +38,10 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-class LiveProgress:
-    """A bar with running means of reward, mean rank and link cost, and the last accuracy.
+class _Bar:
+    """A bar that appears with the first thing that it is told."""
 
-    Args:
-        console: where to draw; standard error, so that standard output stays for results.
-        total: steps of the run.
-    """
-
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, what: str, total: int | None = None) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -55,14 +50,26 @@ class LiveProgress:
             TextColumn("{task.fields[seen]}"),
             console=console,
         )
-        self._task = self._progress.add_task("training", total=total, seen="")
-        self._means: tuple[float, float, float] | None = None
-        self._accuracy = "–"
+        self._task = self._progress.add_task(what, total=total, seen="")
 
     def close(self) -> None:
         """Stop drawing."""
         if self._progress.live.is_started:
             self._progress.stop()
+
+
+class LiveProgress(_Bar):
+    """A bar with running means of reward, mean rank and link cost, and the last accuracy.
+
+    Args:
+        console: where to draw; standard error, so that standard output stays for results.
+        total: steps of the run.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        super().__init__(console, "training", total)
+        self._means: tuple[float, float, float] | None = None
+        self._accuracy = "–"
 
     def on_step(self, row: StepRow) -> None:
         """Move the bar by one training step; it appears with the first."""
@@ -86,7 +93,7 @@ class LiveProgress:
         )
 
 
-class PassProgress:
+class PassProgress(_Bar):
     """A bar of what is measured, in passes or texts, which appears with the first.
 
     Args:
@@ -94,26 +101,17 @@ class PassProgress:
     """
 
     def __init__(self, console: Console) -> None:
-        columns = (
-            TextColumn("measuring {task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-        )
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
-        self._task = self._progress.add_task("")
-
-    def close(self) -> None:
-        """Stop drawing."""
-        if self._progress.live.is_started:
-            self._progress.stop()
+        super().__init__(console, "measuring")
 
     def on_pass(self, what: str, done: int, total: int) -> None:
         """Show how many of all passes or texts are done."""
         self._progress.start()
-        self._progress.update(self._task, description=what, completed=done, total=total)
+        self._progress.update(
+            self._task, description=f"measuring {what}", completed=done, total=total
+        )
 
 
-class SizeProgress:
+class SizeProgress(_Bar):
     """A bar with a running mean of the loss and the bytes that the file would have.
 
     Attributes:
@@ -126,33 +124,23 @@ class SizeProgress:
     """
 
     def __init__(self, console: Console, total: int, episodes: int = 0) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[seen]}"),
-            console=console,
-        )
-        self._task = self._progress.add_task("training", total=total, seen="")
+        super().__init__(console, "training", total)
         self._episodes = episodes
         self._planning: TaskID | None = None
         self._loss: float | None = None
         self.done = 0
 
-    def close(self) -> None:
-        """Stop drawing."""
-        if self._progress.live.is_started:
-            self._progress.stop()
-
     def on_step(self, row: SizeRow) -> None:
         """Move the bar by one training step; it appears with the first."""
-        self._progress.start()
-        self.done = row.step
-        old = row.loss if self._loss is None else self._loss
-        self._loss = SMOOTHING * old + (1 - SMOOTHING) * row.loss
         size = "float32" if row.n_bytes is None else f"{row.n_bytes:,.0f} bytes"
-        self._progress.update(self._task, completed=row.step, seen=f"loss {self._loss:.3f}  {size}")
+        self.on_loss(row.step, row.loss, size)
+
+    def on_loss(self, step: int, loss: float, more: str = "") -> None:
+        """Move the bar by one training step, of which no more than its loss may be known."""
+        self._progress.start()
+        self.done = step
+        self._loss = SMOOTHING * (self._loss or loss) + (1 - SMOOTHING) * loss
+        self._progress.update(self._task, completed=step, seen=f"loss {self._loss:.3f}  {more}")
 
     def on_episode(self, done: int) -> None:
         """Move the bar of the policy by one episode."""
@@ -248,18 +236,17 @@ def result_table(result: Mapping[str, Any]) -> Table:
 
 
 def planned_table(links: Sequence[PlannedLink]) -> Table:
-    """Return what each link gets of a file, in bytes as coded."""
-    columns = ("SNR [dB]", "bytes that arrive", "sent", "accuracy", "largest prefix", "accuracy")
+    """Return what each link gets, in bytes as coded."""
+    columns = ("SNR [dB]", "bytes that arrive", "sent", "accuracy", "largest file", "accuracy")
     table = number_table(*columns, title="What each link gets, on texts that were not trained on")
     for link in links:
-        prefix = "–" if link.prefix is None else f"{link.prefix.accuracy:.1%}"
         table.add_row(
             f"{link.snr_db:g}",
             f"{link.budget_bytes:,}",
             f"{link.n_bytes:,}",
             f"{link.planned.accuracy:.1%}",
-            f"{link.prefix_bytes:,}" if link.prefix_bytes else "–",
-            prefix,
+            f"{link.largest_bytes:,}",
+            f"{link.largest.accuracy:.1%}",
         )
     return table
 

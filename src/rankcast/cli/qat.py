@@ -145,10 +145,8 @@ class Qat:
 
     def _train(self) -> QatResult | None:
         """Train until the end, or until somebody stops it: None."""
-        from rich import progress
-
         from rankcast.cli.common import stop_on_signal
-        from rankcast.cli.console import stderr
+        from rankcast.cli.console import SizeProgress, stderr
         from rankcast.learner.qat import QatConfig
         from rankcast.packaging.qat import train_on_rounded_weights
 
@@ -158,29 +156,18 @@ class Qat:
         }
         known = {name: value for name, value in chosen.items() if value is not None}
         config = QatConfig(self.steps, self.lr, distil=not self.labels, **known)
-        columns = (
-            progress.TextColumn("training"),
-            progress.BarColumn(bar_width=20),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("loss {task.fields[loss]:.3f}"),
-        )
-        done = 0
         with (
             stop_on_signal("this step") as stopping,
-            progress.Progress(*columns, console=stderr()) as bar,
+            closing(SizeProgress(stderr(), self.steps)) as bar,
         ):
-            task = bar.add_task("", total=self.steps, loss=float("nan"))
 
             def on_step(step: int, loss: float) -> bool:
-                nonlocal done
-                done = step
-                bar.update(task, completed=step, loss=loss)
+                bar.on_loss(step, loss)
                 return stopping()
 
             result = train_on_rounded_weights(
                 self.adapter, self.output, config, self.texts, on_step
             )
         if result is None:
-            print(f"Stopped after step {done}; the same command goes on.", file=sys.stderr)
+            print(f"Stopped after step {bar.done}; the same command goes on.", file=sys.stderr)
         return result

@@ -312,6 +312,16 @@ class Decoder:
         received = (group for state in self._states for group in _received(state))
         return _assembled(self.header, self._layout, received)
 
+    def exponents(self) -> list[list[int]]:
+        """Return the step exponents of what has arrived: of components, then of each tensor."""
+        found: list[list[int]] = [[] for _ in range(max(self._layout.items, default=-1) + 1)]
+        for state, groups in zip(self._states, self._layout.segments, strict=True):
+            for g, (item, shape) in enumerate(zip(groups, state.shapes, strict=True)):
+                blocks = state.components(g) if shape.paired else state.groups[g]
+                known = [block.exponent for block in blocks if block.exponent is not None]
+                found[self._layout.items[item]] += known
+        return found
+
     def _refuse_damaged(self) -> None:
         if self._damaged:
             raise CodecError("This decoder met a damaged chunk; begin again with a new one.")

@@ -102,6 +102,23 @@ class Container:
         """
         return decode(self.header, self.chunks)
 
+    def source(self) -> Source:
+        """Return the adapter in the file, to be packed as one chunk at the steps it has here.
+
+        Raises:
+            CodecError: damaged chunks.
+        """
+        decoder, common = Decoder(self.header), 0
+        for chunk in self.chunks:
+            common = decoder.add(chunk).exponent
+        tensors, n = decoder.tensors(), len(self.header.projections)
+        offsets = [tuple(e - common for e in own) for own in decoder.exponents()]
+        names = [module.name for module in self.header.modules]
+        beside = {name: own[0] for name, own in zip(names, offsets[n:], strict=True) if own}
+        ranks = tuple(tensors.ranks.tolist())
+        coding = Coding(common, (), beside, (ranks,), tuple(offsets[:n]))
+        return Source(tensors, self.header.base, self.header.task).at(coding)
+
     def decoded(self) -> Iterator[tuple[ChunkPlan, AdapterTensors]]:
         """Yield what each chunk brings and the adapter of the prefix that ends with it.
 

@@ -32,8 +32,8 @@ class CodecConfig:
             answers the small one then learns beside the labels.
         teacher_share: share of the training steps that they have together.
         answer_weight: of their answers; the rest is that of the labels.
-        plan_episodes: episodes after training in which a policy learns which components of the
-            file each link is to get; needs `prefix_bytes`.
+        plan_episodes: episodes after training in which a policy learns which projections each link
+            is to get from which of the files; needs `smaller_bytes`.
         relative_step: quantiser step as a multiple of the root mean square of the weights, at
             their beginning; by default one at which the file is somewhat too large.
 
@@ -99,8 +99,8 @@ class CodecConfig:
                 f"codec.smaller_bytes must descend from below target_bytes to at least "
                 f"{LEAST_BYTES}, without prefix_bytes, got {list(self.smaller_bytes)}."
             )
-        if self.plan_episodes < 0 or (self.plan_episodes and not self.prefix_bytes):
+        if self.plan_episodes < 0 or (self.plan_episodes and not self.smaller_bytes):
             raise ConfigError(
-                f"codec.plan_episodes must be at least 0 and needs codec.prefix_bytes: a file that "
-                f"was trained for one size leaves nothing to choose; got {self.plan_episodes}."
+                f"codec.plan_episodes must be at least 0 and needs codec.smaller_bytes: one file "
+                f"leaves nothing to choose; got {self.plan_episodes}."
             )

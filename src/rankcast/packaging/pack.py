@@ -28,9 +28,9 @@ from rankcast.codec.header import LARGEST_PARAMS, BaseModel
 from rankcast.codec.losses import lost_energy
 from rankcast.codec.packing import RELATIVE_STEPS, Quality, Source, exponent_of_quality
 from rankcast.codec.planner import pack_planned, pack_within
+from rankcast.codec.prefixes import prefixes_within
 from rankcast.codec.successor import KEEP, pack_after
 from rankcast.codec.target import pack_into
-from rankcast.codec.trained_levels import file_beyond_prefix
 from rankcast.errors import CodecError, ConfigError, ModelError
 from rankcast.link.capacity import rate_bps
 from rankcast.link.costs import budget_bits as bits_before_deadline
@@ -185,16 +185,8 @@ def _pack_target(source: Source, budget_bits: float | None) -> Container:
     Of an adapter that was trained for given sizes, the largest of them that fits, and what else
     fits of the next.
     """
-    coding, budget = source.coding, budget_bits or 0.0
-    for n in range(len(coding.prefix_ranks) if coding else 0, 0, -1):
-        assert coding is not None
-        part = replace(coding, prefix_ranks=coding.prefix_ranks[:n])
-        cut = source.tensors.truncated(np.array(part.prefix_ranks[-1], dtype=np.int64))
-        file = pack_as_trained(replace(source, tensors=cut), part)
-        if file.n_bits <= budget:
-            is_last = n == len(coding.prefix_ranks)
-            return file if is_last else file_beyond_prefix(source, n, budget)
-    return pack_into(source, budget / 8)
+    budget = budget_bits or 0.0
+    return prefixes_within(source, budget) or pack_into(source, budget / 8)
 
 
 def _pack_source(

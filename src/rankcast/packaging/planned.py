@@ -80,7 +80,7 @@ def planned_files(
         try:
             plan = planner.plan(link, own) if by == "policy" else None
             if plan is not None and planner.plans_levels:
-                fit = partial(planner.file, plan, link, source)
+                fit = partial(planner.file, plan, link)
             else:
                 fit = partial(_packed, source, None if plan is None else plan.ranks)
             file = measured_within(fit, learner, float(budget_bits(rate, link.deadline_s[0])))

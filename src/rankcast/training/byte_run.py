@@ -18,6 +18,7 @@ from rankcast.adapters.arrays import load_tensors
 from rankcast.adapters.export import save_adapter
 from rankcast.codec.container import Container
 from rankcast.codec.packing import Coding
+from rankcast.codec.versions import Versions
 from rankcast.config.plain import to_plain
 from rankcast.config.run import RunConfig
 from rankcast.files import put_file
@@ -34,13 +35,7 @@ from rankcast.learner.transformer import TransformerLearner
 from rankcast.provenance import describe_device, package_versions
 from rankcast.training.folder import RunFolder, load_state, save_state
 from rankcast.training.journal import Journal
-from rankcast.training.level_policy import (
-    PlannedLink,
-    check_links,
-    judge_plans,
-    learn_plans,
-    source_of,
-)
+from rankcast.training.level_policy import PlannedLink, check_links, judge_plans, learn_plans
 from rankcast.training.run import any_process, check_same
 
 CHECKPOINT_EVERY = 50
@@ -226,8 +221,8 @@ def train_to_size(
 
     Leaves `adapter.rcast`, `adapter/` and `result.json` in the run's folder, and a file such as
     `adapter-495.rcast` for each of `codec.smaller_bytes`. With `codec.plan_episodes` a policy then
-    learns which levels of the file each link is to get, and `policy.pt` is left, too; a run that is
-    stopped while it learns begins to learn anew.
+    learns which projections each link is to get from which file, and `policy.pt` is left, too; a
+    run that is stopped while it learns begins to learn anew.
 
     Args:
         config: the run; its link and its policy matter for `codec.plan_episodes` alone.
@@ -337,13 +332,13 @@ def _plan(
     """Let a policy learn what each link is to get, if that is asked for; None if it was stopped."""
     if not config.codec.plan_episodes:
         return ()
-    source = source_of(adapter.file, adapter.coding)
-    planner = learn_plans(learner, source, config, on_episode=on_episode, should_stop=should_stop)
+    versions = Versions.of((adapter.file, *(smaller.file for smaller in adapter.smaller)))
+    planner = learn_plans(learner, versions, config, on_episode=on_episode, should_stop=should_stop)
     if planner is None:
         return None
     if learner.accelerator.is_main_process:
         planner.save(folder)
-    return tuple(judge_plans(planner, learner, source, adapter.file))
+    return tuple(judge_plans(planner, learner))
 
 
 def _learner(config: RunConfig) -> TransformerLearner:

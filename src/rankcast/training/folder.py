@@ -7,7 +7,7 @@
 | `checkpoint.pt` | all that continuing needs |
 | `policy.pt` | all that `rankcast allocate` needs: policy, belief, layout |
 | `adapter/` | the adapter at full rank, for `rankcast.adapters.export.load_adapter` |
-| `adapter.rcast` | its file, of a run for a file of given sizes, whose levels `policy.pt` plans |
+| `adapter.rcast` | its file, of a run for a file of a given size |
 | `adapter-N.rcast` | likewise, of a smaller size N (`codec.smaller_bytes`) |
 | `tensorboard/` | the rows as events for TensorBoard |
 | `result.json` | the results, with versions, seeds, command and times |
@@ -82,11 +82,15 @@ class RunFolder:
         """Return where the file of a size below that of `file` is."""
         return self.path / f"adapter-{target_bytes}.rcast"
 
+    def files(self, config: RunConfig) -> list[Path]:
+        """Return where the files of a run for files of given sizes are, the largest first."""
+        return [self.file, *map(self.smaller_file, config.codec.smaller_bytes)]
+
     def load_config(self, *, of_levels: bool = False) -> RunConfig:
         """Return the configuration of the run in this folder, which trained a policy.
 
         Args:
-            of_levels: also take a run whose policy plans the levels of one file
+            of_levels: also take a run whose policy plans the levels of its files
                 (`codec.plan_episodes`).
 
         Raises:
@@ -101,7 +105,7 @@ class RunFolder:
         if config.codec.target_bytes is not None and not (of_levels and config.codec.plan_episodes):
             trained = "a policy of its levels" if config.codec.plan_episodes else "no policy"
             raise CheckpointError(
-                f"The run in {self.path} trained one file of given sizes and {trained}. Use "
+                f"The run in {self.path} trained files of given sizes and {trained}. Use "
                 f"{self.file}: see rankcast info, export and publish; rankcast allocate --output "
                 f"writes what a policy of levels plans."
             )

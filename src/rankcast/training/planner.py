@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from rankcast.allocation.beliefs import LearnedUtility
 from rankcast.allocation.level_problem import LevelProblem
 from rankcast.allocation.problem import AllocationProblem, Allocator
 from rankcast.allocation.saturating import make_utility
-from rankcast.codec.container import Container
+from rankcast.codec.container import Container, load
 from rankcast.codec.levels import Levels
-from rankcast.codec.packing import Source
-from rankcast.codec.trained_levels import file_within
+from rankcast.codec.versions import Versions
+from rankcast.config.link import LinkConfig
 from rankcast.config.run import RunConfig
 from rankcast.errors import CheckpointError, ConfigError
 from rankcast.link.rate_models import rate_model_of
@@ -44,6 +43,7 @@ class Planner:
         text: mean statistics of the texts that were trained on, (1,) each.
         config: the run that it was trained in. Its seed is that of the noise from which the policy
             starts, so that the same link gets the same plan.
+        versions: files whose levels it plans; None if it plans ranks.
     """
 
     problem: AllocationProblem
@@ -51,6 +51,7 @@ class Planner:
     utility: LearnedUtility
     text: TextStats
     config: RunConfig
+    versions: Versions | None = None
 
     def save(self, folder: RunFolder) -> None:
         """Write the policy into the run's folder."""
@@ -60,10 +61,9 @@ class Planner:
             "layout": [asdict(p) for p in self.problem.layout.projections],
             "text": [float(self.text.lexical_entropy[0]), float(self.text.oov_rate[0])],
         }
-        if isinstance(self.problem, LevelProblem):
+        if isinstance(self.problem, LevelProblem):  # measuring their bits takes a second or two
             levels = self.problem.levels
             state["levels"] = {f.name: getattr(levels, f.name) for f in fields(levels)}
-            state["prefixes"] = self.problem.prefixes
         save_state(folder.policy, state)
 
     def plan(self, link: LinkState, allocator: Allocator | None = None) -> Plan:
@@ -81,30 +81,26 @@ class Planner:
 
     @property
     def plans_levels(self) -> bool:
-        """Whether it plans levels of a coded file, and not ranks."""
-        return isinstance(self.problem, LevelProblem)
+        """Whether it plans levels of coded files, and not ranks."""
+        return self.versions is not None
 
-    def file(
-        self, plan: Plan, link: LinkState, source: Source, budget_bits: float | None = None
-    ) -> Container:
+    def file(self, plan: Plan, link: LinkState, budget_bits: float | None = None) -> Container:
         """Return the file of a plan of levels, which arrives over its link in time.
 
         Args:
             plan: for the link.
             link: a single link.
-            source: the adapter of the run.
             budget_bits: that the file may have; what arrives in time if None.
 
         Raises:
             ConfigError: a policy of ranks; `rankcast.packaging.planned` packs those.
-            CodecError: another adapter than the one that was planned for.
         """
-        if not isinstance(self.problem, LevelProblem):
+        if self.versions is None or not isinstance(self.problem, LevelProblem):
             raise ConfigError("This policy plans ranks, not levels: pack them with --planned.")
         if budget_bits is None:
             budget_bits = float(self.problem.link_costs.budget_bits(link)[0])
         worth = self.problem.worth(self.utility.mean_gains(self.text)[0], link)
-        return file_within(source, self.problem.levels, plan.ranks, worth, budget_bits)
+        return self.versions.file_within(plan.ranks, worth, budget_bits)
 
     def ranks(self, plan: Plan) -> IntArray:
         """Return the (N,) ranks of a plan, which may be of levels."""
@@ -164,12 +160,17 @@ def load_policy(run: Path | RunFolder) -> Planner:
 
     Raises:
         CheckpointError: no run, no policy in it yet, or one of another configuration.
+        CodecError: a file whose levels the policy plans is missing or damaged.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
     config, state = folder.load_config(of_levels=True), load_state(folder.policy)
     projections = tuple(Projection(**plain) for plain in state["layout"])
     layout = AdapterLayout(projections, config.finetune.r_max)
-    problem = _problem(config, layout, state)
+    problem, versions = AllocationProblem.from_config(config.link, layout), None
+    if config.codec.plan_episodes:
+        versions = Versions.of(map(load, folder.files(config)))
+        tables: dict[str, Any] = {name: np.array(x) for name, x in state["levels"].items()}
+        problem = problem_of_versions(versions, layout, config.link, Levels(**tables))
     layout = problem.layout
     policy = AirLLM(problem, config.policy, config.seed)
     utility = make_utility(
@@ -188,21 +189,14 @@ def load_policy(run: Path | RunFolder) -> Planner:
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
     text = TextStats(*(np.array([value]) for value in state["text"]))
-    return Planner(problem, policy, utility, text, config)
+    return Planner(problem, policy, utility, text, config, versions)
 
 
-def _problem(
-    config: RunConfig, layout: AdapterLayout, state: Mapping[str, Any]
-) -> AllocationProblem:
-    """Return what the policy of a run decides: ranks, or the levels that were saved with it."""
-    saved = state.get("levels")
-    if saved is None:
-        return AllocationProblem.from_config(config.link, layout)
-    overhead_bits = float(saved["overhead_bits"])
-    tables = {name: np.array(saved[name]) for name in ("ranks", "exponents", "bits", "gains")}
-    levels, link = Levels(**tables, overhead_bits=overhead_bits), config.link
-    rate_model = rate_model_of(link)
-    prefixes = None if state["prefixes"] is None else np.array(state["prefixes"])
+def problem_of_versions(
+    versions: Versions, layout: AdapterLayout, link: LinkConfig, levels: Levels | None = None
+) -> LevelProblem:
+    """Return the problem whose levels, measured if None, are the versions of each projection."""
     return LevelProblem.of(
-        levels, layout, rate_model, link.link_weight, link.deadline, prefixes=prefixes
-    )
+        levels or versions.levels(), layout, rate_model_of(link), link.link_weight, link.deadline,
+        wholes=versions.wholes,
+    )  # fmt: skip

@@ -8,20 +8,14 @@ import numpy as np
 import pytest
 
 from helpers.codec import random_adapter
-from helpers.level_models import CONFIG
-from helpers.models import keyword_splits, randomise
-from rankcast.adapters.arrays import balanced_tensors_of, load_tensors
-from rankcast.allocation.level_problem import LevelProblem
 from rankcast.codec.container import Container, pack_as_trained, read_container
 from rankcast.codec.header import BaseModel
 from rankcast.codec.packing import Coding, Source, without_zeros
 from rankcast.codec.quantiser import Float32Array, dequantise
 from rankcast.codec.tensors import Factors
-from rankcast.errors import InfeasibleDeadlineError
-from rankcast.learner.transformer import TransformerLearner
-from rankcast.link.capacity import Awgn
+from rankcast.codec.versions import Versions
+from rankcast.errors import CodecError, InfeasibleDeadlineError
 from rankcast.records import IntArray
-from studies.equal_bytes.versions import VersionLearner, Versions
 
 N, WIDTH = 12, 384
 FIRST_EMPTY = 2
@@ -108,30 +102,20 @@ def test_the_largest_file_that_fits(versions: Versions) -> None:
     assert not nothing.tensors().ranks.any()
 
 
-def test_a_step_measures_a_mixture_beside_the_largest_file_on_one_batch() -> None:
-    learner = TransformerLearner(CONFIG, keyword_splits())
-    sources = []
-    for seed in (1, 2):
-        randomise(learner.adapter, seed, scale=0.5)
-        tensors = balanced_tensors_of(learner.adapter)
-        each = tuple((0,) * f.rank for f in tensors.factors)
-        coding = Coding(-20, (), {}, (tuple(tensors.ranks.tolist()),), each)
-        sources.append(Source(tensors, BaseModel("tiny"), {}).at(coding))
-    versions, layout = Versions(tuple(sources)), learner.layout
-    problem = LevelProblem.of(versions.levels(), layout, Awgn(), prefixes=versions.wholes)
-    own = VersionLearner(learner, problem, versions)
-    plan = np.arange(layout.n_projections) % 3
-    factors = tuple(
-        sources[version - 1].tensors.factors[n] if version else Factors(f.left[:, :0], f.right[:0])
-        for n, (version, f) in enumerate(zip(plan, tensors.factors, strict=True))
-    )
-    losses = []
-    for wanted in (replace(sources[0].tensors, factors=factors), sources[1].tensors):
-        load_tensors(learner.adapter, wanted)
-        losses.append(learner.next_loss())
-    own.apply(plan[None])
-    result = own.step()
-    assert result.reference_loss is not None
-    assert [result.task_loss[0], result.reference_loss[0]] == pytest.approx(losses, abs=1e-6)
-    assert learner.n_steps == 0
-    assert losses[0] != losses[1]
+def test_files_say_themselves_what_versions_they_are(versions: Versions) -> None:
+    files = [versions.file(plan) for plan in versions.wholes]
+    again = Versions.of(read_container(file.to_bytes()) for file in files[::-1])
+    plan = np.random.default_rng(3).integers(0, 4, N)
+    for some in (plan, *versions.wholes):
+        assert again.file(some).to_bytes() == versions.file(some).to_bytes()
+    np.testing.assert_array_equal(again.levels().bits, versions.levels().bits)
+
+
+def test_what_it_refuses(versions: Versions) -> None:
+    other = Source(random_adapter(0, ((8, 8),) * N, (1,) * N), BaseModel("tiny"), {})
+    with pytest.raises(CodecError, match="same projections"):
+        Versions((other, versions.largest))
+    with pytest.raises(CodecError, match="same projections"):
+        Versions(())
+    with pytest.raises(CodecError, match="no known steps"):
+        Versions((other,)).file(np.ones(N, dtype=np.int64))

@@ -1,30 +1,25 @@
 """Files that one training came down to, and plans that mix them.
 
-Training goes on from file to file, so that each projection has a version of the same weights in
-each. A plan takes a version of every projection: the level of a projection is which. Where a link
-lies between two sizes, the smaller file arrives with some projections of the larger one.
+Training goes on from file to file (`codec.smaller_bytes`), so that each projection has a version of
+the same weights in each. The levels of a projection are its versions: where a link lies between two
+sizes, the smaller file arrives with some projections of the larger one.
 
 Shapes: `N` projections, `K` files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from rankcast.adapters.arrays import load_tensors
-from rankcast.allocation.level_problem import LevelProblem
 from rankcast.codec.container import Container, pack_as_trained
 from rankcast.codec.levels import Levels
 from rankcast.codec.packing import Coding, Source
 from rankcast.codec.tensors import Factors
-from rankcast.errors import InfeasibleDeadlineError
-from rankcast.learner.level_learner import PlansOnModel
-from rankcast.learner.protocol import StepResult
-from rankcast.learner.transformer import TransformerLearner
+from rankcast.errors import CodecError, InfeasibleDeadlineError
 from rankcast.records import FloatArray, IntArray
 
 
@@ -33,10 +28,23 @@ class Versions:
     """The files of one training.
 
     Attributes:
-        sources: the adapter of each file at the steps it was trained for, smallest file first.
+        sources: the adapter of each file at the steps that it has there, smallest file first.
+
+    Raises:
+        CodecError: no file, or files of different adapters.
     """
 
     sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse files that cannot be mixed."""
+        if len({source.tensors.projections for source in self.sources}) != 1:
+            raise CodecError("Files to mix must be of the same projections.")
+
+    @classmethod
+    def of(cls, files: Iterable[Container]) -> Versions:
+        """Return the versions in some files, in any order."""
+        return cls(tuple(file.source() for file in sorted(files, key=lambda file: file.n_bits)))
 
     @property
     def largest(self) -> Source:
@@ -73,25 +81,28 @@ class Versions:
         """
         versions = self.of_levels[np.arange(len(plan)), plan]
         least = self.sources[min(versions[versions >= 0], default=0)]
-        assert least.coding is not None
-        common, factors, offsets = least.coding.exponent, [], []
+        common, beside = _coding_of(least).exponent, _coding_of(least).tensor_offsets
+        factors, offsets = [], []
         for n, version in enumerate(versions.tolist()):
-            own, each = _projection(self.sources[version], n)
+            own = self.sources[version].tensors.factors[n]
             factors.append(own if version >= 0 else Factors(own.left[:, :0], own.right[:0]))
-            offsets.append(tuple(e - common for e in each) if version >= 0 else ())
+            coding = _coding_of(self.sources[version])
+            each = coding.component_offsets[n] if version >= 0 else ()
+            offsets.append(tuple(o + coding.exponent - common for o in each))
         ranks = tuple(f.rank for f in factors)
-        coding = Coding(common, (), least.coding.tensor_offsets, (ranks,), tuple(offsets))
         tensors = replace(least.tensors, factors=tuple(factors))
+        coding = Coding(common, (), beside, (ranks,), tuple(offsets))
         return replace(least, tensors=tensors).at(coding)
 
     def file(self, plan: IntArray) -> Container:
         """Return an (N,) plan of levels as a file."""
         source = self.mixed(plan)
-        assert source.coding is not None
-        return pack_as_trained(source, source.coding)
+        return pack_as_trained(source, _coding_of(source))
 
     def file_within(self, plan: IntArray, worth: FloatArray, budget_bits: float) -> Container:
         """Return the file of a plan, without its least worthy levels where they are too much.
+
+        Predicted bits are a few per cent off. What they promised may not fit by a few bytes.
 
         Args:
             plan: (N,) levels.
@@ -111,12 +122,16 @@ class Versions:
 
     def largest_within(self, budget_bits: float) -> Container:
         """Return the largest of the files that fits; one without any component if none does."""
-        files = [self.file(plan) for plan in self.wholes[::-1]]
-        nothing = self.file(np.zeros(len(self.of_levels), dtype=np.int64))
-        return next((file for file in files if file.n_bits <= budget_bits), nothing)
+        files = (self.file(plan) for plan in self.wholes[::-1])
+        nothing = np.zeros(len(self.of_levels), dtype=np.int64)
+        return next((file for file in files if file.n_bits <= budget_bits), self.file(nothing))
 
     def levels(self) -> Levels:
-        """Return the levels of each projection, their coded bits, and the energy that they keep."""
+        """Return the levels of each projection, their coded bits, and the energy that they keep.
+
+        Bits are measured with the coder: of each version by itself, scaled so that whole files are
+        exact. Measure what levels are worth before choosing by their energy.
+        """
         which = self.of_levels
         n, k = which.shape[0], which.shape[1] - 1
         nothing = np.zeros(n, dtype=np.int64)
@@ -127,7 +142,7 @@ class Versions:
             plan = nothing.copy()
             plan[i] = level = before + 1
             alone[i, level] = max(self.file(plan).n_bits - overhead_bits, alone[i, before] + 1)
-            energy[i, level] = _energy(_projection(self.sources[which[i, level]], i)[0])
+            energy[i, level] = _energy(self.sources[which[i, level]].tensors.factors[i])
         alone, energy = (np.maximum.accumulate(x, axis=1) for x in (alone, energy))
         # The coder adapts: projections together take less than the sum of what each takes alone.
         together = np.array([float(self.file(whole).n_bits) for whole in self.wholes])
@@ -142,40 +157,10 @@ class Versions:
         return Levels(ranks, np.zeros_like(ranks), bits.astype(np.int64), energy, overhead_bits)
 
 
-class VersionLearner(PlansOnModel):
-    """A `Learner` that measures plans of versions; nothing trains.
-
-    Args:
-        learner: of the training that is over.
-        problem: levels of the versions.
-        versions: of this learner's adapter.
-    """
-
-    def __init__(
-        self, learner: TransformerLearner, problem: LevelProblem, versions: Versions
-    ) -> None:
-        super().__init__(learner, problem)
-        self._versions = versions
-
-    def step(self) -> StepResult:
-        """Return the next batch's loss under the plan and, as a reference, of the largest file."""
-        learner = self.learner
-        load_tensors(learner.adapter, self._versions.largest.tensors)
-        reference = learner.next_loss()
-        self._show(self._plan)
-        (loss,) = learner.losses_at([learner.adapter.ranks])
-        return StepResult(np.array([loss]), np.array([reference]))
-
-    def _show(self, plan: IntArray) -> None:
-        """Let the model have a plan."""
-        load_tensors(self.learner.adapter, self._versions.mixed(plan).tensors)
-
-
-def _projection(source: Source, n: int) -> tuple[Factors, Sequence[int]]:
-    """Return the components of a projection, and the exponents of their steps."""
-    coding = source.coding
-    assert coding is not None
-    return source.tensors.factors[n], [o + coding.exponent for o in coding.component_offsets[n]]
+def _coding_of(source: Source) -> Coding:
+    if source.coding is None:
+        raise CodecError("An adapter of no known steps has no versions; take it from a file.")
+    return source.coding
 
 
 def _energy(factors: Factors) -> float:
