@@ -18,12 +18,15 @@ from rankcast.cli.main import main
 
 settings.register_profile(
     "suite",
+    max_examples=50,  # always the same ones: more say little more
     deadline=None,
     derandomize=True,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("explore", settings.get_profile("suite"), derandomize=False)
+settings.register_profile(
+    "explore", settings.get_profile("suite"), max_examples=200, derandomize=False
+)
 settings.load_profile("suite")  # pytest --hypothesis-profile=explore draws other examples
 
 

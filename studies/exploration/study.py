@@ -44,7 +44,9 @@ def jobs(scale: Scale) -> Sequence[Job]:
     """Return what is to be run: ranks, then levels, then 1,000 episodes."""
     if scale == "quick":
         few = ((TEACHER, 1.0), ("airllm", 0.9))
-        return [_job(learner, mdp, SEEDS[0], 50) for mdp in _FIRST_MDPS for learner in few]
+        return [
+            _job(learner, mdp, SEEDS[0], EVALUATE_EVERY) for mdp in _FIRST_MDPS for learner in few
+        ]
     plan: list[Job] = []
     for learner in LEARNERS:
         long = LONG_SEEDS if learner[0] == TEACHER else ()  # it learns without networks: cheaply

@@ -139,15 +139,25 @@ def _grouped(d: FloatArray, groups: ArrayLike) -> FloatArray:
 
 def _resampled(grouped: FloatArray, generator: np.random.Generator, resamples: int) -> FloatArray:
     """Return the means of resamples of groups; (S + 1, G) are their sums and sizes."""
-    times = _times_drawn(grouped.shape[1], int(generator.integers(2**32)), resamples)
-    seeds = _drawn_seeds(len(grouped) - 1, generator, resamples)
-    most = grouped.shape[1] * np.abs(grouped).max()
-    if most < _WHOLE and (grouped == np.rint(grouped)).all():  # as of right and wrong answers
-        totals = (times @ grouped.T.astype(np.float32)).astype(np.float64)
-    else:
-        parts = np.array_split(times, max(times.size // 2**22, 1))
-        totals = np.concatenate([part.astype(np.float64) @ grouped.T for part in parts])
-    return (seeds * totals[:, :-1]).sum(axis=1) / (seeds[0].sum() * totals[:, -1])
+    sums, sizes = grouped[:-1], grouped[-1]
+    drawing = sums.shape[1], int(generator.integers(2**32)), resamples
+    seeds = _drawn_seeds(len(sums), generator, resamples)
+    some = np.flatnonzero(sums.any(axis=0))  # two adapters answer most texts alike
+    times = _times_drawn(*drawing)
+    times = times if len(some) == len(times) else times[some]
+    totals = _exact_product(sums[:, some], times)
+    drawn = _sizes_drawn(sizes.tobytes(), *drawing)
+    return (seeds * totals.T).sum(axis=1) / (seeds[0].sum() * drawn)
+
+
+def _exact_product(sums: FloatArray, times: NDArray[np.float32]) -> FloatArray:
+    """Return (S, resamples) totals of (S, G) sums that are drawn (G, resamples) times each."""
+    most = sums.shape[1] * np.abs(sums).max(initial=0)
+    if most < _WHOLE and (sums == np.rint(sums)).all():  # as of right and wrong answers
+        return (sums.astype(np.float32) @ times).astype(np.float64)
+    n_parts = max(times.size // 2**22, 1)
+    parts = zip(np.array_split(sums, n_parts, 1), np.array_split(times, n_parts), strict=True)
+    return np.sum([own @ part.astype(np.float64) for own, part in parts], axis=0)
 
 
 def _drawn_seeds(n_seeds: int, generator: np.random.Generator, resamples: int) -> IntArray:
@@ -158,12 +168,21 @@ def _drawn_seeds(n_seeds: int, generator: np.random.Generator, resamples: int) -
 
 @lru_cache(maxsize=1)
 def _times_drawn(n_groups: int, seed: int, resamples: int) -> NDArray[np.float32]:
-    """Return (resamples, G) how often each group is drawn; kept for the next estimate."""
+    """Return (G, resamples) how often each group is drawn; kept for the next estimate."""
     generator = np.random.default_rng(seed)
-    drawn = np.empty((resamples, n_groups), dtype=np.float32)
-    for row in drawn:
-        row[:] = np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
+    drawn = np.empty((n_groups, resamples), dtype=np.float32)
+    for block in np.array_split(np.arange(resamples), max(resamples // 64, 1)):
+        rows = [generator.integers(n_groups, size=n_groups) for _ in block]
+        times = np.array([np.bincount(row, minlength=n_groups) for row in rows], np.float32)
+        drawn[:, block[0] : block[-1] + 1] = times.T  # 64 at a time stay in the cache
     return drawn
+
+
+@lru_cache(maxsize=4)
+def _sizes_drawn(sizes: bytes, n_groups: int, seed: int, resamples: int) -> FloatArray:
+    """Return (resamples,) texts in each draw, of (G,) sizes of groups."""
+    each = np.frombuffer(sizes, dtype=np.float64)
+    return _exact_product(each[None], _times_drawn(n_groups, seed, resamples))[0]
 
 
 def area_under_curve(bits: ArrayLike, accuracy: ArrayLike, low: float, high: float) -> FloatArray:

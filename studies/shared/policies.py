@@ -97,7 +97,7 @@ def policy_job(
             "judge_db": list(judge_db),
             "calibration": calibration,
             "n_envs": n_envs,
-            "evaluate_every": evaluate_every,
+            "evaluate_every": min(evaluate_every, episodes),
         },
     )
 
@@ -109,7 +109,7 @@ def seeds_of(scale: Scale, seeds: Sequence[int] = SEEDS) -> Sequence[int]:
 
 def episodes_of(scale: Scale, episodes: int = EPISODES) -> int:
     """Return the episodes of a scale."""
-    return 10 if scale == "quick" else episodes
+    return 3 if scale == "quick" else episodes
 
 
 def judged_links(scale: Scale, seed: int) -> Sequence[float]:

@@ -62,7 +62,9 @@ LABELS = {
 def jobs(scale: Scale) -> Sequence[Job]:
     """Return what is to be run, the most important first."""
     if scale == "quick":
-        return [_job(variant, 0.0, 0, 50) for variant in ("airllm", "teacher", "random")]
+        return [
+            _job(variant, 0.0, 0, EVALUATE_EVERY) for variant in ("airllm", "teacher", "random")
+        ]
     first = ("random", "teacher", "airllm", "ddim", "ppo", "ppo-faster")
     coupled = ("random", "teacher", "airllm", "ddim")
     plan = [_job(v, 0.0, seed, 1000) for v in first for seed in range(5)]

@@ -153,7 +153,7 @@ def test_another_old_file_is_refused(versions: tuple[Container, ...]) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_damage_is_refused_by_name(versions: tuple[Container, ...], data: st.DataObject) -> None:
     old, new, _ = versions
     update = make_update(old.to_bytes(), new.to_bytes())
