@@ -97,7 +97,7 @@ def policy_job(
             "judge_db": list(judge_db),
             "calibration": calibration,
             "n_envs": n_envs,
-            "evaluate_every": min(evaluate_every, episodes),
+            "evaluate_every": evaluate_every,
         },
     )
 
@@ -150,7 +150,7 @@ def run_policy_job(job: Job, context: RunContext) -> Mapping[str, Any]:
         world,
         from_plain(PolicyConfig, s["policy"]),
         from_plain(TrainingConfig, {**POLICY_ACTS, **s["training"]}),
-        episodes=episodes // n_envs,
+        episodes=max(1, episodes // n_envs),
         seed=job.seed,
         evaluate_every=max(1, min(s["evaluate_every"], episodes) // n_envs),
     )

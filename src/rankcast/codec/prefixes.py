@@ -56,7 +56,7 @@ def _file(source: Source, prefixes: Sequence[tuple[int, ...]]) -> Container:
     """Return the components of the last prefix, in the chunks of all."""
     assert source.coding is not None
     ranks = np.minimum(prefixes[-1], source.tensors.ranks)
-    each = source.coding.component_offsets
-    each = tuple(own[:rank] for own, rank in zip(each, ranks, strict=bool(each)))
+    offsets = source.coding.component_offsets  # empty where they are those of projections
+    each = tuple(own[:rank] for own, rank in zip(offsets, ranks, strict=False))
     coding = replace(source.coding, prefix_ranks=tuple(prefixes), component_offsets=each)
     return pack_as_trained(replace(source, tensors=source.tensors.truncated(ranks)), coding)

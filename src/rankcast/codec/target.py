@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -43,6 +44,7 @@ _FINER_BITS = 2.0
 """That a component takes more if it has to say what its step is."""
 _FURTHER = 8
 """Options that are tried behind the last that fits: sizes do not grow at every place."""
+_PATHS: WeakKeyDictionary[Source, list[_Option]] = WeakKeyDictionary()  # of sources in use
 
 
 def pack_into(source: Source, target_bytes: float) -> Container:
@@ -56,7 +58,7 @@ def pack_into(source: Source, target_bytes: float) -> Container:
         InfeasibleSizeError: no file that keeps anything of the update is so small.
         CodecError: as `pack_at_exponent`.
     """
-    path = _path(source)
+    path = _PATHS.get(source) or _PATHS.setdefault(source, _path(source))
     found, low, high = None, 0, len(path)
     while low < high:
         middle = (low + high) // 2
@@ -175,16 +177,16 @@ def _candidates(
     beside = _Beside.of(tensors)
     order = np.argsort(-losses.energies, kind="stable")
     for j, rounding in enumerate(roundings):
-        bits = error = 0.0
-        for ranks in _choices(losses.errors[j], losses.bits[j], tensors.ranks):
-            each = np.arange(len(ranks)), ranks
-            bits = float(losses.bits[j][each].sum()) + beside.bits(ranks, rounding.exponent)
-            error = float(losses.errors[j][each].sum())
-            yield _Candidate(bits, error, _Option(tuple(ranks.tolist()), rounding))
+        choices = np.array(_choices(losses.errors[j], losses.bits[j], tensors.ranks))
+        each = np.arange(choices.shape[1]), choices
+        bits = losses.bits[j][each].sum(axis=1) + beside.bits(choices, rounding.exponent)
+        errors = losses.errors[j][each].sum(axis=1)
+        for ranks, b, e in zip(choices.tolist(), bits.tolist(), errors.tolist(), strict=True):
+            yield _Candidate(b, e, _Option(tuple(ranks), rounding))
         whole = _Option(tuple(tensors.ranks.tolist()), rounding)
-        bits += _FINER_BITS * sum(whole.ranks)
+        b, e = float(bits[-1]) + _FINER_BITS * sum(whole.ranks), float(errors[-1])
         for some, more, less in _finer(losses, roundings, j, order):
-            yield _Candidate(bits + more, error - less, replace(whole, finer=some))
+            yield _Candidate(b + more, e - less, replace(whole, finer=some))
 
 
 def _choices(errors: FloatArray, bits: FloatArray, most: IntArray) -> list[IntArray]:
@@ -233,14 +235,12 @@ class _Beside:
     Attributes:
         squares: (N, R + 1) sums of the squares of the numbers of the first components.
         numbers: (N, R + 1) how many they are.
-        spreads: of each tensor at the quality `good`, in its steps.
-        sizes: numbers of each.
+        table: their bits, by how much the common exponent lies above what is `good` for the rest.
     """
 
     squares: FloatArray
     numbers: FloatArray
-    spreads: FloatArray
-    sizes: FloatArray
+    table: FloatArray
 
     @classmethod
     def of(cls, tensors: AdapterTensors) -> _Beside:
@@ -256,16 +256,16 @@ class _Beside:
         known = list(tensors.module_sizes.items())
         exponents = [good + int(offsets[name][0]) for name, _ in known]
         steps = [float(step_of(int(np.clip(e, *EXPONENTS)))) for e in exponents]
-        spreads = [s.spread / step for (_, s), step in zip(known, steps, strict=True)]
-        counts = [float(np.prod(tensors.shapes[name][0])) for name, _ in known]
-        return cls(squares.cumsum(axis=1), numbers, np.array(spreads), np.array(counts))
+        spreads = np.array([s.spread / step for (_, s), step in zip(known, steps, strict=True)])
+        counts = np.array([float(np.prod(tensors.shapes[name][0])) for name, _ in known])
+        coarser = [float(step_of(e)) for e in range(EXPONENTS[0], EXPONENTS[1] + 1)]
+        table = np.array([(counts * rounded_entropy(spreads / step)).sum() for step in coarser])
+        return cls(squares.cumsum(axis=1), numbers, table)
 
-    def bits(self, ranks: IntArray, exponent: int) -> float:
-        """Return them beside the first components of each projection, at a common exponent."""
-        each = np.arange(len(ranks)), ranks
-        squares, numbers = self.squares[each].sum(), self.numbers[each].sum()
-        if not (squares > 0 and len(self.sizes)):
-            return 0.0
-        above = exponent - exponent_near(float(np.sqrt(squares / numbers)))
-        coarser = float(step_of(int(np.clip(above, *EXPONENTS))))
-        return float((self.sizes * rounded_entropy(self.spreads / coarser)).sum())
+    def bits(self, ranks: IntArray, exponent: int) -> FloatArray:
+        """Return (C,) of them beside the first (C, N) components, at a common exponent."""
+        each = np.arange(ranks.shape[1]), ranks
+        squares, numbers = self.squares[each].sum(axis=1), self.numbers[each].sum(axis=1)
+        sizes = np.sqrt(squares / np.maximum(numbers, 1.0))
+        above = [exponent - (exponent_near(size) if size else 0) for size in sizes.tolist()]
+        return np.where(sizes > 0, self.table[np.clip(above, *EXPONENTS) - EXPONENTS[0]], 0.0)

@@ -157,8 +157,9 @@ def pack_measured(
     (n_texts, n_curvature), on_pass = levels.of(setup.config.objective), levels.on_pass
     search = GainSearch(learner, unrounded, on_pass=on_pass)
     at_both_gains = partial(_at_both_gains, better, search, budget_bits)
+    scaled = lru_cache(maxsize=2)(source.scaled)
     for fit in fits:
-        best = at_both_gains(best, lambda gain, bits, fit=fit: fit(source.scaled(gain), bits))
+        best = at_both_gains(best, lambda gain, bits, fit=fit: fit(scaled(gain), bits))
     assert best is not None  # the first fits, or raises
     if n_texts:
         coded, near = CodedLevels.near(source, budget_bits), best.tensors()

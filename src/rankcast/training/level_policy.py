@@ -135,8 +135,7 @@ def judge_plans(planner: Planner, learner: TransformerLearner) -> Sequence[Plann
     worths: dict[bytes, Evaluation] = {}
 
     def worth(file: Container) -> Evaluation:
-        key = file.to_bytes()
-        if key not in worths:
+        if (key := file.to_bytes()) not in worths:
             load_tensors(learner.adapter, file.tensors())
             worths[key] = learner.evaluate("validation")
         return worths[key]
